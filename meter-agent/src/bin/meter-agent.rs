@@ -1,0 +1,3 @@
+//! meter-agent
+
+fn main() {}

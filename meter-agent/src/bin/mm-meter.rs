@@ -1,0 +1,3 @@
+//! mm-meter
+
+fn main() {}

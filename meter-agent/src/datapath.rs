@@ -1,0 +1,242 @@
+//! The seam to the kernel: what the agent asks of it, in plain values.
+//!
+//! Two implementations: [`kernel`] loads the object and attaches it; `fake` counts what a test sends and fails when
+//! told to.
+
+#[cfg(test)]
+pub mod fake;
+pub mod kernel;
+
+use std::{fmt, net::IpAddr};
+
+use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
+
+use crate::meter::{DeviceId, FlowStats, PortId};
+
+/// In which family a netdev's traffic is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A virtual port.
+    Port,
+    /// An underlay netdev.
+    Uplink,
+    /// A VXLAN, GENEVE or GRE netdev.
+    Tunnel,
+}
+
+impl Class {
+    /// Returns the word that operators see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Uplink => "uplink",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// The program type that counts a netdev's ingress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IngressHook {
+    /// TCX or clsact.
+    #[default]
+    Tc,
+    /// Native XDP.
+    Xdp,
+}
+
+/// How a program hangs on a netdev.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookKind {
+    /// A TCX link (Linux 6.6).
+    Tcx,
+    /// A filter of a clsact qdisc.
+    Clsact,
+    /// An XDP link in the driver.
+    Xdp,
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::Xdp => "xdp",
+        })
+    }
+}
+
+/// A netdev that should be metered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The netdev.
+    pub ifindex: u32,
+    /// Its name, for messages and for attaching.
+    pub netdev: String,
+    /// Whose counters it feeds.
+    pub port: PortId,
+    /// The family of its meters.
+    pub class: Class,
+    /// The device that the port belongs to.
+    pub device: Option<DeviceId>,
+    /// Whether tunnel headers are read here: true for every uplink, and for a port that is one as well.
+    pub underlay: bool,
+    /// Which hook counts ingress.
+    pub ingress: IngressHook,
+}
+
+/// A netdev that is metered, and by what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// What was asked for.
+    pub target: Target,
+    /// The hook of ingress.
+    pub ingress: HookKind,
+    /// The hook of egress.
+    pub egress: HookKind,
+}
+
+/// What to do about a failed attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Try again later.
+    Later,
+    /// The netdev has gone: a normal thing.
+    Gone,
+    /// Only another kernel, netdev or configuration helps.
+    Never,
+}
+
+/// A netdev could not be attached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct AttachError {
+    /// What was being done, to what, why it failed and what to do.
+    pub message: String,
+    /// A bounded word for the metric, such as `xdp_busy`.
+    pub reason: &'static str,
+    /// Whether another attempt makes sense.
+    pub retry: Retry,
+}
+
+/// The maps could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read map {map}: {source}")]
+pub struct ReadError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// What the kernel said.
+    pub source: std::io::Error,
+}
+
+/// Totals of one metered netdev, attached or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortReading {
+    /// Whose they are.
+    pub port: PortId,
+    /// The family.
+    pub class: Class,
+    /// The netdev that carries it now.
+    pub ifindex: Option<u32>,
+    /// The device that it belongs to, or did when its netdev went.
+    pub device: Option<DeviceId>,
+    /// When counting began: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Both hooks, since `created_ns`.
+    pub totals: SlotCounters,
+}
+
+/// Totals of one tunnel at one hook of one uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelReading {
+    /// The uplink.
+    pub uplink: PortId,
+    /// Which hook.
+    pub direction: Direction,
+    /// Outer source.
+    pub src: IpAddr,
+    /// Outer destination.
+    pub dst: IpAddr,
+    /// VNI or GRE key.
+    pub vni: u32,
+    /// The encapsulation.
+    pub encap: Encap,
+    /// Frames, the same number inside and outside.
+    pub packets: u64,
+    /// Bytes of the frames inside.
+    pub inner_bytes: u64,
+    /// Bytes of the outer frames.
+    pub outer_bytes: u64,
+}
+
+/// Frames of one uplink and direction that no tunnel counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketReading {
+    /// The uplink.
+    pub uplink: PortId,
+    /// Which hook.
+    pub direction: Direction,
+    /// By reason.
+    pub buckets: Buckets,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapUsage {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+    /// Kernel memory in bytes, all CPUs together.
+    pub memory_bytes: u64,
+}
+
+/// Everything that the kernel half has counted, summed over CPUs.
+///
+/// Not one instant: CPUs go on counting while it is read. Each number by itself only grows from one reading to the
+/// next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Ports, uplinks and tunnel netdevs, in the order of their UUIDs.
+    pub ports: Vec<PortReading>,
+    /// Devices: what came in through their ports, those that have left included.
+    pub devices: Vec<(DeviceId, FlowStats)>,
+    /// Tunnels, in no order.
+    pub tunnels: Vec<TunnelReading>,
+    /// One for each attached uplink and direction.
+    pub buckets: Vec<BucketReading>,
+    /// Frames that were counted, but not in full.
+    pub faults: Faults,
+    /// Frames at hooks whose netdev nobody claimed.
+    pub unbound: SlotCounters,
+    /// The maps.
+    pub maps: Vec<MapUsage>,
+}
+
+/// The kernel half, as the agent sees it.
+pub trait Datapath {
+    /// Binds the target's counters, then attaches both hooks. Replaces an attachment of the same netdev atomically.
+    /// A port that comes to another device takes its past totals along, but the old device keeps what came in so far.
+    ///
+    /// # Errors
+    ///
+    /// Nothing of a failed attach remains, except that the port keeps its totals.
+    fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError>;
+
+    /// Detaches a netdev that was attached and saves its totals on its port. A netdev that has gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// The hooks may still count; the attachment stays known and detaching again is safe.
+    fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    ///
+    /// The first map that could not be read.
+    fn read(&mut self) -> Result<Reading, ReadError>;
+}

@@ -1,0 +1,6 @@
+//! Exact traffic meters for virtual networks.
+pub mod binding;
+pub mod datapath;
+pub mod meter;
+pub mod netdev;
+pub mod snapshot;

@@ -1,0 +1,115 @@
+//! What the kernel says exists: netdevs, their addresses and the default routes.
+//!
+//! Pure: filled by [`monitor`], or by a test.
+
+pub mod monitor;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// A netdev's hardware address.
+pub type MacAddress = [u8; 6];
+
+/// What a netdev is, by the kernel's own word (`IFLA_INFO_KIND`) and, where that leaves a choice, its details.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// No `IFLA_INFO_KIND` and an Ethernet address: a physical or virtio NIC.
+    Physical,
+    /// The loopback netdev.
+    Loopback,
+    /// A tap: Ethernet frames of a guest.
+    Tap,
+    /// A tun, or any other netdev without an Ethernet header: no L2 bytes to count.
+    Layer3,
+    /// One end of a veth pair.
+    Veth {
+        /// Whether the other end is in another network namespace (`IFLA_LINK_NETNSID`).
+        peer_elsewhere: bool,
+    },
+    /// A VXLAN, GENEVE or GRE netdev that carries Ethernet frames.
+    Tunnel(TunnelNetdev),
+    /// A bridge.
+    Bridge,
+    /// A bond or team.
+    Bond,
+    /// An 802.1Q netdev on top of `Netdev::lower`.
+    Vlan,
+    /// A macvlan or macvtap on top of `Netdev::lower`.
+    Macvlan,
+    /// A dummy netdev.
+    Dummy,
+    /// Anything else, by the kernel's word.
+    Other(String),
+}
+
+/// What is known of a tunnel netdev.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelNetdev {
+    /// `vxlan`, `geneve`, `gretap`, `ip6gretap`.
+    pub kind: String,
+    /// Its fixed VNI or key; `None` for an external (collect metadata) netdev, which carries many.
+    pub vni: Option<u32>,
+    /// The VTEP address that it sends from, where it is configured.
+    pub local: Option<IpAddr>,
+    /// UDP destination port, where the kind has one.
+    pub udp_port: Option<u16>,
+}
+
+/// One netdev.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Netdev {
+    /// Unique in its network namespace while the netdev exists.
+    pub ifindex: u32,
+    /// `IFLA_IFNAME`, made valid UTF-8.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// `None` where the address is not six bytes.
+    pub mac: Option<MacAddress>,
+    /// `IFLA_IFALIAS`.
+    pub alias: Option<String>,
+    /// Alternative names.
+    pub altnames: Vec<String>,
+    /// The ifindex of the bridge, bond or OVS datapath that it belongs to.
+    pub master: Option<u32>,
+    /// The ifindex of the netdev below (`IFLA_LINK`), where that one is in this namespace.
+    pub lower: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Maximum transmission unit, in bytes of L3.
+    pub mtu: u32,
+}
+
+/// All netdevs of one network namespace with what decides their role.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetdevTable {
+    /// By ifindex.
+    pub netdevs: BTreeMap<u32, Netdev>,
+    /// Addresses, by ifindex.
+    pub addresses: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// The netdevs that a default route (IPv4 or IPv6, main table) leaves by.
+    pub default_routes: BTreeSet<u32>,
+}
+
+impl NetdevTable {
+    /// Finds the netdev with this name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&Netdev> {
+        self.netdevs.values().find(|netdev| netdev.name == name)
+    }
+}
+
+/// A change that the kernel announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetdevEvent {
+    /// A complete dump: at the start, after an overrun, and now and then.
+    All(NetdevTable),
+    /// A netdev is new or has changed.
+    New(Netdev),
+    /// The netdev with this ifindex is gone.
+    Gone(u32),
+    /// The kernel dropped messages (`ENOBUFS`). A complete dump follows.
+    Overrun,
+}

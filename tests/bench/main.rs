@@ -1,0 +1,3 @@
+//! bench tests.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Hosts, guests and wires made of network namespaces.
