@@ -3,4 +3,5 @@ pub mod binding;
 pub mod datapath;
 pub mod meter;
 pub mod netdev;
+pub mod publish;
 pub mod snapshot;
