@@ -215,14 +215,52 @@ impl Encap {
     }
 }
 
+/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d`: its 16 bytes in network order, held as two words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Address {
+    /// The bytes, eight to a word as they lie in memory.
+    pub words: [u64; 2],
+}
+
+impl Address {
+    /// Makes it of the bytes of an IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v6(high: [u8; 8], low: [u8; 8]) -> Self {
+        Self { words: [u64::from_ne_bytes(high), u64::from_ne_bytes(low)] }
+    }
+
+    /// Makes it of the bytes of an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(bytes: [u8; 4]) -> Self {
+        let address = u32::from_ne_bytes(bytes) as u64;
+        let low = if cfg!(target_endian = "little") {
+            address << 32 | 0xffff_0000
+        } else {
+            address | 0xffff_0000_0000
+        };
+        Self { words: [0, low] }
+    }
+
+    /// Returns the 16 bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.words[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.words[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
+
 /// Key of `TUNNELS`: one tunnel at one hook of one uplink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct TunnelKey {
-    /// Outer source address; IPv4 as `::ffff:a.b.c.d`.
-    pub src: [u8; 16],
-    /// Outer destination address; IPv4 as `::ffff:a.b.c.d`.
-    pub dst: [u8; 16],
+    /// Outer source address.
+    pub src: Address,
+    /// Outer destination address.
+    pub dst: Address,
     /// VNI of 24 bits, or a GRE key of 32; 0 for a GRE packet without a key.
     pub vni: u32,
     /// Uplink * 2 + direction.
@@ -231,6 +269,16 @@ pub struct TunnelKey {
     pub encap: u8,
     /// Always 0.
     pub padding: u8,
+}
+
+impl TunnelKey {
+    /// Returns the key as five words, for hashing and comparing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> [u64; 5] {
+        let labels = (self.vni as u64) | (self.hook as u64) << 32 | (self.encap as u64) << 48;
+        [self.src.words[0], self.src.words[1], self.dst.words[0], self.dst.words[1], labels]
+    }
 }
 
 /// Traffic of one tunnel at one hook, in wire units.
@@ -282,6 +330,12 @@ macro_rules! reasons {
         impl $name {
             /// Every reason, in the order of its number.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Returns the reason with this number.
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                if (number as usize) < Self::ALL.len() { Some(Self::ALL[number as usize]) } else { None }
+            }
 
             /// Returns the label value.
             #[must_use]
@@ -365,14 +419,19 @@ pub struct Meta {
     pub tunnels_ready: u32,
 }
 
+/// How many UDP ports can carry VXLAN.
+pub const VXLAN_PORTS: usize = 8;
+/// How many UDP ports can carry GENEVE.
+pub const GENEVE_PORTS: usize = 4;
+
 /// The configuration of the programs: set once, when they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
-    /// UDP destination ports that carry VXLAN; 0 for none.
-    pub vxlan_ports: [u16; 8],
-    /// UDP destination ports that carry GENEVE; 0 for none.
-    pub geneve_ports: [u16; 4],
+    /// UDP destination ports that carry VXLAN; 0 behind the last.
+    pub vxlan_ports: [u16; VXLAN_PORTS],
+    /// UDP destination ports that carry GENEVE; 0 behind the last.
+    pub geneve_ports: [u16; GENEVE_PORTS],
     /// Entries of `TUNNEL_CACHE` less one; the number of entries is a power of two.
     pub cache_mask: u32,
     /// 1 when GRE packets that carry Ethernet are NVGRE: the VNI is the upper 24 bits of the key.

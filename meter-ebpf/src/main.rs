@@ -1,2 +1,215 @@
+//! The programs. Each counts at its hook and returns "next": none decides, none writes to the packet.
 #![no_std]
 #![no_main]
+
+mod context;
+mod maps;
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_action, xdp_md},
+    helpers::bpf_xdp_get_buff_len,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use context::{Skb, Xdp};
+use meter_ebpf::{
+    abi::{Bucket, Counter, Direction, Settings, SlotRef, TunnelKey},
+    packet::{self, Encapsulations, Frame, Inner, Tunnel},
+    register::Register,
+};
+
+/// Set by user space before the programs are loaded; constant for the verifier.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings::DEFAULT;
+
+/// Reads [`SETTINGS`] number by number, so that the verifier sees constants and drops what they rule out.
+struct Loaded;
+
+macro_rules! setting {
+    ($($field:tt)+) => {
+        // SAFETY: a static is valid for reads. Volatile, since user space replaces what the compiler sees.
+        unsafe { core::ptr::read_volatile(&raw const SETTINGS.$($field)+) }
+    };
+}
+
+impl Encapsulations for Loaded {
+    #[inline(always)]
+    fn vxlan_port(&self, index: usize) -> u16 {
+        setting!(vxlan_ports[index])
+    }
+
+    #[inline(always)]
+    fn geneve_port(&self, index: usize) -> u16 {
+        setting!(geneve_ports[index])
+    }
+
+    #[inline(always)]
+    fn nvgre(&self) -> bool {
+        setting!(nvgre) != 0
+    }
+}
+
+#[classifier]
+fn meter_in(context: TcContext) -> i32 {
+    count_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_out(context: TcContext) -> i32 {
+    count_skb(Skb::new(context.skb.skb), Direction::Egress);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_up_in(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_up_out(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Egress);
+    TC_ACT_UNSPEC
+}
+
+#[xdp]
+fn meter_up_xdp(context: XdpContext) -> u32 {
+    let length = context.data_end() - context.data();
+    count_uplink_xdp(&context, length as u32);
+    xdp_action::XDP_PASS
+}
+
+/// The same for netdevs whose frames may lie in several buffers (Linux 5.18).
+#[xdp(frags)]
+fn meter_up_xdpf(context: XdpContext) -> u32 {
+    // SAFETY: the context is the one that the kernel passed.
+    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) };
+    count_uplink_xdp(&context, length as u32);
+    xdp_action::XDP_PASS
+}
+
+/// What one skb is on the wire.
+struct Wire {
+    slot: SlotRef,
+    counter: Counter,
+    tag: u32,
+    gso: bool,
+}
+
+#[inline(always)]
+fn count_skb(skb: Skb, direction: Direction) -> Wire {
+    let slot = maps::slot_of(skb.ifindex());
+    let length = skb.length();
+    let tag = skb.tag_bytes();
+    let gso = skb.gso_size() != 0;
+    let extra = if gso { gso_extra(skb, tag) } else { Counter { packets: 0, bytes: u64::from(tag) } };
+    maps::count_hook(slot.slot, direction, length, extra);
+    let counter = Counter { packets: 1 + extra.packets, bytes: u64::from(length).wrapping_add(extra.bytes) };
+    Wire { slot, counter, tag, gso }
+}
+
+/// Computes what a super-packet adds on the wire; one whose headers can't be followed adds nothing but its tag.
+#[inline(always)]
+fn gso_extra(skb: Skb, tag: u32) -> Counter {
+    let length = skb.length();
+    let header = match packet::gso_header_fast(&skb) {
+        Some(header) => Ok(header),
+        None => Register::unpack(walk_gso_header(skb.context())),
+    };
+    let extra = header
+        .and_then(|header| packet::gso_extra(length, header, skb.gso_size(), skb.gso_segs()))
+        .unwrap_or_else(|fault| {
+            maps::count_fault(fault, length);
+            Counter { packets: 0, bytes: 0 }
+        });
+    Counter { packets: extra.packets, bytes: extra.bytes.wrapping_add(u64::from(tag) * (extra.packets + 1)) }
+}
+
+#[inline(always)]
+fn count_uplink_skb(skb: Skb, direction: Direction) {
+    let wire = count_skb(skb, direction);
+    let hook = wire.slot.uplink * 2 + direction as u32;
+    let mut key = MaybeUninit::uninit();
+    let inner = match packet::outer_fast(&skb, &Loaded, wire.gso) {
+        Some(tunnel) => keep_key(tunnel, hook, key.as_mut_ptr()),
+        None => Register::unpack(walk_outer(skb.context(), u32::from(wire.gso), hook, key.as_mut_ptr())),
+    };
+    count_outer(&wire, hook, &key, inner);
+}
+
+#[inline(always)]
+fn count_uplink_xdp(context: &XdpContext, length: u32) {
+    let frame = Xdp::new(context.ctx, length);
+    // SAFETY: the kernel passes a valid context.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let slot = maps::slot_of(ifindex);
+    maps::count_hook(slot.slot, Direction::Ingress, length, Counter { packets: 0, bytes: 0 });
+    let wire = Wire { slot, counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false };
+    let hook = wire.slot.uplink * 2 + Direction::Ingress as u32;
+    let mut key = MaybeUninit::uninit();
+    let inner = match packet::outer_fast(&frame, &Loaded, false) {
+        Some(tunnel) => keep_key(tunnel, hook, key.as_mut_ptr()),
+        None => Register::unpack(walk_outer_xdp(context.ctx, length, hook, key.as_mut_ptr())),
+    };
+    count_outer(&wire, hook, &key, inner);
+}
+
+/// Writes the tunnel's key whenever it returns an [`Inner`].
+#[inline(always)]
+fn keep_key(tunnel: Result<Tunnel, Bucket>, hook: u32, key: *mut TunnelKey) -> Result<Inner, Bucket> {
+    let tunnel = tunnel?;
+    // SAFETY: the callers pass their own variables.
+    unsafe { key.write(tunnel.key(hook as u16)) };
+    Ok(tunnel.inner)
+}
+
+/// Counts a frame of an uplink in its tunnel, or else in its bucket: never in both, never in none.
+#[inline(always)]
+fn count_outer(wire: &Wire, hook: u32, key: &MaybeUninit<TunnelKey>, inner: Result<Inner, Bucket>) {
+    let bucket = match inner {
+        Ok(inner) => {
+            // SAFETY: whoever returns an `Inner` has written the key.
+            let key = unsafe { key.assume_init_ref() };
+            let inner_bytes = inner.bytes(wire.counter, wire.tag);
+            if maps::count_tunnel(key, setting!(cache_mask), wire.counter, inner_bytes) {
+                return;
+            }
+            Bucket::TunnelTableFull
+        }
+        Err(bucket) => bucket,
+    };
+    maps::count_bucket(hook, bucket, wire.counter);
+}
+
+// The complete walks are functions of their own, and so are their steps: the verifier checks a function that is
+// exported once, for any argument, and apart from its callers' paths (Linux 5.6). Its result is one register.
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_gso_header(skb: *mut __sk_buff) -> u64 {
+    packet::gso_header(&Skb::new(skb), &Loaded).pack()
+}
+
+#[inline(never)]
+fn walk_outer(skb: *mut __sk_buff, gso: u32, hook: u32, key: *mut TunnelKey) -> u64 {
+    keep_key(packet::outer(&Skb::new(skb), &Loaded, gso != 0), hook, key).pack()
+}
+
+#[inline(never)]
+fn walk_outer_xdp(context: *mut xdp_md, length: u32, hook: u32, key: *mut TunnelKey) -> u64 {
+    keep_key(packet::outer(&Xdp::new(context, length), &Loaded, false), hook, key).pack()
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // No panic survives to the object: the verifier refuses an endless loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,132 @@
+//! Results of the walk as one 64-bit register: all that a BPF function can return.
+//!
+//! Offsets within headers are below 64 KiB: the deepest walk ends after some 4,000 bytes. The top bit says that the
+//! rest is an error.
+
+use crate::{
+    abi::{Bucket, Fault},
+    packet::{Ethernet, Fragment, GsoHeader, Inner, Ip, Stop},
+};
+
+const FAILED: u64 = 1 << 63;
+
+/// A value that fits a register.
+pub trait Register: Sized {
+    /// Packs it.
+    fn pack(self) -> u64;
+
+    /// Unpacks what [`Register::pack`] made.
+    fn unpack(register: u64) -> Self;
+}
+
+/// Returns `width` bits of a register, from bit `shift` on.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "`width` is 32 at most")]
+const fn bits(register: u64, shift: u32, width: u32) -> u32 {
+    ((register >> shift) & ((1 << width) - 1)) as u32
+}
+
+impl Register for Result<Ethernet, Stop> {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        match self {
+            Ok(ethernet) => (ethernet.ethertype as u64) | (ethernet.payload as u64) << 16,
+            Err(stop) => FAILED | stop as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u64) -> Self {
+        if register & FAILED != 0 {
+            return Err(stop(register));
+        }
+        let [low, high, ..] = register.to_le_bytes();
+        Ok(Ethernet { ethertype: u16::from_le_bytes([low, high]), payload: bits(register, 16, 16) })
+    }
+}
+
+impl Register for Result<Ip, Stop> {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        match self {
+            Ok(ip) => {
+                (ip.protocol as u64)
+                    | (ip.jumbo as u64) << 8
+                    | (ip.fragment as u64) << 9
+                    | (ip.payload as u64) << 16
+                    | (ip.end as u64) << 32
+            }
+            Err(stop) => FAILED | stop as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u64) -> Self {
+        if register & FAILED != 0 {
+            return Err(stop(register));
+        }
+        let [protocol, ..] = register.to_le_bytes();
+        Ok(Ip {
+            protocol,
+            jumbo: bits(register, 8, 1) != 0,
+            fragment: match bits(register, 9, 2) {
+                0 => Fragment::Whole,
+                1 => Fragment::First,
+                _ => Fragment::Later,
+            },
+            payload: bits(register, 16, 16),
+            end: bits(register, 32, 31),
+        })
+    }
+}
+
+#[inline(always)]
+const fn stop(register: u64) -> Stop {
+    match bits(register, 0, 2) {
+        0 => Stop::Truncated,
+        1 => Stop::Unknown,
+        _ => Stop::TooMany,
+    }
+}
+
+impl Register for Result<GsoHeader, Fault> {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        match self {
+            Ok(header) => (header.length as u64) | (header.removed as u64) << 32,
+            Err(fault) => FAILED | fault as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u64) -> Self {
+        if register & FAILED != 0 {
+            return Err(Fault::from_number(bits(register, 0, 32)).unwrap_or(Fault::GsoUnknownProtocol));
+        }
+        Ok(GsoHeader { length: bits(register, 0, 32), removed: bits(register, 32, 31) })
+    }
+}
+
+impl Register for Result<Inner, Bucket> {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        match self {
+            Ok(inner) => {
+                (inner.offset as u64) | (inner.trailer as u64) << 16 | (inner.fragmented as u64) << 32
+            }
+            Err(bucket) => FAILED | bucket as u64,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(register: u64) -> Self {
+        if register & FAILED != 0 {
+            return Err(Bucket::from_number(bits(register, 0, 32)).unwrap_or(Bucket::UnknownEncapsulation));
+        }
+        Ok(Inner {
+            offset: bits(register, 0, 16),
+            trailer: bits(register, 16, 16),
+            fragmented: bits(register, 32, 16),
+        })
+    }
+}
