@@ -5,7 +5,12 @@
 
 #[cfg(test)]
 pub mod fake;
+mod clsact;
+mod hook;
 pub mod kernel;
+mod ledger;
+mod maps;
+mod sys;
 
 use std::{fmt, net::IpAddr};
 

@@ -16,9 +16,8 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Hash: port UUID to [`PortRecord`](super::PortRecord). Only user space reads and writes it.
     pub const PORTS: &str = "PORTS";
-    /// Hash: a device's UUID to the [`Counter`](super::Counter) of the ports that have left it. Only user space
-    /// reads and writes it.
-    pub const DEVICES: &str = "DEVICES";
+    /// Hash: [`MemberKey`](super::MemberKey) to [`Member`](super::Member). Only user space reads and writes it.
+    pub const MEMBERS: &str = "MEMBERS";
     /// Hash: [`TunnelKey`](super::TunnelKey) to the tunnel's index (`u32`).
     pub const TUNNELS: &str = "TUNNELS";
     /// Queue of the tunnel indexes (`u32`) that are free.
@@ -93,6 +92,14 @@ impl HookCounter {
         Counter { packets: self.skb_packets, bytes: self.skb_bytes }
     }
 
+    /// Subtracts another counter from this one.
+    pub const fn sub(&mut self, other: &Self) {
+        self.skb_packets = self.skb_packets.wrapping_sub(other.skb_packets);
+        self.skb_bytes = self.skb_bytes.wrapping_sub(other.skb_bytes);
+        self.extra_packets = self.extra_packets.wrapping_sub(other.extra_packets);
+        self.extra_bytes = self.extra_bytes.wrapping_sub(other.extra_bytes);
+    }
+
     /// Adds another counter to this one.
     pub const fn add(&mut self, other: &Self) {
         self.skb_packets = self.skb_packets.wrapping_add(other.skb_packets);
@@ -103,6 +110,12 @@ impl HookCounter {
 }
 
 impl Counter {
+    /// Subtracts another counter from this one.
+    pub const fn sub(&mut self, other: &Self) {
+        self.packets = self.packets.wrapping_sub(other.packets);
+        self.bytes = self.bytes.wrapping_sub(other.bytes);
+    }
+
     /// Adds another counter to this one.
     pub const fn add(&mut self, other: &Self) {
         self.packets = self.packets.wrapping_add(other.packets);
@@ -134,6 +147,26 @@ pub struct SlotCounters {
     pub hooks: [HookCounter; 2],
 }
 
+impl SlotCounters {
+    /// Adds other counters to these.
+    pub const fn add(&mut self, other: &Self) {
+        self.hooks[0].add(&other.hooks[0]);
+        self.hooks[1].add(&other.hooks[1]);
+    }
+
+    /// Subtracts other counters from these.
+    pub const fn sub(&mut self, other: &Self) {
+        self.hooks[0].sub(&other.hooks[0]);
+        self.hooks[1].sub(&other.hooks[1]);
+    }
+
+    /// Returns the hook of this direction.
+    #[must_use]
+    pub const fn hook(&self, direction: Direction) -> &HookCounter {
+        &self.hooks[direction as usize]
+    }
+}
+
 /// Slots in one value of `COUNTERS`. A block is 16 KiB, so that 10,000 netdevs are read by 40 system calls.
 pub const SLOTS_PER_BLOCK: u32 = 256;
 
@@ -145,7 +178,7 @@ pub struct SlotBlock {
     pub slots: [SlotCounters; SLOTS_PER_BLOCK as usize],
 }
 
-/// Key of `PORTS` and `DEVICES`: the UUID as its 16 bytes, in the order in which it is written.
+/// Key of `PORTS`: the UUID as its 16 bytes, in the order in which it is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PortUuid {
@@ -155,11 +188,13 @@ pub struct PortUuid {
 
 /// What user space remembers of a metered netdev across its own restarts.
 ///
-/// A total is `saved` plus the slot's counters; without a slot it is `saved` alone.
+/// A total is `saved` plus the slot's counters, modulo 2^64; without a slot it is `saved` alone. A slot is never
+/// zeroed, since that could not be done beside programs that count: whoever gets it next subtracts what it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortRecord {
-    /// Index of the counters; [`UNBOUND_SLOT`] while no netdev carries the port.
+    /// Index of the counters; [`UNBOUND_SLOT`] for none. A port keeps its slot after its netdev has gone, until
+    /// another port needs it.
     pub slot: u32,
     /// Index of the uplink's buckets, 0 for none.
     pub uplink: u32,
@@ -167,14 +202,55 @@ pub struct PortRecord {
     pub ifindex: u32,
     /// 0 port, 1 uplink, 2 tunnel netdev.
     pub class: u32,
+    /// How it is attached: see [`hooks`].
+    pub hooks: u32,
+    /// Always 0.
+    pub padding: u32,
     /// When the first packet could be counted: nanoseconds since the Unix epoch.
     pub created_ns: u64,
-    /// Totals of the slots that the port had before.
+    /// What to add to the slot's counters.
     pub saved: SlotCounters,
     /// The device that the port belongs to, zeros for none.
     pub device: PortUuid,
-    /// The port's ingress in wire units when it joined the device.
-    pub device_base: Counter,
+}
+
+/// Bits of [`PortRecord::hooks`].
+pub mod hooks {
+    /// Ingress is a TCX link.
+    pub const INGRESS_TCX: u32 = 1;
+    /// Ingress is a clsact filter.
+    pub const INGRESS_CLSACT: u32 = 2;
+    /// Ingress is an XDP link.
+    pub const INGRESS_XDP: u32 = 4;
+    /// Egress is a TCX link.
+    pub const EGRESS_TCX: u32 = 8;
+    /// Egress is a clsact filter.
+    pub const EGRESS_CLSACT: u32 = 16;
+    /// The clsact qdisc is ours: it was not there before.
+    pub const CLSACT_OURS: u32 = 32;
+}
+
+/// Key of `MEMBERS`: a port's time in a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct MemberKey {
+    /// The port.
+    pub port: PortUuid,
+    /// The device.
+    pub device: PortUuid,
+}
+
+/// What came into a device through one of its ports.
+///
+/// While the port belongs to the device that is `accrued` plus the port's ingress less `base`, modulo 2^64; after it
+/// has left it is `accrued`. Both fields are written at once, so that a crash at any point changes no sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Member {
+    /// Wire units that came in until `base`.
+    pub accrued: Counter,
+    /// The port's ingress in wire units when `accrued` was written.
+    pub base: Counter,
 }
 
 /// Which encapsulation a tunnel uses.
@@ -455,7 +531,9 @@ const _: () = {
     assert!(size_of::<SlotBlock>() == 16 * 1024);
     assert!(size_of::<SlotRef>() == 8);
     assert!(size_of::<PortUuid>() == 16);
-    assert!(size_of::<PortRecord>() == 120);
+    assert!(size_of::<PortRecord>() == 112);
+    assert!(size_of::<MemberKey>() == 32);
+    assert!(size_of::<Member>() == 32);
     assert!(size_of::<TunnelKey>() == 40);
     assert!(size_of::<TunnelCounter>() == 32);
     assert!(size_of::<TunnelBlock>() == 16 * 1024);
@@ -469,7 +547,7 @@ const _: () = {
 #[cfg(not(target_arch = "bpf"))]
 mod pod {
     use super::{
-        Buckets, Counter, Faults, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef, TunnelBlock,
+        Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef, TunnelBlock,
         TunnelCacheEntry, TunnelKey,
     };
 
@@ -481,6 +559,6 @@ mod pod {
         )+ };
     }
 
-    pod!(Buckets, Counter, Faults, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
+    pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
     pod!(TunnelBlock, TunnelCacheEntry, TunnelKey);
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meter_ebpf::abi::{
-    Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, MAX_REASONS, MAX_UPLINKS, Meta,
+    Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, MAX_REASONS, MAX_UPLINKS, Member, MemberKey, Meta,
     PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
     TunnelCacheEntry, TunnelKey,
 };
@@ -28,7 +28,7 @@ pub(crate) static COUNTERS: PerCpuArray<SlotBlock, 16> = PerCpuArray::new();
 pub(crate) static PORTS: HashMap<PortUuid, PortRecord, 65_536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 #[btf_map]
-pub(crate) static DEVICES: HashMap<PortUuid, Counter, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+pub(crate) static MEMBERS: HashMap<MemberKey, Member, 65_536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 #[btf_map]
 pub(crate) static TUNNELS: HashMap<TunnelKey, u32, 8_192> = HashMap::new();

@@ -1,0 +1,368 @@
+//! The pinned maps: checked before they are taken over, then read and written as typed values.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, Queue},
+};
+use meter_ebpf::abi::{
+    Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
+    SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCacheEntry,
+    TunnelCounter, TunnelKey, VERSION, map,
+};
+
+use super::{MapUsage, ReadError, kernel::{OpenError, Options}, ledger::{Slots, Write}, sys};
+
+/// Entries of the array `SLOTS`; ifindexes from here on are in `SLOTS_HIGH`.
+pub(super) const SLOT_ENTRIES: u32 = 65_536;
+/// Netdevs beyond those.
+const SLOT_HIGH_ENTRIES: u32 = 65_536;
+/// Tunnels that one system call looks up.
+const TUNNEL_CHUNK: usize = 4_096;
+
+/// What a map must be like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spec {
+    pub(super) name: &'static str,
+    kind: MapType,
+    key_size: usize,
+    value_size: usize,
+    /// How many entries a new one gets. One that is pinned already may have another number.
+    pub(super) max_entries: u32,
+}
+
+/// Returns what every map must be like.
+pub(super) fn specs(options: &Options) -> Vec<Spec> {
+    use MapType::{Array as A, Hash as H, PerCpuArray as P, Queue as Q};
+    let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
+    let tunnel_blocks = options.max_tunnels.div_ceil(TUNNELS_PER_BLOCK);
+    let rows: [(&'static str, MapType, usize, usize, u32); 12] = [
+        (map::SLOTS, A, 4, size_of::<SlotRef>(), SLOT_ENTRIES),
+        (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
+        (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
+        (map::PORTS, H, size_of::<PortUuid>(), size_of::<PortRecord>(), options.max_ports),
+        (map::MEMBERS, H, size_of::<MemberKey>(), size_of::<Member>(), options.max_ports),
+        (map::TUNNELS, H, size_of::<TunnelKey>(), 4, options.max_tunnels),
+        (map::TUNNEL_FREE, Q, 0, 4, options.max_tunnels),
+        (map::TUNNEL_CACHE, P, 4, size_of::<TunnelCacheEntry>(), options.tunnel_cache_entries),
+        (map::TUNNEL_COUNTERS, P, 4, size_of::<TunnelBlock>(), tunnel_blocks),
+        (map::BUCKETS, P, 4, size_of::<Buckets>(), 2 * MAX_UPLINKS),
+        (map::FAULTS, P, 4, size_of::<Faults>(), 1),
+        (map::META, A, 4, size_of::<Meta>(), 1),
+    ];
+    rows.into_iter()
+        .map(|(name, kind, key_size, value_size, max_entries)| Spec {
+            name,
+            kind,
+            key_size,
+            value_size,
+            max_entries,
+        })
+        .collect()
+}
+
+/// Checks what is pinned for this map, and returns its number of entries; `None` where nothing is pinned.
+///
+/// aya takes over whatever it finds at a pin path. A map of other sizes would end in a verifier error, or in numbers
+/// read from the wrong place.
+pub(super) fn check_pin(spec: &Spec, path: &Path) -> Result<Option<u32>, OpenError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(OpenError::Path { action: "look at", path: path.to_owned(), source });
+        }
+        Ok(_) => {}
+    }
+    let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: spec.name, found };
+    let info = MapInfo::from_pin(path).map_err(|error| foreign(error.to_string()))?;
+    let found = (
+        info.map_type().map_err(|error| foreign(error.to_string()))?,
+        usize::try_from(info.key_size()).unwrap_or(usize::MAX),
+        usize::try_from(info.value_size()).unwrap_or(usize::MAX),
+    );
+    if found != (spec.kind, spec.key_size, spec.value_size) {
+        return Err(foreign(format!(
+            "a map of type {:?} with keys of {} and values of {} bytes, not {:?} with {} and {}",
+            found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
+        )));
+    }
+    Ok(Some(info.max_entries()))
+}
+
+/// The maps, open.
+pub(super) struct Maps {
+    slots: Array<MapData, SlotRef>,
+    slots_high: HashMap<MapData, u32, SlotRef>,
+    counters: PerCpuArray<MapData, SlotBlock>,
+    ports: HashMap<MapData, PortUuid, PortRecord>,
+    members: HashMap<MapData, MemberKey, Member>,
+    tunnels: MapData,
+    tunnel_free: Queue<MapData, u32>,
+    tunnel_counters: PerCpuArray<MapData, TunnelBlock>,
+    buckets: PerCpuArray<MapData, Buckets>,
+    faults: PerCpuArray<MapData, Faults>,
+    meta: Array<MapData, Meta>,
+    /// Every map's number of entries, and its memory in bytes where it is known.
+    sizes: Vec<(&'static str, u32, u64)>,
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, specs: &[Spec]) -> Result<Self, OpenError> {
+        let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries, memory(spec))).collect();
+        Ok(Self {
+            slots: typed(ebpf, map::SLOTS)?,
+            slots_high: typed(ebpf, map::SLOTS_HIGH)?,
+            counters: typed(ebpf, map::COUNTERS)?,
+            ports: typed(ebpf, map::PORTS)?,
+            members: typed(ebpf, map::MEMBERS)?,
+            tunnels: match take(ebpf, map::TUNNELS)? {
+                Map::HashMap(data) => data,
+                _ => return Err(OpenError::Object(format!("map {} is not a hash", map::TUNNELS))),
+            },
+            tunnel_free: typed(ebpf, map::TUNNEL_FREE)?,
+            tunnel_counters: typed(ebpf, map::TUNNEL_COUNTERS)?,
+            buckets: typed(ebpf, map::BUCKETS)?,
+            faults: typed(ebpf, map::FAULTS)?,
+            meta: typed(ebpf, map::META)?,
+            sizes,
+        })
+    }
+
+    /// Brings new maps into their first state; finishes what an agent that was killed here left undone.
+    pub(super) fn prepare(&mut self, max_tunnels: u32) -> Result<(), OpenError> {
+        let failed = |map: &'static str| move |source: MapError| OpenError::Write { map, source };
+        let mut meta = self.meta.get(&0, 0).map_err(failed(map::META))?;
+        if meta.tunnels_ready == 1 {
+            return Ok(());
+        }
+        while self.tunnel_free.pop(0).is_ok() {}
+        let used: Vec<u32> = self
+            .tunnel_entries()
+            .map_err(|error| OpenError::Object(error.to_string()))?
+            .into_iter()
+            .map(|(_, index)| index)
+            .collect();
+        for index in (0..max_tunnels).filter(|index| !used.contains(index)) {
+            self.tunnel_free.push(index, 0).map_err(failed(map::TUNNEL_FREE))?;
+        }
+        meta.version = VERSION;
+        meta.tunnels_ready = 1;
+        self.meta.set(0, meta, 0).map_err(failed(map::META))
+    }
+
+    /// Says where the netdev's counters are; the default for nowhere.
+    pub(super) fn set_slot(&mut self, ifindex: u32, slot: SlotRef) -> Result<(), MapError> {
+        if ifindex < SLOT_ENTRIES {
+            return self.slots.set(ifindex, slot, 0);
+        }
+        if slot != SlotRef::default() {
+            return self.slots_high.insert(ifindex, slot, 0);
+        }
+        match self.slots_high.remove(&ifindex) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes one record of the ledger.
+    pub(super) fn write(&mut self, write: &Write) -> Result<(), MapError> {
+        match write {
+            Write::Port(port, record) => self.ports.insert(port, record, 0),
+            Write::Member(key, member) => self.members.insert(key, member, 0),
+        }
+    }
+
+    /// Returns every port's record.
+    pub(super) fn port_records(&self) -> Result<BTreeMap<PortUuid, PortRecord>, ReadError> {
+        batch(self.ports_fd(), map::PORTS)
+    }
+
+    /// Returns every member's record.
+    pub(super) fn member_records(&self) -> Result<BTreeMap<MemberKey, Member>, ReadError> {
+        batch(self.members_fd(), map::MEMBERS)
+    }
+
+    fn ports_fd(&self) -> &HashMap<MapData, PortUuid, PortRecord> {
+        &self.ports
+    }
+
+    fn members_fd(&self) -> &HashMap<MapData, MemberKey, Member> {
+        &self.members
+    }
+
+    /// Returns every tunnel with its index.
+    pub(super) fn tunnel_entries(&self) -> Result<Vec<(TunnelKey, u32)>, ReadError> {
+        sys::lookup_batch(self.tunnels.fd().as_fd(), TUNNEL_CHUNK)
+            .map_err(|source| ReadError { map: map::TUNNELS, source })
+    }
+
+    /// Returns the counters of the tunnels, by index, up to and with `last`.
+    pub(super) fn tunnel_counters(&self, last: u32) -> Result<Vec<TunnelCounter>, ReadError> {
+        let mut counters = Vec::new();
+        for block in 0..=last / TUNNELS_PER_BLOCK {
+            let values = self.tunnel_counters.get(&block, 0).map_err(unreadable(map::TUNNEL_COUNTERS))?;
+            let mut sums = vec![TunnelCounter::default(); TUNNELS_PER_BLOCK as usize];
+            for value in values.iter() {
+                for (sum, tunnel) in sums.iter_mut().zip(&value.tunnels) {
+                    sum.packets = sum.packets.wrapping_add(tunnel.packets);
+                    sum.inner_bytes = sum.inner_bytes.wrapping_add(tunnel.inner_bytes);
+                    sum.outer_bytes = sum.outer_bytes.wrapping_add(tunnel.outer_bytes);
+                }
+            }
+            counters.append(&mut sums);
+        }
+        Ok(counters)
+    }
+
+    /// Returns the buckets of one uplink and direction (`uplink * 2 + direction`).
+    pub(super) fn buckets(&self, hook: u32) -> Result<Buckets, ReadError> {
+        let values = self.buckets.get(&hook, 0).map_err(unreadable(map::BUCKETS))?;
+        let mut sum = Buckets::default();
+        values.iter().for_each(|value| add_reasons(&mut sum.reasons, &value.reasons));
+        Ok(sum)
+    }
+
+    /// Returns the faults.
+    pub(super) fn faults(&self) -> Result<Faults, ReadError> {
+        let values = self.faults.get(&0, 0).map_err(unreadable(map::FAULTS))?;
+        let mut sum = Faults::default();
+        values.iter().for_each(|value| add_reasons(&mut sum.reasons, &value.reasons));
+        Ok(sum)
+    }
+
+    /// Reads the slots up to and with `last`.
+    pub(super) fn slot_counters(&self, last: u32) -> Result<SlotSums, ReadError> {
+        let mut slots = Vec::new();
+        for block in 0..=last / SLOTS_PER_BLOCK {
+            slots.append(&mut self.slot_block(block)?);
+        }
+        Ok(SlotSums(slots))
+    }
+
+    fn slot_block(&self, block: u32) -> Result<Vec<SlotCounters>, ReadError> {
+        let values = self.counters.get(&block, 0).map_err(unreadable(map::COUNTERS))?;
+        let mut sums = vec![SlotCounters::default(); SLOTS_PER_BLOCK as usize];
+        for value in values.iter() {
+            sums.iter_mut().zip(&value.slots).for_each(|(sum, slot)| sum.add(slot));
+        }
+        Ok(sums)
+    }
+
+    /// Returns how full the maps are.
+    pub(super) fn usage(&self, used: impl Fn(&str, u32) -> u64) -> Vec<MapUsage> {
+        self.sizes
+            .iter()
+            .map(|&(map, capacity, memory_bytes)| MapUsage {
+                map,
+                entries: used(map, capacity),
+                capacity: u64::from(capacity),
+                memory_bytes,
+            })
+            .collect()
+    }
+}
+
+/// The slots' sums over CPUs at one reading.
+pub(super) struct SlotSums(Vec<SlotCounters>);
+
+impl Slots for SlotSums {
+    fn counters(&self, slot: u32) -> SlotCounters {
+        usize::try_from(slot).ok().and_then(|slot| self.0.get(slot)).copied().unwrap_or_default()
+    }
+}
+
+/// The slots as they are at each call. Remembers the first error, since the arithmetic that asks has no use for it.
+pub(super) struct LiveSlots<'a> {
+    maps: &'a Maps,
+    error: RefCell<Option<ReadError>>,
+}
+
+impl<'a> LiveSlots<'a> {
+    pub(super) fn new(maps: &'a Maps) -> Self {
+        Self { maps, error: RefCell::new(None) }
+    }
+
+    /// Returns the error that a call met.
+    pub(super) fn into_result(self) -> Result<(), ReadError> {
+        self.error.into_inner().map_or(Ok(()), Err)
+    }
+}
+
+impl Slots for LiveSlots<'_> {
+    fn counters(&self, slot: u32) -> SlotCounters {
+        match self.maps.slot_block(slot / SLOTS_PER_BLOCK) {
+            Ok(block) => SlotSums(block).counters(slot % SLOTS_PER_BLOCK),
+            Err(error) => {
+                self.error.borrow_mut().get_or_insert(error);
+                SlotCounters::default()
+            }
+        }
+    }
+}
+
+fn add_reasons(sums: &mut [Counter], values: &[Counter]) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| sum.add(value));
+}
+
+fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
+    move |error| ReadError {
+        map,
+        source: match error {
+            MapError::SyscallError(error) => error.io_error,
+            other => io::Error::other(other),
+        },
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, OpenError> {
+    ebpf.take_map(name).ok_or_else(|| OpenError::Object(format!("map {name} is missing")))
+}
+
+fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError>
+where
+    T: TryFrom<Map>,
+    T::Error: std::fmt::Display,
+{
+    let map = take(ebpf, name)?;
+    T::try_from(map).map_err(|error| OpenError::Object(format!("map {name}: {error}")))
+}
+
+fn batch<K: Pod + Default + Ord, V: Pod + Default>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<BTreeMap<K, V>, ReadError> {
+    map.iter().collect::<Result<_, _>>().map_err(unreadable(name))
+}
+
+/// Estimates the kernel memory of a map: its values, and for a hash its keys and links.
+fn memory(spec: &Spec) -> u64 {
+    let cpus = u64::try_from(aya::util::nr_cpus().unwrap_or(1)).unwrap_or(1);
+    let entries = u64::from(spec.max_entries);
+    let value = u64::try_from(spec.value_size.next_multiple_of(8)).unwrap_or(u64::MAX);
+    let key = u64::try_from(spec.key_size).unwrap_or(u64::MAX);
+    match spec.kind {
+        MapType::PerCpuArray => entries * (8 + cpus * value),
+        // `struct htab_elem` and a bucket.
+        MapType::Hash => entries * (key.next_multiple_of(8) + value + 48 + 16),
+        _ => entries * value,
+    }
+}
+
+/// Where the maps are pinned.
+pub(super) fn pin_directory(pin_path: &Path) -> PathBuf {
+    pin_path.join(format!("v{VERSION}")).join("maps")
+}
+
+/// Returns an address of the kernel half in its usual form.
+pub(super) fn ip_address(address: &Address) -> std::net::IpAddr {
+    std::net::Ipv6Addr::from(address.bytes()).to_canonical()
+}
