@@ -5,5 +5,5 @@ fn main() {
     println!("cargo::rerun-if-changed={}", object.display());
     let bytes = std::fs::read(&object).unwrap_or_default();
     std::fs::write(out.join("meter.bpf.o"), bytes).unwrap();
-    std::fs::write(out.join("object.rs"), "#[repr(C, align(8))] struct Aligned<T: ?Sized>(T); static ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/meter.bpf.o\"))); static OBJECT: &[u8] = &ALIGNED.0;").unwrap();
+    std::fs::write(out.join("object.rs"), "#[repr(C, align(8))] struct Aligned<T: ?Sized>(T); static ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/meter.bpf.o\"))); /// The eBPF object that this build carries; empty for none.\npub static OBJECT: &[u8] = &ALIGNED.0;").unwrap();
 }

@@ -3,9 +3,9 @@
 //! Two implementations: [`kernel`] loads the object and attaches it; `fake` counts what a test sends and fails when
 //! told to.
 
+mod clsact;
 #[cfg(test)]
 pub mod fake;
-mod clsact;
 mod hook;
 pub mod kernel;
 mod ledger;

@@ -300,22 +300,14 @@ pub struct Address {
 }
 
 impl Address {
-    /// Makes it of the bytes of an IPv6 address.
+    /// Makes it of an IPv4 address, its four bytes as they lie in memory.
     #[inline(always)]
     #[must_use]
-    pub const fn v6(high: [u8; 8], low: [u8; 8]) -> Self {
-        Self { words: [u64::from_ne_bytes(high), u64::from_ne_bytes(low)] }
-    }
-
-    /// Makes it of the bytes of an IPv4 address.
-    #[inline(always)]
-    #[must_use]
-    pub const fn v4(bytes: [u8; 4]) -> Self {
-        let address = u32::from_ne_bytes(bytes) as u64;
+    pub const fn v4(bytes: u32) -> Self {
         let low = if cfg!(target_endian = "little") {
-            address << 32 | 0xffff_0000
+            (bytes as u64) << 32 | 0xffff_0000
         } else {
-            address | 0xffff_0000_0000
+            (bytes as u64) | 0xffff_0000_0000
         };
         Self { words: [0, low] }
     }
@@ -337,23 +329,44 @@ pub struct TunnelKey {
     pub src: Address,
     /// Outer destination address.
     pub dst: Address,
-    /// VNI of 24 bits, or a GRE key of 32; 0 for a GRE packet without a key.
-    pub vni: u32,
-    /// Uplink * 2 + direction.
-    pub hook: u16,
-    /// Number of the [`Encap`].
-    pub encap: u8,
-    /// Always 0.
-    pub padding: u8,
+    /// From the lowest bit: VNI of 24 bits or GRE key of 32 (0 for a GRE packet without a key), uplink * 2 +
+    /// direction in 16, number of the [`Encap`] in 8, zeros.
+    pub labels: u64,
 }
 
 impl TunnelKey {
+    /// Makes the key of a tunnel at one hook (uplink * 2 + direction).
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(src: Address, dst: Address, vni: u32, encap: Encap, hook: u16) -> Self {
+        Self { src, dst, labels: (vni as u64) | (hook as u64) << 32 | (encap as u64) << 48 }
+    }
+
+    /// Returns the VNI or GRE key.
+    #[must_use]
+    pub const fn vni(&self) -> u32 {
+        let [a, b, c, d, ..] = self.labels.to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+
+    /// Returns uplink * 2 + direction.
+    #[must_use]
+    pub const fn hook(&self) -> u16 {
+        let [_, _, _, _, low, high, ..] = self.labels.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// Returns the encapsulation.
+    #[must_use]
+    pub const fn encap(&self) -> Option<Encap> {
+        Encap::from_number(self.labels.to_le_bytes()[6])
+    }
+
     /// Returns the key as five words, for hashing and comparing.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u64; 5] {
-        let labels = (self.vni as u64) | (self.hook as u64) << 32 | (self.encap as u64) << 48;
-        [self.src.words[0], self.src.words[1], self.dst.words[0], self.dst.words[1], labels]
+        [self.src.words[0], self.src.words[1], self.dst.words[0], self.dst.words[1], self.labels]
     }
 }
 
@@ -519,7 +532,7 @@ impl Settings {
     pub const DEFAULT: Self = Self {
         vxlan_ports: [4789, 8472, 6677, 0, 0, 0, 0, 0],
         geneve_ports: [6081, 0, 0, 0],
-        cache_mask: 4096 - 1,
+        cache_mask: 8192 - 1,
         nvgre: 0,
     };
 }
@@ -547,8 +560,8 @@ const _: () = {
 #[cfg(not(target_arch = "bpf"))]
 mod pod {
     use super::{
-        Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef, TunnelBlock,
-        TunnelCacheEntry, TunnelKey,
+        Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef,
+        TunnelBlock, TunnelCacheEntry, TunnelKey,
     };
 
     macro_rules! pod {

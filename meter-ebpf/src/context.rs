@@ -74,6 +74,11 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+        aligned_half(head, at)
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         // Not zeroed first: that would be a call to memset, which the verifier refuses.
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -99,6 +104,16 @@ impl Frame for Skb {
     fn ip(&self, ethertype: u16, start: u32) -> Result<Ip, Stop> {
         Register::unpack(skb_ip(self.skb, u32::from(ethertype), start))
     }
+}
+
+/// Reads two bytes at an even offset by one load.
+#[inline(always)]
+fn aligned_half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+    // SAFETY: both bytes are in the array: every caller passes a constant below N - 1, and the verifier checks it
+    // again. The kernel begins a frame at an even address (`NET_SKB_PAD`, `NET_IP_ALIGN`); where a driver does not,
+    // the machine still loads it, since the verifier lets programs load unaligned packet data only on machines that
+    // can.
+    unsafe { head.as_ptr().add(at).cast::<u16>().read() }
 }
 
 #[inline(never)]
@@ -142,6 +157,11 @@ impl Frame for Xdp {
     fn head<const N: usize>(&self) -> Option<&[u8; N]> {
         // SAFETY: as for `Skb`.
         (self.data + N <= self.end).then(|| unsafe { &*(self.data as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+        aligned_half(head, at)
     }
 
     #[inline(always)]

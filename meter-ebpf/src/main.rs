@@ -132,12 +132,14 @@ fn gso_extra(skb: Skb, tag: u32) -> Counter {
 fn count_uplink_skb(skb: Skb, direction: Direction) {
     let wire = count_skb(skb, direction);
     let hook = wire.slot.uplink * 2 + direction as u32;
-    let mut key = MaybeUninit::uninit();
-    let inner = match packet::outer_fast(&skb, &Loaded, wire.gso) {
-        Some(tunnel) => keep_key(tunnel, hook, key.as_mut_ptr()),
-        None => Register::unpack(walk_outer(skb.context(), u32::from(wire.gso), hook, key.as_mut_ptr())),
-    };
-    count_outer(&wire, hook, &key, inner);
+    match packet::outer_fast(&skb, &Loaded, wire.gso) {
+        Some(tunnel) => count_tunnel(&wire, hook, tunnel),
+        None => {
+            let mut key = MaybeUninit::uninit();
+            let inner = walk_outer(skb.context(), u32::from(wire.gso), hook, key.as_mut_ptr());
+            count_walked(&wire, hook, &key, Register::unpack(inner));
+        }
+    }
 }
 
 #[inline(always)]
@@ -149,12 +151,14 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
     maps::count_hook(slot.slot, Direction::Ingress, length, Counter { packets: 0, bytes: 0 });
     let wire = Wire { slot, counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false };
     let hook = wire.slot.uplink * 2 + Direction::Ingress as u32;
-    let mut key = MaybeUninit::uninit();
-    let inner = match packet::outer_fast(&frame, &Loaded, false) {
-        Some(tunnel) => keep_key(tunnel, hook, key.as_mut_ptr()),
-        None => Register::unpack(walk_outer_xdp(context.ctx, length, hook, key.as_mut_ptr())),
-    };
-    count_outer(&wire, hook, &key, inner);
+    match packet::outer_fast(&frame, &Loaded, false) {
+        Some(tunnel) => count_tunnel(&wire, hook, tunnel),
+        None => {
+            let mut key = MaybeUninit::uninit();
+            let inner = walk_outer_xdp(context.ctx, length, hook, key.as_mut_ptr());
+            count_walked(&wire, hook, &key, Register::unpack(inner));
+        }
+    }
 }
 
 /// Writes the tunnel's key whenever it returns an [`Inner`].
@@ -166,15 +170,26 @@ fn keep_key(tunnel: Result<Tunnel, Bucket>, hook: u32, key: *mut TunnelKey) -> R
     Ok(tunnel.inner)
 }
 
+/// Counts what the fast path found. Apart from [`count_walked`], so that the key stays in registers.
+#[inline(always)]
+fn count_tunnel(wire: &Wire, hook: u32, tunnel: Result<Tunnel, Bucket>) {
+    count_outer(wire, hook, tunnel.map(|tunnel| (tunnel.key(hook as u16), tunnel.inner)));
+}
+
+/// Counts what a complete walk found.
+#[inline(always)]
+fn count_walked(wire: &Wire, hook: u32, key: &MaybeUninit<TunnelKey>, inner: Result<Inner, Bucket>) {
+    // SAFETY: the walk writes the key whenever it returns an `Inner`.
+    count_outer(wire, hook, inner.map(|inner| (unsafe { key.assume_init() }, inner)));
+}
+
 /// Counts a frame of an uplink in its tunnel, or else in its bucket: never in both, never in none.
 #[inline(always)]
-fn count_outer(wire: &Wire, hook: u32, key: &MaybeUninit<TunnelKey>, inner: Result<Inner, Bucket>) {
-    let bucket = match inner {
-        Ok(inner) => {
-            // SAFETY: whoever returns an `Inner` has written the key.
-            let key = unsafe { key.assume_init_ref() };
+fn count_outer(wire: &Wire, hook: u32, tunnel: Result<(TunnelKey, Inner), Bucket>) {
+    let bucket = match tunnel {
+        Ok((key, inner)) => {
             let inner_bytes = inner.bytes(wire.counter, wire.tag);
-            if maps::count_tunnel(key, setting!(cache_mask), wire.counter, inner_bytes) {
+            if maps::count_tunnel(&key, setting!(cache_mask), wire.counter, inner_bytes) {
                 return;
             }
             Bucket::TunnelTableFull

@@ -10,9 +10,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meter_ebpf::abi::{
-    Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, MAX_REASONS, MAX_UPLINKS, Member, MemberKey, Meta,
-    PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
-    TunnelCacheEntry, TunnelKey,
+    Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, MAX_REASONS, MAX_UPLINKS, Member,
+    MemberKey, Meta, PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef, TUNNELS_PER_BLOCK,
+    TunnelBlock, TunnelCacheEntry, TunnelKey,
 };
 
 /// Sizes in the object; user space sets those that its configuration names before it loads.
@@ -35,7 +35,7 @@ pub(crate) static TUNNELS: HashMap<TunnelKey, u32, 8_192> = HashMap::new();
 #[btf_map]
 pub(crate) static TUNNEL_FREE: Queue<u32, 8_192> = Queue::new();
 #[btf_map]
-pub(crate) static TUNNEL_CACHE: PerCpuArray<TunnelCacheEntry, 4_096> = PerCpuArray::new();
+pub(crate) static TUNNEL_CACHE: PerCpuArray<TunnelCacheEntry, 8_192> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static TUNNEL_COUNTER: PerCpuArray<TunnelBlock, 16> = PerCpuArray::new();
 #[btf_map]
@@ -138,12 +138,15 @@ fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
     Some(index)
 }
 
-/// Mixes the words that differ between tunnels; multiplications spread neighbouring addresses and VNIs.
+/// Mixes the words. Each is folded to its low half first: a product carries upwards only, and an IPv4 address is in
+/// the upper half of its word.
 #[inline(always)]
 fn hash(words: &[u64; 5]) -> u32 {
-    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
-    let addresses = (words[0] ^ words[1]).wrapping_mul(MIX) ^ (words[2] ^ words[3]);
-    ((addresses.wrapping_mul(MIX) ^ words[4]).wrapping_mul(MIX) >> 32) as u32
+    let fold = |word: u64| word ^ (word >> 32);
+    let source = fold(words[0] ^ words[1]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let destination = fold(words[2] ^ words[3]).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    let labels = words[4].wrapping_mul(0x1656_67b1_9e37_79f9);
+    (source.wrapping_add(destination).wrapping_add(labels) >> 40) as u32
 }
 
 /// Looks the tunnel up in the table that all CPUs share, and enters it there; negative when the table is full.

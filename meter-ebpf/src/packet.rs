@@ -15,6 +15,14 @@ pub trait Frame {
     /// `None` is no statement about the frame's length: an skb may keep all but a few bytes in pages.
     fn head<const N: usize>(&self) -> Option<&[u8; N]>;
 
+    /// Reads two bytes of a head, as they lie in memory. `at` is even.
+    ///
+    /// A program overrides it: the BPF back end makes a load of each single byte where it doesn't know an alignment.
+    #[inline(always)]
+    fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
+        u16::from_ne_bytes([head[at], head[at + 1]])
+    }
+
     /// Copies `N` bytes at `offset`.
     ///
     /// `None` past the end of the frame, or where the hook cannot reach.
@@ -106,6 +114,28 @@ pub const JUMBO_HEADER: u32 = 8;
 
 const fn be16(high: u8, low: u8) -> u16 {
     u16::from_be_bytes([high, low])
+}
+
+/// Reads a number of two bytes in a head.
+#[inline(always)]
+fn half<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u16 {
+    u16::from_be(F::half(head, at))
+}
+
+/// Reads four bytes of a head, as they lie in memory.
+#[inline(always)]
+fn word<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u32 {
+    let first = u32::from(F::half(head, at));
+    let second = u32::from(F::half(head, at + 2));
+    if cfg!(target_endian = "little") { first | second << 16 } else { first << 16 | second }
+}
+
+/// Reads eight bytes of a head, as they lie in memory.
+#[inline(always)]
+fn double_word<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u64 {
+    let first = u64::from(word::<F, N>(head, at));
+    let second = u64::from(word::<F, N>(head, at + 4));
+    if cfg!(target_endian = "little") { first | second << 32 } else { first << 32 | second }
 }
 
 /// Why a header could not be followed.
@@ -370,16 +400,18 @@ pub struct GsoHeader {
 
 /// Finds the headers of a plain TCP super-packet: no tag in the frame, no options before TCP.
 #[inline(always)]
-pub fn gso_header_fast(frame: &(impl Frame + ?Sized)) -> Option<GsoHeader> {
+pub fn gso_header_fast<F: Frame + ?Sized>(frame: &F) -> Option<GsoHeader> {
     let head = frame.head::<54>()?;
-    if head[12..14] == ETH_IPV4.to_be_bytes() && head[14] == 0x45 && head[23] == IP_TCP {
-        return Some(GsoHeader { length: 34 + u32::from(head[46] >> 4) * 4, removed: 0 });
+    match half::<F, 54>(head, 12) {
+        ETH_IPV4 if head[14] == 0x45 && head[23] == IP_TCP => {
+            Some(GsoHeader { length: 34 + u32::from(head[46] >> 4) * 4, removed: 0 })
+        }
+        ETH_IPV6 if head[14] >> 4 == 6 && head[20] == IP_TCP => {
+            let head = frame.head::<74>()?;
+            Some(GsoHeader { length: 54 + u32::from(head[66] >> 4) * 4, removed: 0 })
+        }
+        _ => None,
     }
-    if head[12..14] == ETH_IPV6.to_be_bytes() && head[14] >> 4 == 6 && head[20] == IP_TCP {
-        let head = frame.head::<74>()?;
-        return Some(GsoHeader { length: 54 + u32::from(head[66] >> 4) * 4, removed: 0 });
-    }
-    None
 }
 
 /// Finds the headers of a super-packet.
@@ -549,7 +581,7 @@ impl Tunnel {
     #[inline(always)]
     #[must_use]
     pub const fn key(&self, hook: u16) -> TunnelKey {
-        TunnelKey { src: self.src, dst: self.dst, vni: self.vni, hook, encap: self.encap as u8, padding: 0 }
+        TunnelKey::new(self.src, self.dst, self.vni, self.encap, hook)
     }
 }
 
@@ -557,66 +589,66 @@ impl Tunnel {
 ///
 /// `None` leaves the frame to [`outer`].
 #[inline(always)]
-pub fn outer_fast(
-    frame: &(impl Frame + ?Sized),
+pub fn outer_fast<F: Frame + ?Sized>(
+    frame: &F,
     settings: &impl Encapsulations,
     gso: bool,
 ) -> Option<Result<Tunnel, Bucket>> {
     let head = frame.head::<38>()?;
-    match (head[12], head[13]) {
-        (0x08, 0x00) => outer_ipv4(frame, head, settings, gso),
-        (0x86, 0xdd) => outer_ipv6(frame, head, settings, gso),
+    match half::<F, 38>(head, 12) {
+        ETH_IPV4 => outer_ipv4(frame, head, settings, gso),
+        ETH_IPV6 => outer_ipv6(frame, head, settings, gso),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn outer_ipv4(
-    frame: &(impl Frame + ?Sized),
+fn outer_ipv4<F: Frame + ?Sized>(
+    frame: &F,
     head: &[u8; 38],
     settings: &impl Encapsulations,
     gso: bool,
 ) -> Option<Result<Tunnel, Bucket>> {
     // No options, and neither an offset nor more fragments.
-    if head[14] != 0x45 || head[20] & 0x3f != 0 || head[21] != 0 {
+    if head[14] != 0x45 || half::<F, 38>(head, 20) & 0x3fff != 0 {
         return None;
     }
     let (encap, vni, offset) = match head[23] {
         IP_UDP => {
-            let port = be16(head[36], head[37]);
+            let port = half::<F, 38>(head, 36);
             let vxlan = settings.is_vxlan(port);
             if !vxlan && !settings.is_geneve(port) {
                 return Some(Err(Bucket::Plain));
             }
             let head = frame.head::<50>()?;
-            match udp_tunnel_header(vxlan, head[42], [head[46], head[47], head[48]]) {
+            match udp_tunnel_header(vxlan, head[42], u32::from_be(word::<F, 50>(head, 46))) {
                 Ok((encap, vni, options)) => (encap, vni, 50 + options),
                 Err(bucket) => return Some(Err(bucket)),
             }
         }
         // A key and nothing else.
-        IP_GRE if head[34] == 0x20 && head[35] == 0 => {
-            let ethertype = be16(head[36], head[37]);
+        IP_GRE if half::<F, 38>(head, 34) == 0x2000 => {
+            let ethertype = half::<F, 38>(head, 36);
             let head = frame.head::<42>()?;
-            let key = u32::from_be_bytes([head[38], head[39], head[40], head[41]]);
+            let key = u32::from_be(word::<F, 42>(head, 38));
             (Encap::Gre, settings.gre_vni(ethertype, Some(key)), 42)
         }
         IP_GRE => return None,
         _ => return Some(Err(Bucket::Plain)),
     };
-    let end = ETHERNET + u32::from(be16(head[16], head[17]));
+    let end = ETHERNET + u32::from(half::<F, 38>(head, 16));
     let inner = match inside(frame, offset, end, gso) {
         Ok(inner) => inner,
         Err(bucket) => return Some(Err(bucket)),
     };
-    let src = Address::v4([head[26], head[27], head[28], head[29]]);
-    let dst = Address::v4([head[30], head[31], head[32], head[33]]);
+    let src = Address::v4(word::<F, 38>(head, 26));
+    let dst = Address::v4(word::<F, 38>(head, 30));
     Some(Ok(Tunnel { src, dst, vni, encap, inner }))
 }
 
 #[inline(always)]
-fn outer_ipv6(
-    frame: &(impl Frame + ?Sized),
+fn outer_ipv6<F: Frame + ?Sized>(
+    frame: &F,
     head: &[u8; 38],
     settings: &impl Encapsulations,
     gso: bool,
@@ -625,55 +657,42 @@ fn outer_ipv6(
         return None;
     }
     let head = frame.head::<70>()?;
-    let port = be16(head[56], head[57]);
+    let port = half::<F, 70>(head, 56);
     let vxlan = settings.is_vxlan(port);
     if !vxlan && !settings.is_geneve(port) {
         return Some(Err(Bucket::Plain));
     }
-    let (encap, vni, options) = match udp_tunnel_header(vxlan, head[62], [head[66], head[67], head[68]]) {
-        Ok(header) => header,
-        Err(bucket) => return Some(Err(bucket)),
-    };
-    let length = u32::from(be16(head[18], head[19]));
+    let (encap, vni, options) =
+        match udp_tunnel_header(vxlan, head[62], u32::from_be(word::<F, 70>(head, 66))) {
+            Ok(header) => header,
+            Err(bucket) => return Some(Err(bucket)),
+        };
+    let length = u32::from(half::<F, 70>(head, 18));
     let end = if length == 0 { 0 } else { ETHERNET + 40 + length };
     let inner = match inside(frame, 70 + options, end, gso) {
         Ok(inner) => inner,
         Err(bucket) => return Some(Err(bucket)),
     };
-    let src = Address::v6(eight(head, 22), eight(head, 30));
-    let dst = Address::v6(eight(head, 38), eight(head, 46));
+    let src = Address { words: [double_word::<F, 70>(head, 22), double_word::<F, 70>(head, 30)] };
+    let dst = Address { words: [double_word::<F, 70>(head, 38), double_word::<F, 70>(head, 46)] };
     Some(Ok(Tunnel { src, dst, vni, encap, inner }))
 }
 
-/// Reads a VXLAN or GENEVE header: its first byte and its VNI. Returns the bytes of its options as well.
+/// Reads a VXLAN or GENEVE header: its first byte and its second word, of which the VNI is the upper 24 bits.
+/// Returns the bytes of its options as well.
 #[inline(always)]
-fn udp_tunnel_header(vxlan: bool, flags: u8, vni: [u8; 3]) -> Result<(Encap, u32, u32), Bucket> {
-    let vni = u32::from_be_bytes([0, vni[0], vni[1], vni[2]]);
+fn udp_tunnel_header(vxlan: bool, flags: u8, vni: u32) -> Result<(Encap, u32, u32), Bucket> {
     if vxlan {
         // RFC 7348: the I flag says that the VNI is valid.
-        if flags & 0x08 != 0 { Ok((Encap::Vxlan, vni, 0)) } else { Err(Bucket::BadTunnelHeader) }
+        if flags & 0x08 != 0 { Ok((Encap::Vxlan, vni >> 8, 0)) } else { Err(Bucket::BadTunnelHeader) }
     } else {
         // RFC 8926: version 0, and the length of the options in words.
         if flags >> 6 == 0 {
-            Ok((Encap::Geneve, vni, u32::from(flags & 0x3f) * 4))
+            Ok((Encap::Geneve, vni >> 8, u32::from(flags & 0x3f) * 4))
         } else {
             Err(Bucket::BadTunnelHeader)
         }
     }
-}
-
-#[inline(always)]
-const fn eight(head: &[u8; 70], at: usize) -> [u8; 8] {
-    [
-        head[at],
-        head[at + 1],
-        head[at + 2],
-        head[at + 3],
-        head[at + 4],
-        head[at + 5],
-        head[at + 6],
-        head[at + 7],
-    ]
 }
 
 /// Bounds the inner frame: it begins inside the frame, and what lies behind the outer packet's end is padding.
@@ -720,8 +739,11 @@ pub fn outer(
                 return Err(Bucket::Plain);
             }
             let header = frame.read::<8>(ip.payload + UDP).ok_or(Bucket::TruncatedHeader)?;
-            let (encap, vni, options) =
-                udp_tunnel_header(vxlan, header[0], [header[4], header[5], header[6]])?;
+            let (encap, vni, options) = udp_tunnel_header(
+                vxlan,
+                header[0],
+                u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            )?;
             (encap, vni, ip.payload + UDP + UDP_TUNNEL + options)
         }
         IP_GRE => match gre(frame, ip.payload) {
@@ -753,14 +775,15 @@ pub fn outer(
 
 #[inline(always)]
 fn address_v4(frame: &(impl Frame + ?Sized), offset: u32) -> Result<Address, Bucket> {
-    Ok(Address::v4(frame.read(offset).ok_or(Bucket::TruncatedHeader)?))
+    let bytes = frame.read(offset).ok_or(Bucket::TruncatedHeader)?;
+    Ok(Address::v4(u32::from_ne_bytes(bytes)))
 }
 
 #[inline(always)]
 fn address_v6(frame: &(impl Frame + ?Sized), offset: u32) -> Result<Address, Bucket> {
     let high = frame.read(offset).ok_or(Bucket::TruncatedHeader)?;
     let low = frame.read(offset + 8).ok_or(Bucket::TruncatedHeader)?;
-    Ok(Address::v6(high, low))
+    Ok(Address { words: [u64::from_ne_bytes(high), u64::from_ne_bytes(low)] })
 }
 
 impl From<Stop> for Bucket {

@@ -1,3 +1,308 @@
-//! bench tests.
+//! `cargo xtask bench`: what a packet costs, beside the floors, and what reading the counters costs.
+//!
+//! Programs run by `BPF_PROG_TEST_RUN`, all of them in turn in each round, so that what disturbs the machine disturbs
+//! all. A cost is the thread's CPU time for a packet less that of an empty program, as the median over the rounds.
+//! Ratios are what counts: the numbers themselves are this machine's.
+#![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
-fn main() {}
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray, PerCpuHashMap, ProgramArray},
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use meter_agent::datapath::kernel::OBJECT;
+use meter_ebpf::abi::{SLOTS_PER_BLOCK, SlotBlock, SlotRef, TunnelCounter, TunnelKey, map};
+use nix::time::{ClockId, clock_gettime};
+
+/// Packets of one test run.
+const REPEAT: u32 = 100_000;
+/// Rounds of all test runs.
+const ROUNDS: usize = 21;
+/// Tunnels in the rows that vary them.
+const TUNNELS: [u32; 3] = [1, 100, 1_000];
+/// Ports in the row that reads them.
+const PORTS: u32 = 10_000;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let path = std::env::var_os("METER_FLOORS_OBJECT")
+        .context("METER_FLOORS_OBJECT is not set: run `cargo xtask bench`")?;
+    if OBJECT.is_empty() {
+        bail!("this build carries no eBPF object: run `cargo xtask bench`");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("loading eBPF programs needs root");
+    }
+    let mut floors = EbpfLoader::new().load_file(&path).context("load the floor programs")?;
+    let mut meter = EbpfLoader::new()
+        .map_max_entries(map::COUNTERS, PORTS.div_ceil(SLOTS_PER_BLOCK))
+        .map_max_entries(map::TUNNEL_COUNTERS, 16)
+        .load(OBJECT)
+        .context("load the meter programs")?;
+    prepare(&mut meter)?;
+
+    let costs = packets(&mut floors, &mut meter)?;
+    let reads = reading(&mut floors, &mut meter)?;
+    Ok(report(&costs, &reads))
+}
+
+/// Claims slot 1 and uplink 1 for the netdev of test runs, the loopback, and frees the tunnels' indexes.
+fn prepare(meter: &mut Ebpf) -> Result<()> {
+    let mut slots: Array<&mut MapData, SlotRef> = meter.map_mut(map::SLOTS).context("SLOTS")?.try_into()?;
+    slots.set(1, SlotRef { slot: 1, uplink: 1 }, 0)?;
+    let mut free: aya::maps::Queue<&mut MapData, u32> =
+        meter.map_mut(map::TUNNEL_FREE).context("TUNNEL_FREE")?.try_into()?;
+    for index in 0..8_192 {
+        free.push(index, 0)?;
+    }
+    Ok(())
+}
+
+/// One timed program.
+struct Subject {
+    name: String,
+    /// Which object it is in, and its name there.
+    program: &'static str,
+    ours: bool,
+    frame: Vec<u8>,
+    gso: Option<(u32, u32)>,
+    /// How many tunnels its packets go through, 0 to run it without [`floors::vary`].
+    tunnels: u32,
+}
+
+fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Subject {
+    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0 }
+}
+
+fn packets(floors: &mut Ebpf, meter: &mut Ebpf) -> Result<BTreeMap<String, f64>> {
+    let mut subjects = vec![
+        subject("empty", "floor_empty", false, tcp()),
+        subject("constant slot", "floor_slot", false, tcp()),
+        subject("per-CPU hash", "floor_hash", false, tcp()),
+        subject("port meter", "meter_in", true, tcp()),
+        Subject { gso: Some((1_448, 0)), ..subject("port meter, super-packet", "meter_in", true, tcp()) },
+        subject("uplink, no tunnel", "meter_up_in", true, tcp()),
+        subject("tunnel, parse only", "floor_parse", false, vxlan()),
+        subject("tunnel, per-CPU hash", "floor_tun_hash", false, vxlan()),
+        subject("port and tunnel meter", "meter_up_in", true, vxlan()),
+    ];
+    for tunnels in TUNNELS {
+        for (name, program, ours) in [
+            ("vary", "floor_empty", false),
+            ("vary, constant slot", "floor_slot", false),
+            ("vary, parse only", "floor_parse", false),
+            ("vary, per-CPU hash", "floor_tun_hash", false),
+            ("vary, port meter", "meter_in", true),
+            ("vary, port and tunnel meter", "meter_up_in", true),
+        ] {
+            let name = format!("{tunnels} {name}");
+            subjects.push(Subject { tunnels, ..subject(&name, program, ours, vxlan()) });
+        }
+    }
+    for (object, ours) in [(&mut *floors, false), (&mut *meter, true)] {
+        for name in subjects.iter().filter(|subject| subject.ours == ours).map(|subject| subject.program) {
+            load(object, name)?;
+        }
+    }
+    load(floors, "vary")?;
+
+    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for subject in &subjects {
+            let time = time(floors, meter, subject)?;
+            samples.entry(subject.name.clone()).or_default().push(time);
+        }
+    }
+    // The difference to the empty program of the same round, so that a slow round is slow on both sides.
+    let costs = subjects.iter().map(|subject| {
+        let empty =
+            if subject.tunnels == 0 { "empty".to_owned() } else { format!("{} vary", subject.tunnels) };
+        let differences =
+            samples[&subject.name].iter().zip(&samples[&empty]).map(|(time, empty)| time - empty);
+        (subject.name.clone(), median(differences.collect()))
+    });
+    Ok(costs.collect())
+}
+
+fn load(object: &mut Ebpf, name: &str) -> Result<()> {
+    match program(object, name)?.load() {
+        Ok(()) | Err(aya::programs::ProgramError::AlreadyLoaded) => Ok(()),
+        Err(error) => Err(error).context(format!("load program {name}")),
+    }
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(object.program_mut(name).with_context(|| format!("program {name} is missing"))?.try_into()?)
+}
+
+/// Runs the subject [`REPEAT`] times; returns nanoseconds of CPU time for each.
+fn time(floors: &mut Ebpf, meter: &mut Ebpf, subject: &Subject) -> Result<f64> {
+    let context = context(subject.gso);
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(&subject.frame);
+    options.ctx_in = Some(&context);
+    options.repeat = REPEAT;
+    let (object, name) = if subject.tunnels == 0 {
+        (if subject.ours { meter } else { floors }, subject.program)
+    } else {
+        let target =
+            program(if subject.ours { meter } else { floors }, subject.program)?.fd()?.try_clone()?;
+        let mut targets: ProgramArray<&mut MapData> =
+            floors.map_mut("TARGET").context("TARGET")?.try_into()?;
+        targets.set(0, &target, 0)?;
+        let mut sources: Array<&mut MapData, [u32; 2]> =
+            floors.map_mut("SOURCES").context("SOURCES")?.try_into()?;
+        sources.set(0, [subject.tunnels, 0], 0)?;
+        (floors, "vary")
+    };
+    let program = program(object, name)?;
+    let before = cpu_time()?;
+    let result = program.test_run(options).with_context(|| format!("run {}", subject.name))?;
+    let spent = cpu_time()? - before;
+    if result.return_value != u32::MAX {
+        bail!("{} returned {}, not \"next\"", subject.name, result.return_value);
+    }
+    Ok(spent.as_secs_f64() * 1e9 / f64::from(REPEAT))
+}
+
+fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// `struct __sk_buff` with only `gso_segs` and `gso_size` set, if at all.
+/// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L6185>
+fn context(gso: Option<(u32, u32)>) -> [u8; 192] {
+    let mut context = [0; 192];
+    if let Some((size, segments)) = gso {
+        context[164..168].copy_from_slice(&segments.to_ne_bytes());
+        context[176..180].copy_from_slice(&size.to_ne_bytes());
+    }
+    context
+}
+
+/// What reading all counters costs, in microseconds.
+struct Reads {
+    blocks: f64,
+    one_by_one: f64,
+    tunnel_hash: f64,
+}
+
+fn reading(floors: &mut Ebpf, meter: &mut Ebpf) -> Result<Reads> {
+    let blocks: PerCpuArray<&MapData, SlotBlock> =
+        meter.map(map::COUNTERS).context("COUNTERS")?.try_into()?;
+    let read_blocks = || -> Result<u64> {
+        let mut packets = 0_u64;
+        for block in 0..PORTS.div_ceil(SLOTS_PER_BLOCK) {
+            for value in blocks.get(&block, 0)?.iter() {
+                packets += value.slots.iter().map(|slot| slot.hooks[0].wire().packets).sum::<u64>();
+            }
+        }
+        Ok(packets)
+    };
+    let counters: PerCpuArray<&MapData, [u64; 2]> =
+        floors.map("ONE_BY_ONE").context("ONE_BY_ONE")?.try_into()?;
+    let read_one_by_one = || -> Result<u64> {
+        counters.iter().map(|values| Ok(values?.iter().map(|value| value[0]).sum::<u64>())).sum()
+    };
+    let tunnels: PerCpuHashMap<&MapData, TunnelKey, [u64; 4]> =
+        floors.map("BY_TUNNEL").context("BY_TUNNEL")?.try_into()?;
+    let read_tunnels = || -> Result<u64> {
+        tunnels.iter().map(|entry| Ok(entry?.1.iter().map(|value| value[0]).sum::<u64>())).sum()
+    };
+    debug_assert_eq!(size_of::<TunnelCounter>(), size_of::<[u64; 4]>());
+    Ok(Reads {
+        blocks: microseconds(read_blocks)?,
+        one_by_one: microseconds(read_one_by_one)?,
+        tunnel_hash: microseconds(read_tunnels)?,
+    })
+}
+
+fn microseconds(read: impl Fn() -> Result<u64>) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let before = cpu_time()?;
+        std::hint::black_box(read()?);
+        times.push((cpu_time()? - before).as_secs_f64() * 1e6);
+    }
+    Ok(median(times))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Prints everything; returns whether every goal holds.
+fn report(costs: &BTreeMap<String, f64>, reads: &Reads) -> bool {
+    println!("nanoseconds a packet above an empty program, median of {ROUNDS} rounds of {REPEAT}");
+    for (name, cost) in costs.iter().filter(|(name, _)| !name.ends_with("empty") && !name.ends_with("vary")) {
+        println!("  {name:<32} {cost:>8.1}");
+    }
+    println!("microseconds for reading");
+    println!("  {:<32} {:>8.0}", format!("{PORTS} ports in blocks"), reads.blocks);
+    println!("  {:<32} {:>8.0}", format!("{PORTS} counters one by one"), reads.one_by_one);
+    println!("  {:<32} {:>8.0}", "1000 tunnels of a per-CPU hash", reads.tunnel_hash);
+
+    let tunnel_only = |tunnels: u32| {
+        costs[&format!("{tunnels} vary, port and tunnel meter")]
+            - costs[&format!("{tunnels} vary, port meter")]
+    };
+    let goals = [
+        ("port meter / constant slot", costs["port meter"] / costs["constant slot"], 2.0),
+        ("port meter / per-CPU hash", costs["port meter"] / costs["per-CPU hash"], 0.1),
+        ("super-packet: nanoseconds more", costs["port meter, super-packet"] - costs["port meter"], 2.0),
+        (
+            "tunnel meter / parse + per-CPU hash, 100 tunnels",
+            tunnel_only(100) / costs["100 vary, per-CPU hash"],
+            1.0 / 6.0,
+        ),
+        (
+            "tunnel meter / parse + per-CPU hash, 1000 tunnels",
+            tunnel_only(1_000) / costs["1000 vary, per-CPU hash"],
+            0.25,
+        ),
+        ("reading ports in blocks / one by one", reads.blocks / reads.one_by_one, 0.05),
+        ("milliseconds for reading 10,000 ports", reads.blocks / 1_000.0, 1.0),
+    ];
+    println!("goals");
+    for (name, value, limit) in goals {
+        let verdict = if value <= limit { "holds" } else { "MISSED" };
+        println!("  {name:<52} {value:>7.3}  at most {limit:.3}  {verdict}");
+    }
+    goals.iter().all(|(_, value, limit)| value <= limit)
+}
+
+/// A TCP segment of 1,514 bytes.
+fn tcp() -> Vec<u8> {
+    let mut frame = vec![0; 1_514];
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame[14] = 0x45;
+    frame[16..18].copy_from_slice(&1_500_u16.to_be_bytes());
+    frame[23] = 6;
+    frame[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[46] = 0x80;
+    frame
+}
+
+/// A VXLAN packet of 1,514 bytes.
+fn vxlan() -> Vec<u8> {
+    let mut frame = tcp();
+    frame[23] = 17;
+    frame[36..38].copy_from_slice(&4_789_u16.to_be_bytes());
+    frame[42] = 0x08;
+    frame[46..49].copy_from_slice(&[0, 0, 7]);
+    frame
+}

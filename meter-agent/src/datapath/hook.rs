@@ -103,11 +103,7 @@ impl Hook<'_> {
             Direction::Egress => LinkOrder::last(),
         };
         let id = program
-            .attach_with_options(
-                &self.target.netdev,
-                self.attach_type(),
-                TcAttachOptions::TcxOrder(order),
-            )
+            .attach_with_options(&self.target.netdev, self.attach_type(), TcAttachOptions::TcxOrder(order))
             .map_err(|error| match errno(&error) {
                 Some(libc::EINVAL) => self.error(
                     "TCX is not supported here (it requires Linux 6.6); set datapath.tc = \"clsact\"",
@@ -195,9 +191,8 @@ impl Hook<'_> {
                 Err(_) => self.unpin()?,
             }
         }
-        let id = program
-            .attach_to_if_index(self.target.ifindex, XdpMode::Driver)
-            .map_err(|error| match errno(&error) {
+        let id = program.attach_to_if_index(self.target.ifindex, XdpMode::Driver).map_err(
+            |error| match errno(&error) {
                 Some(libc::EBUSY | libc::EEXIST) => self.error(
                     "another XDP program is attached; left in place; set uplinks.ingress = \"tc\"",
                     "xdp_busy",
@@ -214,7 +209,8 @@ impl Hook<'_> {
                     Retry::Never,
                 ),
                 _ => self.program_error(&error),
-            })?;
+            },
+        )?;
         let link: FdLink = program
             .take_link(id)
             .map_err(|error| self.program_error(&error))?
@@ -338,7 +334,11 @@ impl Hook<'_> {
             Direction::Egress => "egress",
         };
         let Target { netdev, ifindex, .. } = self.target;
-        AttachError { message: format!("attach {direction} of {netdev} (ifindex {ifindex}): {why}"), reason, retry }
+        AttachError {
+            message: format!("attach {direction} of {netdev} (ifindex {ifindex}): {why}"),
+            reason,
+            retry,
+        }
     }
 }
 

@@ -4,21 +4,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::MapError,
-    programs::SchedClassifier,
-    util::KernelVersion,
-};
+use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier, util::KernelVersion};
 use meter_ebpf::abi::{
-    Direction, Encap, GENEVE_PORTS, PortRecord, PortUuid, Settings, SlotCounters, SlotRef, UNBOUND_SLOT,
+    Direction, GENEVE_PORTS, PortRecord, PortUuid, Settings, SlotCounters, SlotRef, UNBOUND_SLOT,
     VXLAN_PORTS, hooks, map,
 };
 use nix::fcntl::{Flock, FlockArg};
@@ -88,7 +82,9 @@ pub enum OpenError {
         action: String,
     },
     /// The pin path is not on a bpffs.
-    #[error("{path} is not on a bpffs ({why}); mount one with `mount -t bpf bpf /sys/fs/bpf`, or set datapath.pin_path")]
+    #[error(
+        "{path} is not on a bpffs ({why}); mount one with `mount -t bpf bpf /sys/fs/bpf`, or set datapath.pin_path"
+    )]
     NoBpffs {
         /// The path.
         path: PathBuf,
@@ -201,9 +197,8 @@ impl KernelDatapath {
                 spec.max_entries = entries;
             }
         }
-        let entries_of = |name: &str| {
-            specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries)
-        };
+        let entries_of =
+            |name: &str| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
         let mut settings = settings(options);
         settings.cache_mask = entries_of(map::TUNNEL_CACHE).max(1) - 1;
 
@@ -250,7 +245,9 @@ impl KernelDatapath {
             port: port_uuid(target.port),
             class: class_number(target.class),
             ifindex: target.ifindex,
-            device: target.device.map_or_else(PortUuid::default, |device| PortUuid { uuid: *device.0.as_bytes() }),
+            device: target
+                .device
+                .map_or_else(PortUuid::default, |device| PortUuid { uuid: *device.0.as_bytes() }),
             underlay: target.underlay,
         };
         let live = LiveSlots::new(&self.maps);
@@ -328,7 +325,8 @@ impl Datapath for KernelDatapath {
                 }
             },
         };
-        if let Some(write) = self.ledger.set_hooks(port_uuid(target.port), hook_bits(ingress, egress, clsact)) {
+        if let Some(write) = self.ledger.set_hooks(port_uuid(target.port), hook_bits(ingress, egress, clsact))
+        {
             self.maps.write(&write).map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
         }
         let attachment = Attachment { target: target.clone(), ingress, egress };
@@ -384,7 +382,9 @@ impl Datapath for KernelDatapath {
         let usage = self.maps.usage(|name, capacity| match name {
             map::SLOTS => count(self.attached.range(..maps::SLOT_ENTRIES).count()),
             map::SLOTS_HIGH => count(self.attached.range(maps::SLOT_ENTRIES..).count()),
-            map::COUNTERS => count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK)),
+            map::COUNTERS => {
+                count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK))
+            }
             map::PORTS => count(self.ledger.records().len()),
             map::MEMBERS => count(self.ledger.members()),
             map::TUNNELS => count(tunnels.len()),
@@ -421,12 +421,12 @@ impl KernelDatapath {
         let reading = entries.into_iter().filter_map(|(key, index)| {
             let counter = counters.get(usize::try_from(index).ok()?)?;
             Some(TunnelReading {
-                uplink: *uplinks.get(&u32::from(key.hook / 2))?,
-                direction: if key.hook % 2 == 0 { Direction::Ingress } else { Direction::Egress },
+                uplink: *uplinks.get(&u32::from(key.hook() / 2))?,
+                direction: if key.hook() % 2 == 0 { Direction::Ingress } else { Direction::Egress },
                 src: maps::ip_address(&key.src),
                 dst: maps::ip_address(&key.dst),
-                vni: key.vni,
-                encap: Encap::from_number(key.encap)?,
+                vni: key.vni(),
+                encap: key.encap()?,
                 packets: counter.packets,
                 inner_bytes: counter.inner_bytes,
                 outer_bytes: counter.outer_bytes,
@@ -482,10 +482,7 @@ fn pinned_records(path: &Path) -> Result<Vec<(PortUuid, PortRecord)>, OpenError>
 
 /// Removes the filters that a record tells of; returns how many.
 fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError> {
-    let filters = [
-        (hooks::INGRESS_CLSACT, Direction::Ingress),
-        (hooks::EGRESS_CLSACT, Direction::Egress),
-    ];
+    let filters = [(hooks::INGRESS_CLSACT, Direction::Ingress), (hooks::EGRESS_CLSACT, Direction::Egress)];
     let mut removed = 0;
     if record.ifindex == 0 || record.hooks & (hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT) == 0 {
         return Ok(removed);

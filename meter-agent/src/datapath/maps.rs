@@ -18,7 +18,12 @@ use meter_ebpf::abi::{
     TunnelCounter, TunnelKey, VERSION, map,
 };
 
-use super::{MapUsage, ReadError, kernel::{OpenError, Options}, ledger::{Slots, Write}, sys};
+use super::{
+    MapUsage, ReadError,
+    kernel::{OpenError, Options},
+    ledger::{Slots, Write},
+    sys,
+};
 
 /// Entries of the array `SLOTS`; ifindexes from here on are in `SLOTS_HIGH`.
 pub(super) const SLOT_ENTRIES: u32 = 65_536;
@@ -168,7 +173,9 @@ impl Maps {
         }
         match self.slots_high.remove(&ifindex) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
