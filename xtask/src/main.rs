@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod stamp;
 mod test;
+mod tidy;
 mod toolchain;
 mod tools;
 mod workspace;
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Install what building and testing take, once: compiler, linker and test tools
     Setup,
+    /// Check what neither rustc nor clippy does: who imports whom, where unsafe is, left-over notes
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Test { arguments } => test::run(&arguments),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Setup => setup::run(),
+        Command::Tidy => tidy::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,6 +80,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Names of the subcommands, for the check that documents name no other.
+fn subcommands() -> Vec<String> {
+    use clap::CommandFactory as _;
+    Arguments::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
 }
 
 #[cfg(test)]

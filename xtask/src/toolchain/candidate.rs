@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn rustup_lists_are_read_old_and_new() {
         let list = "\
-stable-x86_64-unknown-linux-gnu (active, default) /home/a/.rustup/toolchains/stable-x86_64-unknown-linux-gnu
-nightly-x86_64-unknown-linux-gnu\t/home/a b/.rustup/toolchains/nightly
+stable-x86_64-unknown-linux-gnu (active, default) /opt/a/.rustup/toolchains/stable-x86_64-unknown-linux-gnu
+nightly-x86_64-unknown-linux-gnu\t/opt/a b/.rustup/toolchains/nightly
 own (default)\t/opt/rust
 no installed toolchains
 ";
@@ -233,9 +233,9 @@ no installed toolchains
             [
                 (
                     "rustup's stable-x86_64-unknown-linux-gnu",
-                    "/home/a/.rustup/toolchains/stable-x86_64-unknown-linux-gnu"
+                    "/opt/a/.rustup/toolchains/stable-x86_64-unknown-linux-gnu"
                 ),
-                ("rustup's nightly-x86_64-unknown-linux-gnu", "/home/a b/.rustup/toolchains/nightly"),
+                ("rustup's nightly-x86_64-unknown-linux-gnu", "/opt/a b/.rustup/toolchains/nightly"),
                 ("rustup's own", "/opt/rust"),
             ]
         );

@@ -202,7 +202,8 @@ mod tests {
 \tlibLLVM.so.22.1 => /lib/x86_64-linux-gnu/libLLVM.so.22.1 (0x00007f527ac00000)
 \t/lib64/ld-linux-x86-64.so.2 (0x00007f5289a0f000)
 ";
-        let rustup = "\tlibLLVM.so.22.1-rust-1.95.0-stable => /home/a b/lib/libLLVM.so.22.1-rust-1.95.0-stable (0x0)\n";
+        let rustup =
+            "\tlibLLVM.so.22.1-rust-1.95.0-stable => /opt/a b/lib/libLLVM.so.22.1-rust-1.95.0-stable (0x0)\n";
         for (name, text, expected) in [
             ("debian", debian, Some(("libLLVM.so.22.1", "/lib/x86_64-linux-gnu/libLLVM.so.22.1"))),
             (
@@ -210,7 +211,7 @@ mod tests {
                 rustup,
                 Some((
                     "libLLVM.so.22.1-rust-1.95.0-stable",
-                    "/home/a b/lib/libLLVM.so.22.1-rust-1.95.0-stable",
+                    "/opt/a b/lib/libLLVM.so.22.1-rust-1.95.0-stable",
                 )),
             ),
             ("not there", "\tlibLLVM.so.22.1 => not found\n", None),
