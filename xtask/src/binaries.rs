@@ -14,16 +14,21 @@ pub(crate) struct Binaries {
     pub(crate) mm_meter: PathBuf,
 }
 
+/// Builds for a developer who asked for just that.
+pub(crate) fn run() -> Result<()> {
+    let binaries = build()?;
+    say(format_args!("built {} and {}", binaries.agent.display(), binaries.mm_meter.display()));
+    Ok(())
+}
+
 /// Builds the object, then both binaries.
 pub(crate) fn build() -> Result<Binaries> {
     let mut command = workspace::cargo();
     command.args(["build", "--release", "--package", "meter-agent", "--bins"]);
     ebpf::provide_to(&mut command)?;
     executable::run(&mut command)?;
-    let binaries = Binaries {
+    Ok(Binaries {
         agent: workspace::release_binary("meter-agent")?,
         mm_meter: workspace::release_binary("mm-meter")?,
-    };
-    say(format_args!("built {} and {}", binaries.agent.display(), binaries.mm_meter.display()));
-    Ok(binaries)
+    })
 }

@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 /// Builds, runs and tests meter-agent, and sets up what that takes.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -63,7 +63,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Build => binaries::build().map(|_| ()),
+        Command::Build => binaries::run(),
         Command::BuildEbpf { log } => {
             ebpf::run(if log { ebpf::Object::MeterLog } else { ebpf::Object::Meter })
         }
