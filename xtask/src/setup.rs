@@ -5,12 +5,11 @@ use anyhow::Result;
 use crate::{
     console::say,
     toolchain::Toolchain,
-    tools::{self, LAB, TESTS},
+    tools::{self, TESTS},
 };
 
 /// Sets up the test tools and the tool chain.
 pub(crate) fn run() -> Result<()> {
-    tools::install(LAB)?;
     tools::install(TESTS)?;
     Toolchain::ready()?;
     say("compiler, linker and test tools are there");

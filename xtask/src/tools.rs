@@ -33,7 +33,7 @@ const IP: Tool = Tool { command: "ip", package: "iproute2", from: From::Install 
 /// What the lab runs.
 pub(crate) const LAB: &[Tool] = &[IP];
 
-/// What the tests run.
+/// What the tests run, the lab among them.
 pub(crate) const TESTS: &[Tool] = &[
     IP,
     Tool { command: "ping", package: "iputils-ping", from: From::Install },

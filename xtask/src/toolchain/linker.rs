@@ -66,7 +66,9 @@ pub(crate) fn install(compiler: &Compiler) -> Result<PathBuf> {
     let mut command = clean_cargo(&compiler.cargo, &compiler.rustc);
     command
         .env("LLVM_PREFIX", &directory)
+        // Nearly all of its work is LLVM's, which is compiled already.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
         .args(["install", "bpf-linker", "--version", VERSION, "--locked", "--force"])
         .args(["--no-default-features", "--features", &format!("llvm-{}", compiler.llvm)])
         .arg("--root")
