@@ -57,7 +57,7 @@ pub(crate) fn install(compiler: &Compiler) -> Result<PathBuf> {
     let llvm = Llvm::of(compiler)?;
     let directory = llvm.install_directory()?;
     say(format_args!(
-        "building bpf-linker {VERSION} for LLVM {}, once, into {} (about a minute)",
+        "building bpf-linker {VERSION} for LLVM {}, once, into {} (half a minute)",
         compiler.llvm,
         directory.display()
     ));
