@@ -52,8 +52,8 @@ const KEPT: &[Kept] = &[
     },
     Kept {
         paths: &["netlink_packet_core", "netlink_packet_route", "netlink_sys"],
-        by: &["meter-agent/src/netdev/"],
-        reason: "only the netdev monitor knows rtnetlink",
+        by: &["meter-agent/src/netdev/", "meter-agent/src/datapath/clsact.rs"],
+        reason: "only the netdev monitor knows rtnetlink, and the datapath for clsact",
     },
     Kept {
         paths: &["hyper", "hyper_util", "http_body_util"],
