@@ -1,3 +1,110 @@
-//! The project's own commands.
+//! The project's own commands. `cargo xtask help` lists them.
+//!
+//! Each subcommand is a file. Everything that xtask says goes to standard error and begins with `xtask:`; standard
+//! output belongs to the commands that it starts.
 
-fn main() {}
+mod apt;
+mod bench;
+mod binaries;
+mod console;
+mod ebpf;
+mod executable;
+mod lab;
+mod run;
+mod setup;
+mod stamp;
+mod test;
+mod tidy;
+mod toolchain;
+mod tools;
+mod workspace;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests meter-agent, and sets up what that takes.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the eBPF object and the release binaries meter-agent and mm-meter
+    Build,
+    /// Build the eBPF object only; EBPF_OBJECT=PATH names one that is built already
+    BuildEbpf {
+        /// Build target/meter-log.bpf.o instead: the same programs with logs through aya-log
+        #[arg(long)]
+        log: bool,
+    },
+    /// Build, then run the agent on this host with the flags after `--` (needs root)
+    Run(run::Options),
+    /// Run every test that this user can run; as root that includes the kernel tests
+    Test {
+        /// Arguments of `cargo test`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Measure the programs beside the floor programs (needs root)
+    Bench {
+        /// Arguments of the bench
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Install what building and testing take, once: compiler, linker and test tools
+    Setup,
+    /// Check what neither rustc nor clippy does: who imports whom, where unsafe is, left-over notes
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Build => binaries::run(),
+        Command::BuildEbpf { log } => {
+            ebpf::run(if log { ebpf::Object::MeterLog } else { ebpf::Object::Meter })
+        }
+        Command::Run(options) => run::run(&options),
+        Command::Test { arguments } => test::run(&arguments),
+        Command::Bench { arguments } => bench::run(&arguments),
+        Command::Setup => setup::run(),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::say(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names of the subcommands, for the check that documents name no other.
+fn subcommands() -> Vec<String> {
+    use clap::CommandFactory as _;
+    Arguments::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_after_two_dashes_are_the_agents() {
+        let arguments = Arguments::parse_from(["xtask", "run", "--for", "2s", "--", "--config", "a.toml"]);
+        let Command::Run(options) = arguments.command else { panic!("not run") };
+        assert_eq!(options.flags, ["--config", "a.toml"]);
+        assert_eq!(options.duration, Some(std::time::Duration::from_secs(2)));
+        assert!(!options.lab);
+    }
+}

@@ -1,0 +1,110 @@
+//! Programs that the lab and the tests run beside the agent.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{apt, executable, workspace};
+
+/// A program and the Debian package that has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Tool {
+    /// What is run.
+    pub(crate) command: &'static str,
+    package: &'static str,
+    from: From,
+}
+
+/// How a tool comes out of its package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// By installing the package.
+    Install,
+    /// By unpacking it under `target/`: installed, it would start a service.
+    Unpack,
+}
+
+const IP: Tool = Tool { command: "ip", package: "iproute2", from: From::Install };
+
+/// What the lab runs.
+pub(crate) const LAB: &[Tool] = &[IP];
+
+/// What the tests run, the lab among them.
+pub(crate) const TESTS: &[Tool] = &[
+    IP,
+    Tool { command: "ping", package: "iputils-ping", from: From::Install },
+    Tool { command: "ethtool", package: "ethtool", from: From::Install },
+    Tool { command: "bpftool", package: "bpftool", from: From::Install },
+    Tool { command: "promtool", package: "prometheus", from: From::Unpack },
+];
+
+/// Sets up the tools that are missing.
+///
+/// # Errors
+///
+/// What is missing and the command that installs it.
+pub(crate) fn install(tools: &[Tool]) -> Result<()> {
+    let missing = missing(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.iter().map(|tool| tool.command).collect::<Vec<_>>().join(", ");
+    let packages = |from| -> Vec<&str> {
+        missing.iter().filter(|tool| tool.from == from).map(|tool| tool.package).collect()
+    };
+    if !apt::is_here() {
+        bail!("{names}: not found; install what has them");
+    }
+    let to_install = packages(From::Install);
+    if !to_install.is_empty() {
+        apt::install(&to_install).with_context(|| format!("{names}: not found"))?;
+    }
+    let to_unpack = packages(From::Unpack);
+    if !to_unpack.is_empty() {
+        apt::unpack(&to_unpack, &directory()).with_context(|| format!("{names}: not found"))?;
+    }
+    match self::missing(tools).first() {
+        None => Ok(()),
+        Some(tool) => bail!("{}: not found, though package {} is there", tool.command, tool.package),
+    }
+}
+
+/// Returns a `PATH` on which all tools are found.
+pub(crate) fn path() -> Result<OsString> {
+    env::join_paths(directories()).context("PATH holds a directory with a colon")
+}
+
+fn missing(tools: &[Tool]) -> Vec<&Tool> {
+    let directories = directories();
+    let is_in = |directory: &PathBuf, tool: &Tool| executable::is_executable(&directory.join(tool.command));
+    tools.iter().filter(|tool| !directories.iter().any(|directory| is_in(directory, tool))).collect()
+}
+
+fn directories() -> Vec<PathBuf> {
+    let mut directories = executable::search_path();
+    directories.push(directory().join("usr/bin"));
+    directories
+}
+
+fn directory() -> PathBuf {
+    workspace::target().join(Path::new("tools"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_found_is_missing() {
+        let shell = Tool { command: "sh", package: "dash", from: From::Install };
+        let nothing = Tool { command: "no-such-command", package: "none", from: From::Install };
+        assert_eq!(
+            missing(&[shell, nothing]).iter().map(|tool| tool.command).collect::<Vec<_>>(),
+            ["no-such-command"]
+        );
+    }
+}
