@@ -97,9 +97,20 @@ impl Load {
     /// # Errors
     ///
     /// What made a thread end early, such as a connection that was lost.
-    pub fn stop(mut self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.join()
+    pub fn stop(self) -> Result<()> {
+        Self::stop_all(vec![self])
+    }
+
+    /// Stops several at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Load::stop`]; all are stopped before the first error is returned.
+    pub fn stop_all(loads: Vec<Self>) -> Result<()> {
+        for load in &loads {
+            load.stop.store(true, Ordering::Relaxed);
+        }
+        loads.into_iter().map(|mut load| load.join()).fold(Ok(()), Result::and)
     }
 
     fn idle() -> Self {

@@ -23,7 +23,7 @@ use nix::{
 use crate::error::{Doing as _, Error, Result};
 
 const DIRECTORY: &str = "/run/netns";
-const PREFIX: &str = "lab";
+const PREFIX: &str = "meter-lab-";
 
 /// iproute2 sets up its directory at the first `ip netns add`, and two at once make two mounts.
 static ADDING: Mutex<()> = Mutex::new(());
@@ -40,7 +40,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace named `lab<pid>-<label>`, or `lab<pid>-<label>.<n>` where this process has that one.
+    /// Makes a namespace named `meter-lab-<pid>-<label>`, or with `.<n>` at the end where this process has that one.
     ///
     /// # Errors
     ///
@@ -187,12 +187,6 @@ impl Netns {
         let path = Path::new("/proc/sys").join(key);
         self.run_in(|| path.exists()).unwrap_or(false)
     }
-
-    /// Returns the names of the namespaces that the process with this id made and that still exist.
-    #[must_use]
-    pub fn left_by(pid: u32) -> Vec<String> {
-        names().into_iter().filter(|name| owner(name) == Some(pid)).collect()
-    }
 }
 
 impl Drop for Netns {
@@ -224,7 +218,7 @@ fn names() -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Returns the process id in `lab<pid>-<label>`.
+/// Returns the process id in `meter-lab-<pid>-<label>`.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
 }

@@ -6,8 +6,6 @@
 
 use std::{io::Write as _, path::Path, process::Command};
 
-use crate::netns::Netns;
-
 /// The environment variable with the names of what must not be missing.
 pub const VARIABLE: &str = "METER_TEST_REQUIRE";
 
@@ -83,14 +81,4 @@ pub fn met(requirement: &str, met: bool, missing: &str) -> bool {
         eprint!("{message}");
     }
     false
-}
-
-/// Asserts that nothing of this process's namespaces is left.
-///
-/// # Panics
-///
-/// When a namespace that this process made still has its name.
-pub fn nothing_left() {
-    let left = Netns::left_by(std::process::id());
-    assert!(left.is_empty(), "namespaces left behind: {left:?}");
 }
