@@ -1,6 +1,7 @@
 //! Exact traffic meters for virtual networks.
 pub mod binding;
 pub mod datapath;
+pub mod http;
 pub mod meter;
 pub mod netdev;
 pub mod publish;

@@ -66,6 +66,8 @@ pub struct Netdev {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// The kernel driver of a physical netdev, such as `virtio_net`; `None` where the kind says it all.
+    pub driver: Option<String>,
     /// `None` where the address is not six bytes.
     pub mac: Option<MacAddress>,
     /// `IFLA_IFALIAS`.

@@ -46,7 +46,7 @@ pub(super) fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
     for direction in Direction::ALL {
         let dump = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, parent(direction))?);
         match request(dump, NLM_F_DUMP) {
-            Ok(filters) if filters == 0 => {}
+            Ok(0) => {}
             Ok(_) => return Ok(()),
             Err(error) => return absent_is_fine(Err(error)),
         }
