@@ -2,6 +2,15 @@
 //!
 //! Pure: the configuration file's bindings, and those derived from aliases, altnames and names.
 
+use std::{collections::BTreeMap, fmt};
+
+use uuid::Uuid;
+
+use crate::{
+    meter::{DeviceId, PortId},
+    netdev::{Kind, MacAddress, Netdev, NetdevTable, Pattern},
+};
+
 /// Who said which port a netdev carries, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
@@ -26,4 +35,131 @@ impl Source {
             Self::Derived => "derived",
         }
     }
+}
+
+/// One `[[binding]]`: what is said of the netdevs that it matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Which netdevs, by name, kind or driver; `None` for any.
+    pub netdev: Option<Pattern>,
+    /// Which netdev, by hardware address; `None` for any. With a name both must match.
+    pub mac: Option<MacAddress>,
+    /// The port that the netdev carries; `None` leaves it to the weaker sources.
+    pub port: Option<PortId>,
+    /// The device that the port belongs to; `None` leaves it to the netdev's bridge.
+    pub device: Option<DeviceId>,
+}
+
+/// All bindings of a host: those of the configuration file, in its order, and what the weaker sources need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bindings {
+    /// Of the file; the first one that matches counts.
+    pub configured: Vec<Binding>,
+    /// Name space of derived UUIDs: the same on every start of this host, another one on every other host.
+    pub host_id: Uuid,
+}
+
+/// A netdev's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// The port.
+    pub port: PortId,
+    /// The device that it belongs to.
+    pub device: Option<DeviceId>,
+    /// What the device is called on this host: the bridge's name.
+    pub device_name: Option<String>,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// Two netdevs claim one port; this one does not get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The port that both claim.
+    pub port: PortId,
+    /// The netdev that has it.
+    pub holder: String,
+    /// Who said that this netdev carries it too.
+    pub source: Source,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, holder, source } = self;
+        write!(f, "its port {port} (by {}) is carried by {holder}; give one of them another", source.name())
+    }
+}
+
+impl Bindings {
+    /// Returns the port of each netdev, by ifindex.
+    #[must_use]
+    pub fn resolve(&self, table: &NetdevTable) -> BTreeMap<u32, Result<Bound, Conflict>> {
+        let mut bound: Vec<(&Netdev, Bound)> =
+            table.netdevs.values().map(|netdev| (netdev, self.bind(netdev, table))).collect();
+        // The strongest claim to a port comes first; among equals the netdev that is there longest.
+        bound.sort_by_key(|(netdev, bound)| (bound.source, netdev.ifindex));
+        let mut holders: BTreeMap<PortId, &str> = BTreeMap::new();
+        let mut resolved = BTreeMap::new();
+        for (netdev, bound) in bound {
+            let holder = *holders.entry(bound.port).or_insert(&netdev.name);
+            let result = if holder == netdev.name {
+                Ok(bound)
+            } else {
+                Err(Conflict { port: bound.port, holder: holder.to_owned(), source: bound.source })
+            };
+            resolved.insert(netdev.ifindex, result);
+        }
+        resolved
+    }
+
+    fn bind(&self, netdev: &Netdev, table: &NetdevTable) -> Bound {
+        let configured = self.configured.iter().find(|binding| binding.matches(netdev));
+        let named = identity(netdev);
+        let (port, source) = match (configured.and_then(|binding| binding.port), named) {
+            (Some(port), _) => (port, Source::Config),
+            (None, Some((uuid, source))) => (PortId(uuid), source),
+            (None, None) => (PortId(self.derive("port", &netdev.name)), Source::Derived),
+        };
+        let bridge = netdev
+            .master
+            .and_then(|master| table.netdevs.get(&master))
+            .filter(|master| master.kind == Kind::Bridge);
+        let device = configured.and_then(|binding| binding.device).or_else(|| {
+            let bridge = bridge?;
+            let uuid = identity(bridge).map(|(uuid, _)| uuid);
+            Some(DeviceId(uuid.unwrap_or_else(|| self.derive("device", &bridge.name))))
+        });
+        Bound { port, device, device_name: bridge.map(|bridge| bridge.name.clone()), source }
+    }
+
+    /// Returns a UUIDv5 (RFC 9562) of this host for a thing that nobody gave one.
+    fn derive(&self, what: &str, name: &str) -> Uuid {
+        Uuid::new_v5(&self.host_id, format!("{what}:{name}").as_bytes())
+    }
+}
+
+impl Binding {
+    fn matches(&self, netdev: &Netdev) -> bool {
+        self.netdev.as_ref().is_none_or(|pattern| pattern.matches(netdev))
+            && self.mac.is_none_or(|mac| netdev.mac == Some(mac))
+    }
+}
+
+/// Returns the UUID that a netdev's alias or one of its alternative names carries.
+fn identity(netdev: &Netdev) -> Option<(Uuid, Source)> {
+    let alias = netdev.alias.as_deref().and_then(only_uuid).map(|uuid| (uuid, Source::Alias));
+    alias.or_else(|| {
+        netdev.altnames.iter().find_map(|name| only_uuid(name)).map(|uuid| (uuid, Source::Altname))
+    })
+}
+
+/// Returns the UUID in a text, alone or among other words (`port 3f2a…-…, web`); `None` where there are two or none.
+fn only_uuid(text: &str) -> Option<Uuid> {
+    let mut uuids = text
+        .split(|c: char| !c.is_ascii_hexdigit() && c != '-')
+        .filter(|word| word.len() == 36)
+        .filter_map(|word| Uuid::try_parse(word).ok())
+        .filter(|uuid| !uuid.is_nil());
+    let first = uuids.next()?;
+    uuids.all(|uuid| uuid == first).then_some(first)
 }

@@ -5,4 +5,6 @@ pub mod http;
 pub mod meter;
 pub mod netdev;
 pub mod publish;
+pub mod reconcile;
+pub mod roles;
 pub mod snapshot;

@@ -6,7 +6,9 @@ pub mod monitor;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
+    str::FromStr,
 };
 
 /// A netdev's hardware address.
@@ -42,6 +44,27 @@ pub enum Kind {
     Dummy,
     /// Anything else, by the kernel's word.
     Other(String),
+}
+
+impl Kind {
+    /// Returns the kernel's word for it, as `ip -d link` shows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Physical => "physical",
+            Self::Loopback => "loopback",
+            Self::Tap => "tap",
+            Self::Layer3 => "layer3",
+            Self::Veth { .. } => "veth",
+            Self::Tunnel(tunnel) => &tunnel.kind,
+            Self::Bridge => "bridge",
+            Self::Bond => "bond",
+            Self::Vlan => "vlan",
+            Self::Macvlan => "macvlan",
+            Self::Dummy => "dummy",
+            Self::Other(kind) => kind,
+        }
+    }
 }
 
 /// What is known of a tunnel netdev.
@@ -82,6 +105,91 @@ pub struct Netdev {
     pub up: bool,
     /// Maximum transmission unit, in bytes of L3.
     pub mtu: u32,
+}
+
+/// Which netdevs are meant: by name (`tap*`), by kind (`kind:veth`) or by driver (`driver:mlx5_core`).
+///
+/// `*` stands for any run of characters, `?` for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    field: Field,
+    glob: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Name,
+    Kind,
+    Driver,
+}
+
+/// A text is not a [`Pattern`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a netdev pattern: expected a name such as \"tap*\", \"kind:…\" or \"driver:…\"")]
+pub struct ParsePatternError(String);
+
+impl FromStr for Pattern {
+    type Err = ParsePatternError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (field, glob) = match text.split_once(':') {
+            None => (Field::Name, text),
+            Some(("kind", glob)) => (Field::Kind, glob),
+            Some(("driver", glob)) => (Field::Driver, glob),
+            Some(_) => return Err(ParsePatternError(text.to_owned())),
+        };
+        // The kernel takes no white space and no slash in a name.
+        if glob.is_empty() || glob.contains(|c: char| c.is_whitespace() || c == '/') {
+            return Err(ParsePatternError(text.to_owned()));
+        }
+        Ok(Self { field, glob: glob.to_owned() })
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = match self.field {
+            Field::Name => "",
+            Field::Kind => "kind:",
+            Field::Driver => "driver:",
+        };
+        write!(f, "{prefix}{}", self.glob)
+    }
+}
+
+impl Pattern {
+    /// Returns whether the netdev is meant.
+    #[must_use]
+    pub fn matches(&self, netdev: &Netdev) -> bool {
+        match self.field {
+            Field::Name => glob_matches(&self.glob, &netdev.name),
+            Field::Kind => glob_matches(&self.glob, netdev.kind.name()),
+            Field::Driver => netdev.driver.as_deref().is_some_and(|driver| glob_matches(&self.glob, driver)),
+        }
+    }
+}
+
+/// Matches greedily and goes back to the last `*` only, which is enough: time is at most the product of the lengths.
+fn glob_matches(glob: &str, text: &str) -> bool {
+    let (glob, text): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
+    let (mut g, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if glob.get(g) == Some(&'*') {
+            star = Some((g, t));
+            g += 1;
+        } else if glob.get(g).is_some_and(|&c| c == '?' || c == text[t]) {
+            g += 1;
+            t += 1;
+        } else if let Some((at, from)) = star {
+            star = Some((at, from + 1));
+            g = at + 1;
+            t = from + 1;
+        } else {
+            return false;
+        }
+    }
+    glob[g..].iter().all(|&c| c == '*')
 }
 
 /// All netdevs of one network namespace with what decides their role.
