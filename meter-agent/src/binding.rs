@@ -163,3 +163,6 @@ fn only_uuid(text: &str) -> Option<Uuid> {
     let first = uuids.next()?;
     uuids.all(|uuid| uuid == first).then_some(first)
 }
+
+#[cfg(test)]
+mod tests;

@@ -223,3 +223,63 @@ pub enum NetdevEvent {
     /// The kernel dropped messages (`ENOBUFS`). A complete dump follows.
     Overrun,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop_assert_eq, proptest};
+
+    use super::{Kind, Netdev, Pattern, glob_matches};
+
+    #[test]
+    fn patterns_ask_for_name_kind_or_driver() {
+        let netdev = Netdev {
+            ifindex: 2,
+            name: "eth0".to_owned(),
+            kind: Kind::Physical,
+            driver: Some("mlx5_core".to_owned()),
+            mac: None,
+            alias: None,
+            altnames: Vec::new(),
+            master: None,
+            lower: None,
+            up: true,
+            mtu: 1500,
+        };
+        for (pattern, expected) in [
+            ("eth0", true),
+            ("eth?", true),
+            ("*", true),
+            ("eth", false),
+            ("eth0?", false),
+            ("kind:physical", true),
+            ("kind:veth", false),
+            ("driver:mlx*", true),
+            ("driver:virtio_net", false),
+        ] {
+            let parsed: Pattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(&netdev), expected, "{pattern}");
+            assert_eq!(parsed.to_string(), pattern);
+        }
+        for text in ["", "name:eth0", "kind:", "a b", "a/b"] {
+            assert!(text.parse::<Pattern>().is_err(), "{text:?}");
+        }
+    }
+
+    /// The definition, which takes exponential time.
+    fn plainly_matches(glob: &[u8], text: &[u8]) -> bool {
+        match (glob.first(), text.first()) {
+            (None, _) => text.is_empty(),
+            (Some(b'*'), _) => (0..=text.len()).any(|skip| plainly_matches(&glob[1..], &text[skip..])),
+            (Some(b'?'), Some(_)) => plainly_matches(&glob[1..], &text[1..]),
+            (Some(g), Some(t)) => g == t && plainly_matches(&glob[1..], &text[1..]),
+            (Some(_), None) => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn globs_match_as_they_are_defined(glob in "[ab*?]{0,8}", text in "[ab]{0,8}") {
+            prop_assert_eq!(glob_matches(&glob, &text), plainly_matches(glob.as_bytes(), text.as_bytes()));
+        }
+    }
+}

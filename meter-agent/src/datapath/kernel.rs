@@ -265,7 +265,7 @@ impl KernelDatapath {
     /// Takes the netdev away from its port. The port keeps its totals.
     fn unbind(&mut self, ifindex: u32, port: PortId) {
         let result = self.maps.set_slot(ifindex, SlotRef::default()).and_then(|()| {
-            self.ledger.release(port_uuid(port)).map_or(Ok(()), |write| self.maps.write(&write))
+            self.ledger.release(port_uuid(port), ifindex).map_or(Ok(()), |write| self.maps.write(&write))
         });
         if let Err(error) = result {
             tracing::error!(ifindex, port = %port, error = %describe(&error), "release failed");

@@ -152,15 +152,16 @@ impl Ledger {
         Some(Write::Port(port, *record))
     }
 
-    /// Takes the netdev away. The port keeps its slot, so what a program on another CPU counts at this moment is
-    /// counted for it.
-    pub(crate) fn release(&mut self, port: PortUuid) -> Option<Write> {
+    /// Takes this netdev away from the port; nothing changes if another one carries it by now. The port keeps its
+    /// slot, so what a program on another CPU counts at this moment is counted for it.
+    pub(crate) fn release(&mut self, port: PortUuid, ifindex: u32) -> Option<Write> {
         let record = self.records.get_mut(&port)?;
-        if record.ifindex != 0 {
-            record.ifindex = 0;
-            record.hooks = 0;
-            self.idle.push_back(port);
+        if record.ifindex == 0 || record.ifindex != ifindex {
+            return None;
         }
+        record.ifindex = 0;
+        record.hooks = 0;
+        self.idle.push_back(port);
         Some(Write::Port(port, *record))
     }
 
@@ -280,7 +281,7 @@ mod tests {
             slots.receive(slot.slot, 1, 100 * u64::from(port));
         }
         assert_eq!(ledger.claim(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
-        ledger.release(uuid(2));
+        ledger.release(uuid(2), 2);
         let (slot, writes) = ledger.claim(&claim(4, 0), 7, &slots).unwrap();
         assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
         slots.receive(slot.slot, 5, 5);
@@ -341,7 +342,7 @@ mod tests {
                         Ok((_, writes)) => writes,
                         Err(_) => continue,
                     },
-                    Action::Release(port) => ledger.release(uuid(port)).into_iter().collect(),
+                    Action::Release(port) => ledger.release(uuid(port), u32::from(port)).into_iter().collect(),
                     Action::Receive(port, bytes) => {
                         if let Some(record) = ledger.records().get(&uuid(port))
                             && record.ifindex != 0
