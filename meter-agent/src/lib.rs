@@ -1,4 +1,5 @@
 //! Exact traffic meters for virtual networks.
+pub mod agent;
 pub mod binding;
 pub mod datapath;
 pub mod http;
@@ -8,3 +9,4 @@ pub mod publish;
 pub mod reconcile;
 pub mod roles;
 pub mod snapshot;
+pub mod survey;

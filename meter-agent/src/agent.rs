@@ -1,0 +1,295 @@
+//! The event loop: one thread that owns all mutable state.
+//!
+//! Level-triggered: every event only changes what is known or wanted. After it, [`Survey`] says how each netdev should
+//! be attached, [`reconcile::plan`] says what that takes, and the steps are taken one at a time, so that a reader who
+//! asks for totals waits for one attach at most. A step that fails stays wanted and is tried again, later and later.
+//!
+//! An ordinary thread on a channel, not a task: the datapath's system calls block.
+
+mod compose;
+mod failures;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvError, TryRecvError},
+    },
+};
+
+use arc_swap::ArcSwap;
+
+use self::{compose::Known, failures::Failures};
+use crate::{
+    datapath::{Attachment, Datapath, Retry, Target},
+    netdev::{NetdevEvent, NetdevTable},
+    publish::Refresh,
+    reconcile::{self, Step},
+    snapshot::{Health, Snapshot},
+    survey::{Policy, Survey},
+};
+
+/// Events that are taken from the channel before the next step; bounds how long a flood of them delays it.
+const BATCH: usize = 4_096;
+
+/// Everything that happens to the agent.
+#[derive(Debug)]
+pub enum Event {
+    /// The kernel announced something.
+    Netdev(NetdevEvent),
+    /// The configuration was read again, at this time (seconds since the Unix epoch).
+    Policy(Box<Policy>, u64),
+    /// The configuration was read again and is wrong; the old one stays in force.
+    BadPolicy,
+    /// A reader wants totals.
+    Refresh(Refresh),
+    /// A second has passed.
+    Tick,
+    /// The agent ends.
+    Shutdown,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct Agent<D> {
+    datapath: D,
+    policy: Policy,
+    table: NetdevTable,
+    survey: Survey,
+    attached: BTreeMap<u32, Attachment>,
+    failures: Failures,
+    steps: VecDeque<Step>,
+    wishes: Vec<Refresh>,
+    /// Whether something changed that may change the plan.
+    stale: bool,
+    /// Whether the first complete dump is in.
+    dumped: bool,
+    health: Health,
+    host: String,
+    generation: u64,
+    latest: Arc<ArcSwap<Snapshot>>,
+}
+
+impl<D: Datapath> Agent<D> {
+    /// Makes an agent that counts through `datapath` and publishes to `latest`.
+    ///
+    /// `attached` is what an earlier agent left attached, `host` the host's name, `config_loaded_s` when the policy
+    /// was read (seconds since the Unix epoch).
+    pub fn new(
+        datapath: D,
+        attached: BTreeMap<u32, Attachment>,
+        policy: Policy,
+        host: String,
+        config_loaded_s: u64,
+        latest: Arc<ArcSwap<Snapshot>>,
+    ) -> Self {
+        Self {
+            datapath,
+            policy,
+            table: NetdevTable::default(),
+            survey: Survey::default(),
+            attached,
+            failures: Failures::default(),
+            steps: VecDeque::new(),
+            wishes: Vec::new(),
+            stale: false,
+            dumped: false,
+            health: Health { config_reload_ok: true, config_loaded_s, ..Health::default() },
+            host,
+            generation: 0,
+            latest,
+        }
+    }
+
+    /// Runs until [`Event::Shutdown`], or until nobody can send an event any more; returns the datapath, attached.
+    pub fn run(mut self, events: &Receiver<Event>) -> D {
+        while self.turn(events) {}
+        // What counted until now is there for whoever still reads.
+        self.publish();
+        self.datapath
+    }
+
+    /// Takes what is in the channel, answers readers, and takes one step; returns whether to go on.
+    fn turn(&mut self, events: &Receiver<Event>) -> bool {
+        if self.steps.is_empty() {
+            // Nothing to do before something happens.
+            match events.recv() {
+                Ok(Event::Shutdown) | Err(RecvError) => return false,
+                Ok(event) => self.apply(event),
+            }
+        }
+        for _ in 0..BATCH {
+            match events.try_recv() {
+                Ok(Event::Shutdown) | Err(TryRecvError::Disconnected) => return false,
+                Ok(event) => self.apply(event),
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        if self.stale {
+            self.plan();
+        }
+        let planned = !self.steps.is_empty();
+        if let Some(step) = self.steps.pop_front() {
+            self.take(step);
+        }
+        let caught_up = self.dumped && self.steps.is_empty();
+        let became_ready = caught_up && !self.health.ready;
+        self.health.ready |= caught_up;
+        // The last of a run of steps shows at once, without a reader's asking.
+        if became_ready || (planned && self.steps.is_empty()) || !self.wishes.is_empty() {
+            self.publish();
+        }
+        true
+    }
+
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Netdev(event) => self.apply_netdev(event),
+            Event::Policy(policy, read_s) => {
+                self.policy = *policy;
+                self.health.config_reload_ok = true;
+                self.health.config_loaded_s = read_s;
+                // What only another configuration could help may be helped now.
+                self.failures.forget_all();
+                self.stale = true;
+            }
+            Event::BadPolicy => self.health.config_reload_ok = false,
+            Event::Refresh(wish) => self.wishes.push(wish),
+            Event::Tick => self.stale |= self.failures.tick(),
+            // Handled where events are taken from the channel.
+            Event::Shutdown => {}
+        }
+    }
+
+    fn apply_netdev(&mut self, event: NetdevEvent) {
+        self.stale = true;
+        match event {
+            NetdevEvent::All(table) => {
+                self.health.netlink_dumps += 1;
+                self.dumped = true;
+                self.table = table;
+            }
+            NetdevEvent::New(netdev) => {
+                self.health.netlink_events += 1;
+                tracing::debug!(netdev = %netdev.name, ifindex = netdev.ifindex, "netdev announced");
+                self.table.netdevs.insert(netdev.ifindex, netdev);
+            }
+            NetdevEvent::Gone(ifindex) => {
+                self.health.netlink_events += 1;
+                tracing::debug!(ifindex, "netdev gone");
+                self.table.netdevs.remove(&ifindex);
+                self.table.addresses.remove(&ifindex);
+                self.table.default_routes.remove(&ifindex);
+                self.failures.forget(ifindex);
+            }
+            NetdevEvent::Overrun => {
+                self.health.netlink_overruns += 1;
+                tracing::warn!("the kernel dropped netlink messages; taking a complete dump");
+            }
+        }
+    }
+
+    /// Compares what is with what should be.
+    fn plan(&mut self) {
+        self.stale = false;
+        if !self.dumped {
+            // Before the first dump everything would look gone.
+            return;
+        }
+        self.survey = Survey::new(&self.table, &self.policy);
+        self.failures.keep(&self.survey.desired);
+        let steps = reconcile::plan(&self.survey.desired, &self.attached);
+        self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
+        self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
+    }
+
+    /// Returns whether a step is to be taken now; one that failed waits for its time.
+    fn is_due(&self, step: &Step) -> bool {
+        match step {
+            Step::Attach(target) => self.failures.is_due(target),
+            Step::Detach { .. } => true,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Attach(target) => self.attach(target),
+            Step::Detach { ifindex } => self.detach(ifindex),
+        }
+        self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
+    }
+
+    fn attach(&mut self, target: Target) {
+        match self.datapath.attach(&target) {
+            Ok(attachment) => {
+                self.failures.forget(target.ifindex);
+                tracing::info!(
+                    netdev = %target.netdev,
+                    ifindex = target.ifindex,
+                    port = %target.port,
+                    class = target.class.name(),
+                    ingress = %attachment.ingress,
+                    egress = %attachment.egress,
+                    "attached"
+                );
+                self.attached.insert(target.ifindex, attachment);
+            }
+            Err(error) => {
+                // Nothing of a failed attach remains.
+                self.attached.remove(&target.ifindex);
+                *self.health.attach_failures.entry(error.reason).or_default() += 1;
+                if error.retry == Retry::Gone {
+                    tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
+                }
+                self.failures.failed(target, error);
+            }
+        }
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        match self.datapath.detach(ifindex) {
+            Ok(()) => {
+                if let Some(attachment) = self.attached.remove(&ifindex) {
+                    let Target { netdev, port, .. } = &attachment.target;
+                    tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
+                }
+                self.failures.forget(ifindex);
+            }
+            Err(error) => {
+                *self.health.attach_failures.entry(error.reason).or_default() += 1;
+                tracing::error!(ifindex, error = %error, "detach failed; will retry");
+                self.failures.retry_detach();
+            }
+        }
+    }
+
+    /// Reads the totals, makes a snapshot of them, and hands it to whoever waits.
+    fn publish(&mut self) {
+        match self.datapath.read() {
+            Ok(reading) => {
+                self.generation += 1;
+                let known = Known {
+                    table: &self.table,
+                    survey: &self.survey,
+                    attached: &self.attached,
+                    failures: &self.failures,
+                    health: &self.health,
+                    host: &self.host,
+                };
+                let snapshot = Arc::new(compose::snapshot(self.generation, reading, &known));
+                self.latest.store(Arc::clone(&snapshot));
+                for wish in self.wishes.drain(..) {
+                    // A reader who went away meanwhile has no use for it.
+                    drop(wish.send(Arc::clone(&snapshot)));
+                }
+            }
+            Err(error) => {
+                self.health.read_failures += 1;
+                tracing::error!(error = %error, "reading the counters failed; readers get the last totals");
+                self.wishes.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A reading of the counters and what is known of the host, put together to a [`Snapshot`].
+
+use std::collections::BTreeMap;
+
+use meter_ebpf::abi::Direction;
+
+use super::failures::Failures;
+use crate::{
+    datapath::{Attachment, PortReading, Reading, TunnelReading},
+    netdev::{Kind, MacAddress, NetdevTable},
+    snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
+    survey::Survey,
+};
+
+/// What the agent knows beside the counters.
+pub(super) struct Known<'a> {
+    pub(super) table: &'a NetdevTable,
+    pub(super) survey: &'a Survey,
+    pub(super) attached: &'a BTreeMap<u32, Attachment>,
+    pub(super) failures: &'a Failures,
+    pub(super) health: &'a Health,
+    pub(super) host: &'a str,
+}
+
+/// Makes the snapshot with this generation.
+pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> Snapshot {
+    let (receive, transmit): (Vec<_>, Vec<_>) =
+        reading.tunnels.into_iter().partition(|tunnel| tunnel.direction == Direction::Ingress);
+    let netdevs =
+        known.survey.statuses(known.table, known.attached, |ifindex| known.failures.reason(ifindex));
+    Snapshot {
+        generation,
+        host: known.host.to_owned(),
+        ports: reading.ports.into_iter().map(|port| with_carrier(port, known)).collect(),
+        devices: reading.devices.into_iter().collect(),
+        tunnels_transmit: over_uplinks(transmit),
+        tunnels_receive: over_uplinks(receive),
+        buckets: reading
+            .buckets
+            .into_iter()
+            .map(|bucket| ((bucket.uplink, bucket.direction), bucket.buckets))
+            .collect(),
+        faults: reading.faults,
+        unbound: reading.unbound.hooks,
+        maps: reading.maps,
+        netdevs,
+        health: known.health.clone(),
+    }
+}
+
+/// Adds up what the uplinks saw of each tunnel.
+fn over_uplinks(tunnels: Vec<TunnelReading>) -> BTreeMap<TunnelId, TunnelTotals> {
+    let mut sums: BTreeMap<TunnelId, TunnelTotals> = BTreeMap::new();
+    for tunnel in tunnels {
+        let id = TunnelId { src: tunnel.src, dst: tunnel.dst, vni: tunnel.vni, encap: tunnel.encap };
+        let sum = sums.entry(id).or_default();
+        sum.packets = sum.packets.wrapping_add(tunnel.packets);
+        sum.inner_bytes = sum.inner_bytes.wrapping_add(tunnel.inner_bytes);
+        sum.outer_bytes = sum.outer_bytes.wrapping_add(tunnel.outer_bytes);
+    }
+    sums
+}
+
+fn with_carrier(reading: PortReading, known: &Known<'_>) -> Port {
+    Port {
+        port: reading.port,
+        class: reading.class,
+        created_ns: reading.created_ns,
+        ingress: *reading.totals.hook(Direction::Ingress),
+        egress: *reading.totals.hook(Direction::Egress),
+        device: reading.device,
+        carrier: reading.ifindex.and_then(|ifindex| carrier(&reading, ifindex, known)),
+    }
+}
+
+/// Describes the netdev that carries a port; `None` where it went and the datapath was not told yet.
+fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Carrier> {
+    let netdev = known.table.netdevs.get(&ifindex)?;
+    let attachment = known.attached.get(&ifindex)?;
+    let bound = known.survey.bound.get(&ifindex)?.as_ref().ok().filter(|bound| bound.port == reading.port)?;
+    Some(Carrier {
+        ifindex,
+        netdev: netdev.name.clone(),
+        kind: netdev.kind.name().to_owned(),
+        alias: netdev.alias.clone(),
+        mac: netdev.mac.map(mac_text),
+        device_name: bound.device_name.clone(),
+        vni: match &netdev.kind {
+            Kind::Tunnel(tunnel) => tunnel.vni,
+            _ => None,
+        },
+        source: bound.source,
+        hooks: (attachment.ingress, attachment.egress),
+    })
+}
+
+fn mac_text(mac: MacAddress) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

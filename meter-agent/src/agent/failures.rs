@@ -1,0 +1,93 @@
+//! Attaches that failed: when to try again, and what to say of them.
+
+use std::collections::BTreeMap;
+
+use crate::datapath::{AttachError, Retry, Target};
+
+/// Ticks before the second attempt; each further one waits twice as long.
+const FIRST_WAIT: u32 = 1;
+/// Ticks that an attempt waits at most.
+const LONGEST_WAIT: u32 = 64;
+
+#[derive(Debug)]
+struct Failure {
+    target: Target,
+    error: AttachError,
+    attempt: u32,
+    /// Ticks until the next attempt; 0 when it is due.
+    wait: u32,
+}
+
+/// The netdevs that should be attached and could not be.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    by_ifindex: BTreeMap<u32, Failure>,
+    detach_failed: bool,
+}
+
+impl Failures {
+    pub(super) fn len(&self) -> usize {
+        self.by_ifindex.len()
+    }
+
+    /// Returns why a netdev is not attached.
+    pub(super) fn reason(&self, ifindex: u32) -> Option<String> {
+        self.by_ifindex.get(&ifindex).map(|failure| failure.error.message.clone())
+    }
+
+    /// Takes note of a failed attach. Logs it when it is new or another than before, and counts on silently.
+    pub(super) fn failed(&mut self, target: Target, error: AttachError) {
+        let before = self.by_ifindex.remove(&target.ifindex).filter(|before| before.target == target);
+        let attempt = before.as_ref().map_or(0, |before| before.attempt) + 1;
+        if error.retry != Retry::Gone && before.is_none_or(|before| before.error != error) {
+            let next = if error.retry == Retry::Never { "not tried again" } else { "will retry" };
+            tracing::error!(
+                netdev = %target.netdev,
+                ifindex = target.ifindex,
+                port = %target.port,
+                attempt,
+                error = %error,
+                next,
+                "attach failed"
+            );
+        }
+        let wait =
+            FIRST_WAIT.checked_shl(attempt - 1).unwrap_or(LONGEST_WAIT).clamp(FIRST_WAIT, LONGEST_WAIT);
+        self.by_ifindex.insert(target.ifindex, Failure { target, error, attempt, wait });
+    }
+
+    /// Plans again at the next tick.
+    pub(super) fn retry_detach(&mut self) {
+        self.detach_failed = true;
+    }
+
+    /// Returns whether an attach is to be tried now: it never failed, another one failed, or its time has come.
+    pub(super) fn is_due(&self, target: &Target) -> bool {
+        self.by_ifindex.get(&target.ifindex).is_none_or(|failure| {
+            failure.target != *target || (failure.wait == 0 && failure.error.retry != Retry::Never)
+        })
+    }
+
+    /// Lets a second pass; returns whether something became due.
+    pub(super) fn tick(&mut self) -> bool {
+        let mut due = std::mem::take(&mut self.detach_failed);
+        for failure in self.by_ifindex.values_mut().filter(|failure| failure.wait > 0) {
+            failure.wait -= 1;
+            due |= failure.wait == 0 && failure.error.retry != Retry::Never;
+        }
+        due
+    }
+
+    /// Forgets those that nobody wants attached any more.
+    pub(super) fn keep(&mut self, desired: &BTreeMap<u32, Target>) {
+        self.by_ifindex.retain(|ifindex, _| desired.contains_key(ifindex));
+    }
+
+    pub(super) fn forget(&mut self, ifindex: u32) {
+        self.by_ifindex.remove(&ifindex);
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.by_ifindex.clear();
+    }
+}
