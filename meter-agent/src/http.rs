@@ -3,6 +3,7 @@
 //! [`server`] turns a connection into [`Request`]s and writes [`Response`]s, with a bound on everything that a client
 //! decides. What is served is a function from one to the other.
 
+pub mod client;
 pub mod server;
 
 use bytes::Bytes;

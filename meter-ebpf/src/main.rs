@@ -3,6 +3,7 @@
 #![no_main]
 
 mod context;
+mod log;
 mod maps;
 
 use core::mem::MaybeUninit;
@@ -123,6 +124,7 @@ fn gso_extra(skb: Skb, tag: u32) -> Counter {
         .and_then(|header| packet::gso_extra(length, header, skb.gso_size(), skb.gso_segs()))
         .unwrap_or_else(|fault| {
             maps::count_fault(fault, length);
+            log::fault(fault, length);
             Counter { packets: 0, bytes: 0 }
         });
     Counter { packets: extra.packets, bytes: extra.bytes.wrapping_add(u64::from(tag) * (extra.packets + 1)) }
@@ -197,6 +199,7 @@ fn count_outer(wire: &Wire, hook: u32, tunnel: Result<(TunnelKey, Inner), Bucket
         Err(bucket) => bucket,
     };
     maps::count_bucket(hook, bucket, wire.counter);
+    log::bucket(hook, bucket, wire.counter);
 }
 
 // The complete walks are functions of their own, and so are their steps: the verifier checks a function that is

@@ -1,0 +1,203 @@
+//! The local socket: what the agent tells those who may ask it on its own host.
+//!
+//! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{
+    http::{
+        Request, Response,
+        client::{Call, ClientError, exchange},
+    },
+    publish::SnapshotReader,
+    snapshot::NetdevStatus,
+};
+
+/// The path of the one thing that is served.
+const NETDEVS: &str = "/netdevs";
+/// How long an agent may take to answer; it may be attaching.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The socket can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another agent answers there.
+    #[error("{0}: another agent listens here; stop it, or set control.socket")]
+    InUse(PathBuf),
+    /// Something that is not a socket is there.
+    #[error("{0} is there and is no socket; remove it, or set control.socket")]
+    NotASocket(PathBuf),
+    /// A system call failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("no agent runs with the socket {0}")]
+    NoAgent(PathBuf),
+    /// The socket is there but can't be used.
+    #[error("connect to {path}: {source}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There was no answer.
+    #[error("ask the agent at {path}: {source}")]
+    Exchange {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: ClientError,
+    },
+    /// The answer is another one than this version's.
+    #[error("the agent at {path} answers {found}; is it another version?")]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// What came.
+        found: String,
+    },
+}
+
+/// Listens on a socket that only this user may open. One that an agent left which was killed is replaced.
+///
+/// # Errors
+///
+/// When another agent listens, or the place can't be used.
+pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
+    let failed = |action| move |source| BindError::Io { action, path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(BindError::InUse(path.to_owned()));
+            }
+            fs::remove_file(path).map_err(failed("remove the old socket"))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("look at")(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("restrict"))?;
+    Ok(listener)
+}
+
+/// Answers one request.
+pub async fn answer(reader: &SnapshotReader, request: Request) -> Response {
+    if request.path != NETDEVS {
+        return Response::text(StatusCode::NOT_FOUND, &format!("not found; there is {NETDEVS}"));
+    }
+    if request.method != Method::GET {
+        return Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    match serde_json::to_vec(&reader.fresh().await.netdevs) {
+        Ok(body) => Response::ok("application/json", body),
+        Err(error) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Asks the agent behind a socket for its netdevs.
+///
+/// # Errors
+///
+/// [`AskError::NoAgent`] where none runs.
+pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
+    let stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoAgent(path.to_owned()),
+        _ => AskError::Connect { path: path.to_owned(), source },
+    })?;
+    let call = Call {
+        method: Method::GET,
+        target: NETDEVS,
+        host: "localhost",
+        body: bytes::Bytes::new(),
+        timeout: PATIENCE,
+    };
+    let (status, body) = exchange(stream, call)
+        .await
+        .map_err(|source| AskError::Exchange { path: path.to_owned(), source })?;
+    let other = |found| AskError::Answer { path: path.to_owned(), found };
+    if status != StatusCode::OK {
+        return Err(other(status.to_string()));
+    }
+    serde_json::from_slice(&body).map_err(|error| other(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::{AskError, BindError, answer, bind, netdevs};
+    use crate::{
+        http::server::{Limits, serve},
+        publish::SnapshotReader,
+        snapshot::{NetdevStatus, Snapshot},
+    };
+
+    fn status() -> NetdevStatus {
+        NetdevStatus {
+            ifindex: 3,
+            netdev: "tap \"0\"".to_owned(),
+            kind: "tap".to_owned(),
+            role: "port".to_owned(),
+            port: Some("3f2a7c1e-0000-4000-8000-000000000001".to_owned()),
+            device: None,
+            source: Some("derived".to_owned()),
+            ingress: Some("tcx".to_owned()),
+            egress: None,
+            reason: "tap".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn netdevs_come_through_the_socket_as_they_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/agent.sock");
+        assert!(matches!(netdevs(&path).await, Err(AskError::NoAgent(_))));
+        let listener = bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let reader = SnapshotReader::fixed(Snapshot { netdevs: vec![status()], ..Snapshot::default() });
+        let server = tokio::spawn(serve(listener, Limits::default(), move |request| {
+            let reader = reader.clone();
+            async move { answer(&reader, request).await }
+        }));
+        assert_eq!(netdevs(&path).await.unwrap(), [status()]);
+        assert!(matches!(bind(&path), Err(BindError::InUse(_))));
+        server.abort();
+        drop(server.await);
+        assert!(matches!(netdevs(&path).await, Err(AskError::NoAgent(_))));
+        bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+}
