@@ -12,6 +12,7 @@
 //! | [`wire`] | a cable between two namespaces that counts each frame |
 //! | [`guest`] | a guest behind a tap or a veth, as a virtual machine would be |
 //! | [`traffic`] | transfers of a known size, each with a deadline |
+//! | [`http`] | asking a server in a namespace |
 //! | [`load`] | traffic that runs until it is told to stop |
 //! | [`require`] | what a test needs, and what happens where that is missing |
 //!
@@ -23,6 +24,7 @@ pub mod count;
 pub mod error;
 mod frame;
 pub mod guest;
+pub mod http;
 pub mod load;
 pub mod mac;
 pub mod netdev;

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, DirBuilder, File},
     io::{self, PipeReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -28,7 +28,6 @@ const DIRECTORY_PREFIX: &str = "meter-agent-lab-";
 
 /// A verifier on a slow machine needs some seconds.
 const READY: Duration = Duration::from_secs(60);
-const ANSWER: Duration = Duration::from_secs(5);
 const END: Duration = Duration::from_secs(15);
 
 /// Mounts bpffs, where agents pin what outlives them, unless it is there.
@@ -168,19 +167,9 @@ impl<'a> Agent<'a> {
     }
 
     fn get(&self, path: &str) -> Result<(u16, String)> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT));
-        let connected = self.host.netns.run_in(|| TcpStream::connect_timeout(&address, ANSWER))?;
-        let mut stream =
-            connected.with_context(|| format!("connect to {address} in {}", self.host.netns.name()))?;
-        stream.set_read_timeout(Some(ANSWER)).context("set a timeout")?;
-        // HTTP/1.0 ends with the connection: no chunks to put together.
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: text/plain\r\n\r\n");
-        stream.write_all(request.as_bytes()).context("send a request")?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).with_context(|| format!("read {path}"))?;
-        let (head, body) = response.split_once("\r\n\r\n").context("an answer without a head")?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.context("an answer without a status")?, body.to_owned()))
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT));
+        let answer = lab::http::get(&self.host.netns, server, path, &["Accept: text/plain"])?;
+        Ok((answer.status, answer.body))
     }
 
     /// Gives the exposition to `promtool check metrics` where there is one, and says what it found.
