@@ -1,6 +1,7 @@
 //! Exact traffic meters for virtual networks.
 pub mod agent;
 pub mod binding;
+pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod http;

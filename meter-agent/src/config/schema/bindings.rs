@@ -1,0 +1,99 @@
+//! `[[binding]]`: each by itself, and all of them together.
+
+use std::collections::HashMap;
+
+use crate::{
+    binding::Binding,
+    config::{
+        check,
+        document::{Document, Section},
+        report::{Origin, Placed, Report},
+    },
+    meter::{DeviceId, PortId},
+    netdev::{MacAddress, Pattern},
+};
+
+/// One table as it was read.
+struct Entry {
+    netdev: Option<Placed<Pattern>>,
+    mac: Option<Placed<MacAddress>>,
+    port: Option<Placed<PortId>>,
+    device: Option<DeviceId>,
+    origin: Origin,
+}
+
+/// Reads all bindings.
+pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> Vec<Binding> {
+    let sections = document.sections("binding", report);
+    let entries: Vec<Entry> = sections.iter().map(|section| entry(section, report)).collect();
+    reject_repeated(&entries, report);
+    entries
+        .into_iter()
+        .map(|Entry { netdev, mac, port, device, .. }| Binding {
+            netdev: netdev.map(|netdev| netdev.value),
+            mac: mac.map(|mac| mac.value),
+            port: port.map(|port| port.value),
+            device,
+        })
+        .collect()
+}
+
+fn entry(section: &Section<'_>, report: &mut Report<'_>) -> Entry {
+    let netdev = section.one(report, "netdev", check::string(check::pattern));
+    let mac = section.one(report, "mac", check::string(check::mac));
+    let port = section.one(report, "port", check::string(|text| check::uuid(text).map(PortId)));
+    let device = section.one(report, "device", check::string(|text| check::uuid(text).map(DeviceId)));
+    // A key whose value is wrong has been reported; it isn't missing as well.
+    if !section.has("netdev") && !section.has("mac") {
+        report.key(section.origin, "binding", "has neither netdev nor mac; say which netdev it is about");
+    }
+    if !section.has("port") && !section.has("device") {
+        report.key(section.origin, "binding", "has neither port nor device; say what the netdev carries");
+    }
+    // A hardware address makes it one netdev again.
+    if let (Some(netdev), Some(port)) = (&netdev, &port)
+        && !section.has("mac")
+        && check::matches_many(&netdev.value)
+    {
+        let what = format!(
+            "\"{}\" can match many netdevs, and a port has one; leave out port, or name the netdev",
+            netdev.value
+        );
+        report.key(port.origin, "binding.port", what);
+    }
+    Entry { netdev, mac, port, device: device.map(|device| device.value), origin: section.origin }
+}
+
+/// Reports ports that are bound twice, and bindings that can never count because an earlier one says the same.
+fn reject_repeated(entries: &[Entry], report: &mut Report<'_>) {
+    let mut ports: HashMap<PortId, Origin> = HashMap::new();
+    let mut netdevs: HashMap<(Option<String>, Option<MacAddress>), Origin> = HashMap::new();
+    for entry in entries {
+        if let Some(port) = &entry.port {
+            let first = *ports.entry(port.value).or_insert(port.origin);
+            if let Some(line) = another_line(first, port.origin, report) {
+                let what = format!("{} is bound in line {line} already; a port has one netdev", port.value);
+                report.key(port.origin, "binding.port", what);
+            }
+        }
+        let netdev = entry.netdev.as_ref().map(|netdev| netdev.value.to_string());
+        let mac = entry.mac.as_ref().map(|mac| mac.value);
+        if netdev.is_none() && mac.is_none() {
+            continue;
+        }
+        let first = *netdevs.entry((netdev, mac)).or_insert(entry.origin);
+        if let Some(line) = another_line(first, entry.origin, report) {
+            let what =
+                format!("is about the same netdev as the one in line {line}, which counts; make them one");
+            report.key(entry.origin, "binding", what);
+        }
+    }
+}
+
+/// Returns the line of the first of two that are the same; `None` where there is only one.
+fn another_line(first: Origin, this: Origin, report: &Report<'_>) -> Option<usize> {
+    match first {
+        Origin::File(offset) if first != this => Some(report.line(offset)),
+        _ => None,
+    }
+}

@@ -1,0 +1,238 @@
+//! Laws: any text is taken or refused, and a configuration that is written down reads as itself.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use super::*;
+use crate::netdev::Pattern;
+
+/// Pieces that texts are made of, most of them nearly right.
+const PIECES: &[&str] = &[
+    "[datapath]",
+    "[[binding]]",
+    "[log]",
+    "[http]",
+    "[",
+    "]",
+    "{",
+    "}",
+    "=",
+    ",",
+    ".",
+    "\n",
+    "\r\n",
+    "\"",
+    "'''",
+    "#",
+    "tc",
+    "level",
+    "listen",
+    "netdev",
+    "mac",
+    "port",
+    "host_id",
+    " = ",
+    "\"tap*\"",
+    "0",
+    "-1",
+    "1_000",
+    "0xff",
+    "1e9",
+    "nan",
+    "true",
+    "1979-05-27",
+    "\"[::]:7300\"",
+    "\"a=b[c{d}]=info,\"",
+    "é",
+    "\u{feff}",
+    "\0",
+];
+
+fn listen() -> impl Strategy<Value = Vec<SocketAddr>> {
+    prop::collection::vec(any::<u8>(), 0..4).prop_map(|hosts| {
+        // A port each, so that none overlaps another.
+        let addr = |(index, host): (usize, u8)| {
+            SocketAddr::from(([10, 0, 0, host], 1000 + u16::try_from(index).unwrap()))
+        };
+        hosts.into_iter().enumerate().map(addr).collect()
+    })
+}
+
+fn patterns(prefix: &'static str) -> impl Strategy<Value = Vec<Pattern>> {
+    let glob = prop::sample::subsequence(vec!["a*", "b?", "c", "é"], 0..4);
+    glob.prop_map(move |globs| globs.iter().map(|glob| format!("{prefix}{glob}").parse().unwrap()).collect())
+}
+
+fn bindings() -> impl Strategy<Value = Vec<Binding>> {
+    let one = (any::<bool>(), any::<bool>(), any::<bool>());
+    prop::collection::vec(one, 0..6).prop_map(|all| {
+        let binding = |(index, (by_name, by_mac, with_port)): (usize, (bool, bool, bool))| {
+            let number = u8::try_from(index).unwrap();
+            let uuid = Uuid::from_u128(1 + u128::from(number));
+            Binding {
+                netdev: (by_name || !by_mac).then(|| format!("tap{number}").parse().unwrap()),
+                mac: by_mac.then_some([2, 0, 0, 0, 0, number]),
+                port: with_port.then_some(PortId(uuid)),
+                device: (!with_port || by_mac).then_some(DeviceId(uuid)),
+            }
+        };
+        all.into_iter().enumerate().map(binding).collect()
+    })
+}
+
+prop_compose! {
+    fn datapaths()(
+        tc in prop::sample::select(vec![Tc::Auto, Tc::Tcx, Tc::Clsact]),
+        (max_netdevs, max_ports) in (1..=1_000_000_u32).prop_flat_map(|least| (Just(least), least..=1_000_000)),
+        max_tunnels in 1..=1_000_000_u32,
+        cache_bits in 6..=20_u32,
+        udp_ports in prop::collection::btree_set(1..=u16::MAX, 0..=12),
+        nvgre in any::<bool>(),
+        name in "[a-z]{1,8}",
+    ) -> Datapath {
+        let udp_ports: Vec<u16> = BTreeSet::into_iter(udp_ports).collect();
+        let (vxlan, geneve) = udp_ports.split_at(udp_ports.len().min(8));
+        Datapath {
+            pin_path: format!("/sys/fs/bpf/{name}").into(),
+            tc,
+            max_ports,
+            max_netdevs,
+            max_tunnels,
+            tunnel_cache_entries: 1 << cache_bits,
+            vxlan_ports: vxlan.to_vec(),
+            geneve_ports: geneve.to_vec(),
+            nvgre,
+        }
+    }
+}
+
+prop_compose! {
+    fn configs()(
+        id in 1..=u128::MAX,
+        host_name in "[a-z0-9.]{1,60}",
+        datapath in datapaths(),
+        http_listen in listen(),
+        log in prop::sample::select(vec![("off", LogFormat::Json), ("info,hyper=warn", LogFormat::Text)]),
+        (ignore, ports, uplinks) in (patterns("kind:"), patterns("driver:"), patterns("")),
+        xdp in any::<bool>(),
+        configured in bindings(),
+    ) -> Config {
+        let host_id = Uuid::from_u128(id);
+        Config {
+            host_id,
+            host_id_source: HostIdSource::Config,
+            host_name,
+            datapath,
+            jolokia_listen: http_listen.iter().map(|addr| SocketAddr::new(addr.ip(), addr.port() + 1000)).collect(),
+            http_listen,
+            control_socket: "/run/a \"b\".sock".into(),
+            log: Log { level: log.0.to_owned(), format: log.1 },
+            bindings: Bindings { configured, host_id },
+            rules: Rules {
+                ignore,
+                ports,
+                uplinks,
+                uplink_ingress: if xdp { IngressHook::Xdp } else { IngressHook::Tc },
+            },
+        }
+    }
+}
+
+fn strings<T: ToString>(list: &[T]) -> toml::Value {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().into()
+}
+
+/// Writes a configuration down as an operator would.
+fn written(config: &Config) -> String {
+    let Config { datapath, log, rules, bindings, .. } = config;
+    let string = |path: &Path| toml::Value::from(path.to_str().unwrap());
+    let tc = match datapath.tc {
+        Tc::Auto => "auto",
+        Tc::Tcx => "tcx",
+        Tc::Clsact => "clsact",
+    };
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let ingress = match rules.uplink_ingress {
+        IngressHook::Tc => "tc",
+        IngressHook::Xdp => "xdp",
+    };
+    let mut text = format!(
+        "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
+         max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
+         cache_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
+         ignore = {}\n\n[http]\nlisten = {}\n\n[jolokia]\nlisten = {}\n\n[control]\nsocket = {}\n\n\
+         [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
+        config.host_id,
+        config.host_name,
+        string(&datapath.pin_path),
+        datapath.max_ports,
+        datapath.max_netdevs,
+        datapath.vxlan_ports,
+        datapath.geneve_ports,
+        datapath.nvgre,
+        datapath.max_tunnels,
+        datapath.tunnel_cache_entries,
+        strings(&rules.uplinks),
+        strings(&rules.ports),
+        strings(&rules.ignore),
+        strings(&config.http_listen),
+        strings(&config.jolokia_listen),
+        string(&config.control_socket),
+        log.level,
+    );
+    for Binding { netdev, mac, port, device } in &bindings.configured {
+        text.push_str("\n[[binding]]\n");
+        let mac = mac.map(|[a, b, c, d, e, f]| format!("{a:02x}:{b:02X}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
+        let fields = [
+            ("netdev", netdev.as_ref().map(ToString::to_string)),
+            ("mac", mac),
+            ("port", port.map(|port| port.to_string())),
+            ("device", device.map(|device| device.to_string())),
+        ];
+        for (key, value) in fields {
+            let Some(value) = value else { continue };
+            writeln!(text, "{key} = \"{value}\"").unwrap();
+        }
+    }
+    text
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Err(mistakes) = Config::parse(bytes, "a.toml", &Flags::default(), &host()) {
+            prop_assert!(mistakes.to_string().starts_with("a.toml:"));
+        }
+    }
+
+    #[test]
+    fn any_text_is_taken_or_refused_line_by_line(pieces in prop::collection::vec(prop::sample::select(PIECES), 0..40)) {
+        if let Err(mistakes) = Config::parse(pieces.concat(), "a.toml", &Flags::default(), &host()) {
+            prop_assert_eq!(mistakes.to_string().lines().count(), mistakes.list.len());
+            for line in mistakes.to_string().lines() {
+                prop_assert!(line.starts_with("a.toml:"), "{}", line);
+            }
+        }
+    }
+
+    #[test]
+    fn any_value_of_a_flag_is_taken_or_refused(value in any::<String>()) {
+        let flags = Flags {
+            http_listen: vec![value.clone()],
+            control_socket: Some(value.clone()),
+            datapath_tc: Some(value.clone()),
+            log_level: Some(value),
+            ..Flags::default()
+        };
+        let mistakes = Config::parse("", "a.toml", &flags, &host()).unwrap_err();
+        prop_assert!(mistakes.list.iter().all(|mistake| matches!(mistake.place, Place::Flag(_))));
+    }
+
+    #[test]
+    fn configuration_that_is_written_down_reads_as_itself(config in configs()) {
+        let text = written(&config);
+        prop_assert_eq!(parse(&text), Ok(config), "{}", text);
+    }
+}
