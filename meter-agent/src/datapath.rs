@@ -62,13 +62,21 @@ pub enum HookKind {
     Xdp,
 }
 
-impl fmt::Display for HookKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl HookKind {
+    /// Returns the word that operators see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
             Self::Xdp => "xdp",
-        })
+        }
+    }
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -1,10 +1,16 @@
 //! The HTTP edge: the only part that knows the HTTP library.
 //!
 //! [`server`] turns a connection into [`Request`]s and writes [`Response`]s, with a bound on everything that a client
-//! decides. What is served is a function from one to the other.
+//! decides. What is served is a function from one to the other: [`routes::answer`] for the metrics port.
 
 pub mod client;
+pub mod device_stats;
+pub mod process;
+pub mod prometheus;
+pub mod routes;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, StatusCode, header::HeaderValue};

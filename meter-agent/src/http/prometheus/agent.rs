@@ -1,0 +1,198 @@
+//! What the agent says of itself, its maps and its process.
+
+use std::fmt;
+
+use meter_ebpf::abi::{Direction, Fault, VERSION};
+
+use super::{
+    super::process::Process,
+    families::{Families, Family, Labels, Value},
+    traffic::{reasons_help, word},
+};
+use crate::{
+    datapath::HookKind,
+    snapshot::{Health, Snapshot},
+};
+
+/// Writes every family of the agent.
+pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, process: &Process) -> fmt::Result {
+    identity(families, snapshot)?;
+    frames(families, snapshot)?;
+    hooks(families, snapshot)?;
+    maps(families, snapshot)?;
+    health(families, &snapshot.health)?;
+    self::process(families, process)
+}
+
+fn identity(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let build = Labels([
+        ("version", Value::Text(env!("CARGO_PKG_VERSION"))),
+        ("abi_version", Value::Number(VERSION)),
+    ]);
+    families.infos(
+        &Family::new("meter_agent_build", "Version of the agent, and of the layout of its pinned maps."),
+        [build],
+    )?;
+    families.infos(
+        &Family::new("meter_agent_host", "The host that the agent runs on."),
+        [Labels([("host", Value::Text(&snapshot.host))])],
+    )?;
+    families.counter(
+        &Family::new(
+            "meter_agent_readings",
+            "Times that all maps were read since the agent started; the totals are as old as the last increase.",
+        ),
+        snapshot.generation,
+    )
+}
+
+/// Writes the frames that were counted, but not as they should be.
+fn frames(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let reasons = reasons_help(Fault::ALL.iter().map(|reason| (reason.label(), reason.help())));
+    let faults = || Fault::ALL.iter().zip(&snapshot.faults.reasons);
+    let seen = format!(
+        "super-packets that were counted as one frame, at any hook; they are in their port's meter as well. {reasons}"
+    );
+    families.counters(
+        &Family::new("meter_agent_gso_fault_packets", format!("Number of {seen}")),
+        faults().map(|(reason, counter)| (by_reason(reason.label()), counter.packets)),
+    )?;
+    families.counters(
+        &Family::bytes("meter_agent_gso_fault", format!("Bytes (as the kernel counts them) of {seen}")),
+        faults().map(|(reason, counter)| (by_reason(reason.label()), counter.bytes)),
+    )?;
+    let unbound = || Direction::ALL.into_iter().zip(snapshot.unbound.map(|hook| hook.wire()));
+    let seen = "at hooks of netdevs that nobody claimed, by direction of the hook, in wire units; they are in no other \
+        family.";
+    families.counters(
+        &Family::new("meter_agent_unbound_packets", format!("Frames {seen}")),
+        unbound().map(|(direction, counter)| (by_direction(direction), counter.packets)),
+    )?;
+    families.counters(
+        &Family::bytes("meter_agent_unbound", format!("Bytes of frames {seen}")),
+        unbound().map(|(direction, counter)| (by_direction(direction), counter.bytes)),
+    )
+}
+
+const fn by_reason(reason: &str) -> Labels<'_, 1> {
+    Labels([("reason", Value::Text(reason))])
+}
+
+const fn by_direction(direction: Direction) -> Labels<'static, 1> {
+    Labels([("direction", Value::Text(word(direction)))])
+}
+
+fn hooks(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let mut counts = [(HookKind::Tcx, 0_u64), (HookKind::Clsact, 0), (HookKind::Xdp, 0)];
+    for (ingress, egress) in
+        snapshot.ports.iter().filter_map(|port| port.carrier.as_ref()).map(|carrier| carrier.hooks)
+    {
+        for (kind, count) in &mut counts {
+            *count += u64::from(*kind == ingress) + u64::from(*kind == egress);
+        }
+    }
+    families.gauges(
+        &Family::new(
+            "meter_agent_attached_hooks",
+            "Hooks that count, two for each metered netdev, by their kind.",
+        ),
+        counts.map(|(kind, count)| (Labels([("kind", Value::Text(kind.name()))]), count)),
+    )
+}
+
+fn maps(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let maps = || snapshot.maps.iter().map(|usage| (Labels([("map", Value::Text(usage.map))]), usage));
+    families.gauges(
+        &Family::new("meter_agent_map_entries", "Entries of a BPF map that are in use."),
+        maps().map(|(labels, usage)| (labels, usage.entries)),
+    )?;
+    families.gauges(
+        &Family::new("meter_agent_map_capacity_entries", "Entries that fit into a BPF map."),
+        maps().map(|(labels, usage)| (labels, usage.capacity)),
+    )?;
+    families.gauges(
+        &Family::bytes("meter_agent_map_memory", "Kernel memory of a BPF map, all CPUs together."),
+        maps().map(|(labels, usage)| (labels, usage.memory_bytes)),
+    )
+}
+
+fn health(families: &mut Families<'_>, health: &Health) -> fmt::Result {
+    families.counters(
+        &Family::new(
+            "meter_agent_attach_failures",
+            "Attempts to attach to a netdev that failed, by reason; the log and meter-agent ls say which netdev.",
+        ),
+        health.attach_failures.iter().map(|(reason, count)| (by_reason(reason), *count)),
+    )?;
+    families.gauge(
+        &Family::new("meter_agent_attach_pending", "Netdevs that should be metered and are not, now."),
+        health.attach_pending,
+    )?;
+    for (name, help, value) in [
+        (
+            "meter_agent_netlink_overruns",
+            "Times that the kernel dropped netlink messages; each is followed by a complete dump.",
+            health.netlink_overruns,
+        ),
+        ("meter_agent_netlink_dumps", "Complete dumps of the netdevs.", health.netlink_dumps),
+        (
+            "meter_agent_netlink_events",
+            "Changes of netdevs that the kernel announced.",
+            health.netlink_events,
+        ),
+        (
+            "meter_agent_read_failures",
+            "Times that the maps could not be read; the totals then stay as they were.",
+            health.read_failures,
+        ),
+    ] {
+        families.counter(&Family::new(name, help), value)?;
+    }
+    families.gauge(
+        &Family::new(
+            "meter_agent_config_last_reload_successful",
+            "1 when the last reload of the configuration was taken, 0 when the one before stays in force.",
+        ),
+        u32::from(health.config_reload_ok),
+    )?;
+    families.gauge(
+        &Family::seconds(
+            "meter_agent_config_last_reload_success_timestamp",
+            "When the configuration in force was read, since the Unix epoch.",
+        ),
+        health.config_loaded_s,
+    )?;
+    families.gauge(
+        &Family::new(
+            "meter_agent_ready",
+            "1 once every netdev found at the start is attached or has failed for a reason.",
+        ),
+        u32::from(health.ready),
+    )
+}
+
+/// Writes what the process takes, under the names that every Prometheus client uses.
+fn process(families: &mut Families<'_>, process: &Process) -> fmt::Result {
+    if let Some(time) = process.cpu_time {
+        let family = Family::seconds("process_cpu", "CPU time of the process, user and system.");
+        families.counter(&family, time.as_secs_f64())?;
+    }
+    if let Some(time) = process.start_time {
+        let family = Family::seconds("process_start_time", "When the process started, since the Unix epoch.");
+        families.gauge(&family, time.as_secs_f64())?;
+    }
+    for (value, family) in [
+        (
+            process.resident_bytes,
+            Family::bytes("process_resident_memory", "Memory of the process that is in RAM."),
+        ),
+        (process.virtual_bytes, Family::bytes("process_virtual_memory", "Address space of the process.")),
+        (process.open_fds, Family::new("process_open_fds", "File descriptors that the process has open.")),
+        (process.max_fds, Family::new("process_max_fds", "File descriptors that the process may open.")),
+    ] {
+        if let Some(value) = value {
+            families.gauge(&family, value)?;
+        }
+    }
+    Ok(())
+}

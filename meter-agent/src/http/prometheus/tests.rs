@@ -1,0 +1,216 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use proptest::{
+    collection, option,
+    prelude::{Strategy, any, prop_assert_eq, proptest},
+    sample::select,
+};
+
+use super::{Format, Process, render};
+use crate::{
+    datapath::Class,
+    http::tests as fixture,
+    snapshot::{Port, Snapshot},
+};
+
+fn process() -> Process {
+    Process {
+        cpu_time: Some(Duration::from_millis(1750)),
+        start_time: Some(Duration::from_millis(1_789_000_000_500)),
+        resident_bytes: Some(12_345_344),
+        virtual_bytes: Some(100_000_000),
+        open_fds: Some(42),
+        max_fds: Some(1024),
+    }
+}
+
+fn rendered(snapshot: Snapshot, format: Format) -> String {
+    render(Arc::new(snapshot), process(), format)
+}
+
+fn is_sample(line: &&str) -> bool {
+    !line.starts_with('#')
+}
+
+/// Returns the name of a sample's series: what stands before its labels or its value.
+fn name(sample: &str) -> &str {
+    sample.split(['{', ' ']).next().unwrap()
+}
+
+/// Checks what both formats ask of the order of lines; returns the samples.
+///
+/// Each family stands together and is there once; each sample belongs to the family above it.
+fn samples(text: &str, format: Format) -> Vec<&str> {
+    let mut families = BTreeSet::new();
+    let mut allowed: Vec<String> = Vec::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "HELP", family, help] => {
+                assert!(families.insert(family), "{family} is there twice");
+                assert!(help.ends_with('.') && !help.contains(['\\', '"']), "{line}");
+            }
+            ["#", "TYPE", family, kind] => {
+                let suffixes: &[&str] = match (format, kind) {
+                    (Format::OpenMetrics, "counter") => &["_total", "_created"],
+                    (Format::OpenMetrics, "info") => &["_info"],
+                    (_, "gauge") => &[""],
+                    (Format::Text, "counter") => {
+                        assert!(family.ends_with("_total"), "{line}");
+                        &[""]
+                    }
+                    _ => panic!("{line}"),
+                };
+                allowed = suffixes.iter().map(|suffix| format!("{family}{suffix}")).collect();
+            }
+            ["#", "UNIT", family, unit] => {
+                assert_eq!(format, Format::OpenMetrics, "{line}");
+                assert!(family.ends_with(&format!("_{unit}")), "{line}");
+            }
+            ["#", "EOF"] => assert_eq!(format, Format::OpenMetrics),
+            _ => {
+                assert!(
+                    allowed.iter().any(|allowed| allowed == name(line)),
+                    "{line} is not one of {allowed:?}"
+                );
+                let (series, _) = line.rsplit_once(' ').unwrap();
+                assert_eq!(samples.insert(series, line), None, "{series} is there twice");
+            }
+        }
+    }
+    assert_eq!(text.ends_with("# EOF\n"), format == Format::OpenMetrics);
+    text.lines().filter(is_sample).collect()
+}
+
+#[test]
+fn both_formats_are_as_the_golden_files_hold_them() {
+    for (file, format) in [("metrics.txt", Format::Text), ("metrics.om", Format::OpenMetrics)] {
+        let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"");
+        let text = rendered(fixture::snapshot(), format).replace(version, "{version=\"VERSION\"");
+        fixture::compare(file, &text);
+    }
+}
+
+#[test]
+fn created_is_next_to_its_counter() {
+    let text = rendered(fixture::snapshot(), Format::OpenMetrics);
+    let lines: Vec<&str> = text.lines().collect();
+    let created = lines.windows(2).filter(|pair| name(pair[1]).ends_with("_created"));
+    let mut count = 0;
+    for pair in created {
+        let (series, seconds) = pair[1].rsplit_once(' ').unwrap();
+        assert_eq!(pair[0].rsplit_once(' ').unwrap().0, series.replace("_created", "_total"));
+        assert!(seconds.starts_with("1789000000.25"), "{}", pair[1]);
+        count += 1;
+    }
+    // Four ports know when they began; each has eight counters.
+    assert_eq!(count, 4 * 8);
+}
+
+#[test]
+fn agent_that_has_counted_nothing_says_so() {
+    let text = render(Arc::default(), Process::default(), Format::Text);
+    let found: Vec<&str> = samples(&text, Format::Text);
+    assert!(found.contains(&"meter_agent_ready 0"), "{text}");
+    assert!(found.contains(&"meter_agent_readings_total 0"), "{text}");
+    assert!(found.contains(&"meter_agent_gso_fault_packets_total{reason=\"gso_truncated\"} 0"), "{text}");
+    assert!(!text.contains("meter_port") && !text.contains("process_"), "{text}");
+}
+
+#[test]
+fn thousand_ports_have_their_samples() {
+    let ports = (0..1000).map(|id| fixture::port(Class::Port, id, "tap0123456789")).collect();
+    let text = rendered(Snapshot { ports, ..Snapshot::default() }, Format::OpenMetrics);
+    let counts =
+        samples(&text, Format::OpenMetrics).into_iter().fold(BTreeMap::new(), |mut counts, sample| {
+            *counts.entry(name(sample)).or_insert(0) += 1;
+            counts
+        });
+    assert_eq!(counts["meter_port_receive_bytes_total"], 1000);
+    assert_eq!(counts["meter_port_transmit_skb_packets_created"], 1000);
+    assert_eq!(counts["meter_port_info"], 1000);
+}
+
+/// Undoes the escapes of a label's value.
+fn unescape(value: &str) -> String {
+    let mut characters = value.chars();
+    let mut text = String::new();
+    while let Some(c) = characters.next() {
+        text.push(match c {
+            '\\' => match characters.next().unwrap() {
+                'n' => '\n',
+                other => other,
+            },
+            other => other,
+        });
+    }
+    text
+}
+
+fn any_port() -> impl Strategy<Value = Port> {
+    let class = select(vec![Class::Port, Class::Uplink, Class::Tunnel]);
+    (class, any::<u128>(), "(?s).+", any::<[u64; 5]>(), option::of(any::<u32>())).prop_map(
+        |(class, id, name, [a, b, c, d, created_ns], vni)| {
+            let mut port = fixture::port(class, id, &name);
+            port.created_ns = created_ns;
+            port.ingress.skb_packets = a;
+            port.ingress.extra_bytes = b;
+            port.egress.skb_bytes = c;
+            port.egress.extra_packets = d;
+            let carrier = port.carrier.as_mut().unwrap();
+            carrier.alias = Some(name);
+            carrier.vni = vni;
+            port
+        },
+    )
+}
+
+/// Checks that the totals and the alias of a port are read back from its samples.
+fn check_port(samples: &[&str], port: &Port) {
+    let (prefix, label) = match port.class {
+        Class::Port => ("meter_port", "port"),
+        Class::Uplink => ("meter_uplink", "uplink"),
+        Class::Tunnel => ("meter_tunnel_netdev", "tunnel_netdev"),
+    };
+    let identity = format!("{{{label}=\"{}\"", port.port);
+    for (family, value) in [
+        ("receive_packets", port.ingress.wire().packets),
+        ("receive_bytes", port.ingress.wire().bytes),
+        ("receive_skb_packets", port.ingress.skb_packets),
+        ("receive_skb_bytes", port.ingress.skb_bytes),
+        ("transmit_packets", port.egress.wire().packets),
+        ("transmit_bytes", port.egress.wire().bytes),
+        ("transmit_skb_packets", port.egress.skb_packets),
+        ("transmit_skb_bytes", port.egress.skb_bytes),
+    ] {
+        let expected = format!("{prefix}_{family}_total{identity}}} {value}");
+        assert!(samples.contains(&expected.as_str()), "{expected} is missing");
+    }
+    let info = format!("{prefix}_info{identity},");
+    let info = samples.iter().find(|line| line.starts_with(&info)).unwrap();
+    let (_, rest) = info.split_once(",alias=\"").unwrap();
+    let (alias, _) = rest.rsplit_once("\",source=\"").unwrap();
+    assert_eq!(Some(unescape(alias)), port.carrier.as_ref().unwrap().alias);
+}
+
+proptest! {
+    #[test]
+    fn both_formats_carry_the_same_samples(ports in collection::vec(any_port(), 0..8)) {
+        let ports: BTreeMap<_, _> = ports.into_iter().map(|port| (port.port, port)).collect();
+        let snapshot = Snapshot { ports: ports.values().cloned().collect(), ..fixture::snapshot() };
+        let open_metrics = rendered(snapshot.clone(), Format::OpenMetrics);
+        let text = rendered(snapshot, Format::Text);
+        let text = samples(&text, Format::Text);
+        let mut open_metrics = samples(&open_metrics, Format::OpenMetrics);
+        open_metrics.retain(|sample| !name(sample).ends_with("_created"));
+        prop_assert_eq!(&text, &open_metrics);
+        for port in ports.values() {
+            check_port(&text, port);
+        }
+    }
+}

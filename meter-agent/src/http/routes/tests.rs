@@ -1,0 +1,131 @@
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use hyper::{HeaderMap, Method, StatusCode, header::HeaderName};
+
+use super::{Request, Response, answer};
+use crate::{
+    http::tests as fixture,
+    publish::SnapshotReader,
+    snapshot::{Health, Snapshot},
+};
+
+async fn ask(
+    reader: &SnapshotReader,
+    method: Method,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> Response {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(HeaderName::from_static(name), value.parse().unwrap());
+    }
+    let request = Request { method, path: path.to_owned(), query: None, headers: map, body: <_>::default() };
+    answer(reader, request).await
+}
+
+async fn get(reader: &SnapshotReader, path: &str) -> (StatusCode, String) {
+    let response = ask(reader, Method::GET, path, &[]).await;
+    (response.status, String::from_utf8(response.body.to_vec()).unwrap())
+}
+
+fn content_type(response: &Response) -> &str {
+    response.headers["content-type"].to_str().unwrap()
+}
+
+#[tokio::test]
+async fn each_path_has_its_page_and_others_have_none() {
+    let reader = SnapshotReader::fixed(fixture::snapshot());
+    for (path, status, kind, beginning) in [
+        ("/", 200, "text/html; charset=utf-8", "<!DOCTYPE html>"),
+        (
+            "/metrics",
+            200,
+            "text/plain; version=0.0.4; charset=utf-8",
+            "# HELP meter_port_receive_packets_total ",
+        ),
+        ("/device_stats", 200, "text/plain; charset=utf-8", "meters:device:00000000-"),
+        ("/-/healthy", 200, "text/plain; charset=utf-8", "healthy\n"),
+        ("/-/ready", 200, "text/plain; charset=utf-8", "ready\n"),
+        ("/metrics/", 404, "text/plain; charset=utf-8", "nothing is served at this path"),
+        ("/%6detrics", 404, "text/plain; charset=utf-8", "nothing is served at this path"),
+        ("", 404, "text/plain; charset=utf-8", "nothing is served at this path"),
+        ("*", 404, "text/plain; charset=utf-8", "nothing is served at this path"),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            let response = ask(&reader, method, path, &[]).await;
+            let body = String::from_utf8(response.body.to_vec()).unwrap();
+            assert_eq!((response.status.as_u16(), content_type(&response)), (status, kind), "{path}");
+            assert!(body.starts_with(beginning), "{path}: {body}");
+            assert!(status == 200 || body.lines().count() == 1, "{path}: {body}");
+        }
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+            let response = ask(&reader, method, path, &[]).await;
+            let allow = response.headers.get("allow").map(|allow| allow.to_str().unwrap());
+            let expected = if status == 404 { (404, None) } else { (405, Some("GET, HEAD")) };
+            assert_eq!((response.status.as_u16(), allow), expected, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn accept_headers_choose_the_format() {
+    let reader = SnapshotReader::fixed(fixture::snapshot());
+    let both = [("accept", "text/plain;q=0.5"), ("accept", "application/openmetrics-text")];
+    let response = ask(&reader, Method::GET, "/metrics", &both).await;
+    assert_eq!(content_type(&response), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert_eq!(response.headers["vary"], "Accept");
+    assert!(response.body.ends_with(b"\n# EOF\n"));
+}
+
+#[tokio::test]
+async fn landing_page_links_every_other_page() {
+    let reader = SnapshotReader::fixed(Snapshot::default());
+    let (_, body) = get(&reader, "/").await;
+    assert!(body.contains(env!("CARGO_PKG_VERSION")), "{body}");
+    for (path, ..) in &super::ROUTES[1..] {
+        assert!(body.contains(&format!("<a href=\"{path}\">")), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn agent_is_healthy_before_it_is_ready_and_says_why() {
+    let mut snapshot = Snapshot::default();
+    for (generation, health, status, line) in [
+        (0, Health::default(), 503, "not ready: nothing has been counted yet\n"),
+        (
+            3,
+            Health { attach_pending: 2, ..Health::default() },
+            503,
+            "not ready: 2 of the netdevs found at the start are not attached yet\n",
+        ),
+        (3, Health { ready: true, ..Health::default() }, 200, "ready\n"),
+    ] {
+        snapshot = Snapshot { generation, health, ..snapshot };
+        let reader = SnapshotReader::fixed(snapshot.clone());
+        let (found, body) = get(&reader, "/-/ready").await;
+        assert_eq!((found.as_u16(), body.as_str()), (status, line));
+        assert_eq!(get(&reader, "/-/healthy").await, (StatusCode::OK, "healthy\n".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn totals_are_read_for_each_request_and_health_is_not() {
+    let asked = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&asked);
+    let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let reader = SnapshotReader::new(latest, move |refresh| {
+        *counter.lock().unwrap() += 1;
+        let fresh = Snapshot { generation: 41, ..fixture::snapshot() };
+        drop(refresh.send(Arc::new(fresh)));
+    });
+    for path in ["/", "/-/healthy", "/-/ready"] {
+        get(&reader, path).await;
+    }
+    assert_eq!(*asked.lock().unwrap(), 0);
+    let (_, body) = get(&reader, "/metrics").await;
+    assert!(body.contains("\nmeter_agent_readings_total 41\n"), "{body}");
+    let (_, body) = get(&reader, "/device_stats").await;
+    assert!(body.contains("meters:tunnel:167772169:-1062731519\t5\t500\n"), "{body}");
+    assert_eq!(*asked.lock().unwrap(), 2);
+}

@@ -1,0 +1,163 @@
+//! What the tests of the pages share: a snapshot with something in every family, and the golden files.
+
+use std::{env, fs, path::PathBuf};
+
+use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
+use uuid::Uuid;
+
+use crate::{
+    binding::Source,
+    datapath::{Class, HookKind, MapUsage},
+    meter::{DeviceId, FlowStats, PortId},
+    snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
+};
+
+/// A bridge's UUID.
+const BRIDGE: Uuid = Uuid::from_u128(0x845a_54bf_b702_4dc2_8958_bbe7_156b_c4ef);
+
+/// Compares a text with a file of `tests/fixtures/prometheus`, or writes the file where `METER_BLESS` is set.
+pub(super) fn compare(file: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/prometheus").join(file);
+    if env::var_os("METER_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap();
+    let differs = text.lines().zip(golden.lines()).find(|(line, golden)| line != golden);
+    assert_eq!(
+        differs, None,
+        "{file}: the first line that differs, and the golden one; METER_BLESS=1 writes it"
+    );
+    assert!(text == golden, "{file}: one is the beginning of the other; METER_BLESS=1 writes it");
+}
+
+/// Returns a port that is carried, with totals that all differ.
+pub(super) fn port(class: Class, id: u128, netdev: &str) -> Port {
+    let seed = u64::try_from(id % 1000).unwrap();
+    let hook = |seed: u64| HookCounter {
+        skb_packets: seed,
+        skb_bytes: 1000 * seed,
+        extra_packets: 2 * seed,
+        extra_bytes: 66 * seed,
+    };
+    Port {
+        port: PortId(Uuid::from_u128(id)),
+        class,
+        created_ns: 1_789_000_000_250_000_000 + seed,
+        ingress: hook(seed),
+        egress: hook(seed + 1),
+        device: None,
+        carrier: Some(Carrier {
+            ifindex: u32::try_from(seed).unwrap(),
+            netdev: netdev.to_owned(),
+            kind: "veth".to_owned(),
+            alias: None,
+            mac: Some("52:54:00:12:34:56".to_owned()),
+            device_name: None,
+            vni: None,
+            source: Source::Derived,
+            hooks: (HookKind::Tcx, HookKind::Tcx),
+        }),
+    }
+}
+
+/// Returns a snapshot with something in every family.
+pub(super) fn snapshot() -> Snapshot {
+    Snapshot {
+        generation: 7,
+        host: "compute-1".to_owned(),
+        ports: ports(),
+        devices: [
+            (DeviceId(BRIDGE), FlowStats { packets: 309, bytes: 109_798 }),
+            (DeviceId(Uuid::from_u128(9)), FlowStats { packets: 1, bytes: 60 }),
+        ]
+        .into(),
+        tunnels_transmit: [tunnel([10, 0, 0, 9], [192, 168, 1, 1], 7777, 5)].into(),
+        tunnels_receive: [
+            tunnel([192, 168, 1, 1], [10, 0, 0, 9], 7777, 6),
+            (
+                TunnelId {
+                    src: "2001:db8::1".parse().unwrap(),
+                    dst: "2001:db8::2".parse().unwrap(),
+                    vni: u32::MAX,
+                    encap: Encap::Gre,
+                },
+                TunnelTotals { packets: u64::MAX, inner_bytes: u64::MAX - 1, outer_bytes: u64::MAX - 2 },
+            ),
+        ]
+        .into(),
+        buckets: buckets(),
+        faults: Faults { reasons: counters(100) },
+        unbound: [HookCounter::default(), HookCounter { skb_packets: 1, skb_bytes: 60, ..<_>::default() }],
+        maps: vec![
+            MapUsage { map: "COUNTERS", entries: 5, capacity: 16_384, memory_bytes: 2_097_152 },
+            MapUsage { map: "TUNNELS", entries: 3, capacity: 65_536, memory_bytes: 8_388_608 },
+        ],
+        netdevs: Vec::new(),
+        health: Health {
+            netlink_overruns: 1,
+            netlink_dumps: 3,
+            netlink_events: 40,
+            attach_failures: [("netdev_gone", 2), ("xdp_busy", 1)].into(),
+            attach_pending: 1,
+            read_failures: 4,
+            config_reload_ok: true,
+            config_loaded_s: 1_789_000_000,
+            ready: true,
+        },
+    }
+}
+
+fn ports() -> Vec<Port> {
+    let mut tap = port(Class::Port, 0x3f2a_0000_0000_4000_8000_0000_0000_0067, "tap3f2a");
+    tap.device = Some(DeviceId(BRIDGE));
+    let carrier = tap.carrier.as_mut().unwrap();
+    carrier.kind = "tun".to_owned();
+    carrier.alias = Some("web \"front\" C:\\net\nzweite Zeile: Straße, 端口 {}=,# HELP".to_owned());
+    carrier.device_name = Some("br-lan".to_owned());
+    carrier.source = Source::Alias;
+
+    let mut gone = port(Class::Port, 1, "");
+    gone.device = Some(DeviceId(BRIDGE));
+    gone.carrier = None;
+    gone.created_ns = 0;
+    gone.ingress = HookCounter { skb_packets: u64::MAX, skb_bytes: u64::MAX - 1, ..<_>::default() };
+
+    let mut geneve = port(Class::Tunnel, 3, "geneve7");
+    let carrier = geneve.carrier.as_mut().unwrap();
+    carrier.kind = "geneve".to_owned();
+    carrier.vni = Some(7777);
+    carrier.hooks = (HookKind::Clsact, HookKind::Clsact);
+
+    let mut uplink = port(Class::Uplink, 4, "eth0");
+    let carrier = uplink.carrier.as_mut().unwrap();
+    carrier.kind = "physical".to_owned();
+    carrier.hooks = (HookKind::Xdp, HookKind::Tcx);
+
+    let port_and_uplink = port(Class::Port, 5, "eth1");
+    vec![gone, geneve, uplink, port_and_uplink, tap]
+}
+
+fn tunnel(src: [u8; 4], dst: [u8; 4], vni: u32, packets: u64) -> (TunnelId, TunnelTotals) {
+    let id = TunnelId { src: src.into(), dst: dst.into(), vni, encap: Encap::Vxlan };
+    (id, TunnelTotals { packets, inner_bytes: 100 * packets, outer_bytes: 150 * packets })
+}
+
+/// Buckets of the uplink in both directions, and of the port that is one as well.
+fn buckets() -> std::collections::BTreeMap<(PortId, Direction), Buckets> {
+    let id = |number| PortId(Uuid::from_u128(number));
+    [
+        ((id(4), Direction::Ingress), Buckets { reasons: counters(1) }),
+        ((id(4), Direction::Egress), Buckets::default()),
+        ((id(5), Direction::Egress), Buckets { reasons: counters(20) }),
+    ]
+    .into()
+}
+
+fn counters(from: u64) -> [Counter; 16] {
+    let mut packets = from;
+    [(); 16].map(|()| {
+        packets += 1;
+        Counter { packets, bytes: 60 * packets }
+    })
+}

@@ -1,0 +1,118 @@
+//! The metrics port as a client on a socket finds it, and what Prometheus' own linter says of the metrics.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use lab::require;
+use meter_agent::{
+    http::{routes, server},
+    meter::{DeviceId, FlowStats},
+    publish::SnapshotReader,
+    snapshot::Snapshot,
+};
+
+/// Every family, as the library's own tests prove that it is rendered.
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/prometheus/metrics.txt");
+
+#[test]
+fn linter_of_prometheus_finds_nothing() {
+    let found = Command::new("promtool").arg("--version").output().is_ok();
+    if !require::met("promtool", found, "promtool (apt-get install prometheus)") {
+        return;
+    }
+    let linted = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::from(File::open(GOLDEN).unwrap()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&linted.stdout) + String::from_utf8_lossy(&linted.stderr);
+    assert!(linted.status.success() && said.trim().is_empty(), "{said}");
+}
+
+/// Serves a snapshot on a port of its own for as long as the test runs.
+fn serve(snapshot: Snapshot) -> (tokio::runtime::Runtime, SocketAddr) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let reader = SnapshotReader::fixed(snapshot);
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime.spawn(server::serve(listener, server::Limits::default(), move |request| {
+        let reader = reader.clone();
+        async move { routes::answer(&reader, request).await }
+    }));
+    (runtime, address)
+}
+
+/// Sends these bytes and returns all that comes back, head and body.
+fn exchange(address: SocketAddr, request: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let sent = stream.write_all(request.as_bytes());
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    // A server that refuses what it has not read to its end resets the connection behind its answer.
+    while let Ok(length @ 1..) = stream.read(&mut piece) {
+        answer.extend_from_slice(&piece[..length]);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) =
+        answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{request:.60}: {sent:?}: {answer:?}"));
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+    exchange(address, &format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let devices = [(DeviceId(uuid::Uuid::from_u128(1)), FlowStats { packets: 1, bytes: 60 })].into();
+    let (_runtime, address) = serve(Snapshot { devices, ..Snapshot::default() });
+    for path in ["/", "/device_stats", "/-/healthy", "/-/ready", "/none"] {
+        let (get, body) = ask(address, "GET", path);
+        let (head, nothing) = ask(address, "HEAD", path);
+        let without_date = |head: &str| {
+            let mut lines: Vec<_> = head.lines().filter(|line| !line.starts_with("date:")).collect();
+            lines.sort_unstable();
+            lines.join("\n")
+        };
+        assert_eq!(without_date(&get), without_date(&head), "{path}");
+        assert!(get.contains(&format!("content-length: {}", body.len())), "{path}: {get}");
+        assert_eq!(nothing, "", "{path}");
+    }
+}
+
+#[test]
+fn metrics_are_served_in_the_format_that_the_client_names() {
+    let (_runtime, address) = serve(Snapshot::default());
+    let (head, body) = ask(address, "GET", "/metrics?a=b");
+    assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
+    assert!(body.ends_with('\n') && !body.contains("# EOF"), "{body}");
+    let request = "GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n";
+    let (head, body) = exchange(address, request);
+    let kind = "\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+    assert!(head.contains(kind), "{head}");
+    assert!(body.ends_with("\n# EOF\n"), "{body}");
+}
+
+#[test]
+fn garbage_gets_an_error_and_the_next_client_its_page() {
+    let (_runtime, address) = serve(Snapshot::default());
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(20_000));
+    for (request, status) in [
+        ("\r\n\r\nnonsense\r\n\r\n", "400"),
+        ("GET / HTTP/9.9\r\n\r\n", "400"),
+        ("GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", "400"),
+        (&long, "4"),
+        ("POST /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", "405"),
+    ] {
+        let (head, _) = exchange(address, request);
+        assert!(head.starts_with(&format!("http/1.1 {status}")), "{request:.60}: {head}");
+    }
+    assert_eq!(ask(address, "GET", "/-/healthy").1, "healthy\n");
+}
