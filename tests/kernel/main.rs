@@ -1,1 +1,3 @@
-//! kernel tests.
+//! Against the running kernel: needs root, network namespaces and netdevs of its own.
+
+mod monitor;
