@@ -209,6 +209,22 @@ impl NetdevTable {
     pub fn by_name(&self, name: &str) -> Option<&Netdev> {
         self.netdevs.values().find(|netdev| netdev.name == name)
     }
+
+    /// Takes a change over. A netdev that is gone takes its addresses and its part of the default routes with it.
+    pub fn apply(&mut self, event: NetdevEvent) {
+        match event {
+            NetdevEvent::All(table) => *self = table,
+            NetdevEvent::New(netdev) => {
+                self.netdevs.insert(netdev.ifindex, netdev);
+            }
+            NetdevEvent::Gone(ifindex) => {
+                self.netdevs.remove(&ifindex);
+                self.addresses.remove(&ifindex);
+                self.default_routes.remove(&ifindex);
+            }
+            NetdevEvent::Overrun => {}
+        }
+    }
 }
 
 /// A change that the kernel announced.
