@@ -1,1 +1,3 @@
-//! kernel tests.
+//! The kernel ring: the real object in this kernel, on real netdevs in namespaces of each test's own.
+
+mod monitor;
