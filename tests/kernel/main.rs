@@ -1,3 +1,3 @@
-//! Against the running kernel: needs root, network namespaces and netdevs of its own.
+//! The kernel ring: the real object in this kernel, on real netdevs in namespaces of each test's own.
 
 mod monitor;

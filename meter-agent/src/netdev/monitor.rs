@@ -6,6 +6,7 @@
 //! - Link messages become [`NetdevEvent::New`] and [`NetdevEvent::Gone`], where they say something new.
 //! - Addresses and routes have no event of their own: a burst of them ends in one [`NetdevEvent::All`].
 //! - A netdev that is moved to another network namespace is gone from this one.
+//! - The alias of a netdev that is down changes unannounced; it is told when the netdev comes up.
 //! - Default routes whose nexthops are objects of their own (`ip nexthop`) are seen as long as
 //!   `net.ipv4.nexthop_compat_mode` is 1, the kernel's default.
 
@@ -62,8 +63,10 @@ pub enum MonitorError {
         source: io::Error,
     },
     /// No dump was a picture of one moment.
-    #[error("something changed during each of {attempts} dumps of this network namespace; try again")]
+    #[error("the {what} of this network namespace changed during each of {attempts} dumps; try again")]
     Unsteady {
+        /// Netdevs, addresses or routes.
+        what: &'static str,
         /// How many were taken.
         attempts: u32,
     },

@@ -1,6 +1,6 @@
 //! One complete picture of a network namespace.
 
-use std::{io, path::Path};
+use std::path::Path;
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -10,40 +10,42 @@ use netlink_packet_route::{
 };
 
 use super::{
-    MonitorError, driver, parse,
+    MonitorError, driver,
+    parse::{self, Message},
     socket::{Dumped, RawMessage, Requests},
 };
-use crate::netdev::{NetdevTable, monitor::parse::Message};
+use crate::netdev::NetdevTable;
 
 /// How often a dump is taken again because something changed meanwhile.
 const ATTEMPTS: u32 = 10;
 
 /// Dumps netdevs, addresses and default routes.
 pub(super) fn table(requests: &mut Requests) -> Result<NetdevTable, MonitorError> {
+    let NetdevTable { netdevs, .. } = whole(requests, "netdevs", &links())?;
+    let NetdevTable { mut addresses, .. } = whole(requests, "addresses", &addresses())?;
+    let NetdevTable { mut default_routes, .. } = whole(requests, "routes", &routes())?;
+    // A netdev that came after the netdevs were listed will be announced, and its addresses then be asked for.
+    addresses.retain(|ifindex, _| netdevs.contains_key(ifindex));
+    default_routes.retain(|ifindex| netdevs.contains_key(ifindex));
+    Ok(NetdevTable { netdevs, addresses, default_routes })
+}
+
+/// Takes one dump, again where it was interrupted.
+fn whole(
+    requests: &mut Requests,
+    what: &'static str,
+    request: &RouteNetlinkMessage,
+) -> Result<NetdevTable, MonitorError> {
     for _ in 0..ATTEMPTS {
-        if let Some(table) = attempt(requests)? {
+        let mut table = NetdevTable::default();
+        let dumped = requests
+            .dump(request.clone(), |message| add(&mut table, message))
+            .map_err(|source| MonitorError::Dump { what, source })?;
+        if dumped == Dumped::Whole {
             return Ok(table);
         }
     }
-    Err(MonitorError::Unsteady { attempts: ATTEMPTS })
-}
-
-/// Returns `None` where one of the dumps was interrupted.
-fn attempt(requests: &mut Requests) -> Result<Option<NetdevTable>, MonitorError> {
-    let mut table = NetdevTable::default();
-    for (what, request) in [("netdevs", links()), ("addresses", addresses()), ("routes", routes())] {
-        let dumped = requests
-            .dump(request, |message| add(&mut table, message))
-            .map_err(|source: io::Error| MonitorError::Dump { what, source })?;
-        if dumped == Dumped::Interrupted {
-            return Ok(None);
-        }
-    }
-    // What came up after its netdevs were listed: those netdevs will be announced.
-    let NetdevTable { netdevs, addresses, default_routes } = &mut table;
-    addresses.retain(|ifindex, _| netdevs.contains_key(ifindex));
-    default_routes.retain(|ifindex| netdevs.contains_key(ifindex));
-    Ok(Some(table))
+    Err(MonitorError::Unsteady { what, attempts: ATTEMPTS })
 }
 
 fn add(table: &mut NetdevTable, (message_type, payload): RawMessage<'_>) {

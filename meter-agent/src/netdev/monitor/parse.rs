@@ -38,6 +38,7 @@ const IFF_UP: u32 = 1;
 const RTM_F_CLONED: u32 = 0x200;
 
 /// What a message says.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
     /// A netdev is new, or something of it has changed.
