@@ -6,7 +6,8 @@
 pub mod server;
 
 use bytes::Bytes;
-use hyper::{HeaderMap, Method, StatusCode, header::HeaderValue};
+pub use hyper::StatusCode;
+use hyper::{HeaderMap, Method, header::HeaderValue};
 
 /// One request, read to its end.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 pub mod binding;
 pub mod datapath;
 pub mod http;
+pub mod jolokia;
 pub mod meter;
 pub mod netdev;
 pub mod publish;
