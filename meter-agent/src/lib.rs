@@ -1,5 +1,6 @@
 //! Exact traffic meters for virtual networks.
 pub mod binding;
+pub mod cli;
 pub mod datapath;
 pub mod http;
 pub mod jolokia;

@@ -3,4 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod jolokia;
+mod mm_meter;
 mod served;
