@@ -13,7 +13,8 @@ pub mod server;
 mod tests;
 
 use bytes::Bytes;
-use hyper::{HeaderMap, Method, StatusCode, header::HeaderValue};
+pub use hyper::StatusCode;
+use hyper::{HeaderMap, Method, header::HeaderValue};
 
 /// One request, read to its end.
 #[derive(Debug, Clone)]

@@ -1,3 +1,7 @@
 //! What a client and an operator see: the servers on sockets and the binaries as processes. Needs no root.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod jolokia;
+mod mm_meter;
 mod prometheus;
+mod served;
