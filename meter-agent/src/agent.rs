@@ -165,30 +165,26 @@ impl<D: Datapath> Agent<D> {
 
     fn apply_netdev(&mut self, event: NetdevEvent) {
         self.stale = true;
-        match event {
-            NetdevEvent::All(table) => {
+        match &event {
+            NetdevEvent::All(_) => {
                 self.health.netlink_dumps += 1;
                 self.dumped = true;
-                self.table = table;
             }
             NetdevEvent::New(netdev) => {
                 self.health.netlink_events += 1;
                 tracing::debug!(netdev = %netdev.name, ifindex = netdev.ifindex, "netdev announced");
-                self.table.netdevs.insert(netdev.ifindex, netdev);
             }
             NetdevEvent::Gone(ifindex) => {
                 self.health.netlink_events += 1;
                 tracing::debug!(ifindex, "netdev gone");
-                self.table.netdevs.remove(&ifindex);
-                self.table.addresses.remove(&ifindex);
-                self.table.default_routes.remove(&ifindex);
-                self.failures.forget(ifindex);
+                self.failures.forget(*ifindex);
             }
             NetdevEvent::Overrun => {
                 self.health.netlink_overruns += 1;
                 tracing::warn!("the kernel dropped netlink messages; taking a complete dump");
             }
         }
+        self.table.apply(event);
     }
 
     /// Compares what is with what should be.

@@ -1,16 +1,67 @@
-//! Exact traffic meters for virtual networks.
+//! Exact traffic meters for virtual networks: from eBPF to Prometheus, Jolokia and the shell.
+//!
+//! This page is the architecture. The kernel half is [`meter_ebpf`]: its library holds what crosses the kernel boundary.
+//!
+//! # The way of a packet
+//!
+//! ```text
+//! frame ─► meter_in | meter_out | meter_up_in | meter_up_out | meter_up_xdp    meter-ebpf/src/main.rs
+//!       ─► ARRAY[ifindex] ─► slot ─► this CPU's counters of the slot           meter-ebpf/src/maps.rs
+//!       ─► at an uplink: the outer headers ─► tunnel, or a bucket with a reason  meter-ebpf/src/packet.rs
+//! ⋯ when somebody asks ⋯
+//! GET /metrics, exec listMeters, mm-meter get …
+//!       ─► publish::SnapshotReader::fresh ─► agent::Event::Refresh
+//!       ─► datapath::Datapath::read: every map, summed over CPUs                datapath/kernel.rs
+//!       ─► snapshot::Snapshot: immutable; whoever waits gets the same one       agent/compose.rs
+//! ```
+//!
+//! The totals are in the kernel's maps, which are pinned. The agent adds nothing up over time, so an agent that is
+//! killed loses nothing, and reading changes nothing.
+//!
+//! # The way of a netdev
+//!
+//! ```text
+//! RTM_NEWLINK, RTM_DELLINK, … ─► netdev::monitor ─► agent::Event::Netdev
+//! SIGHUP ─► config ─► agent::Event::Policy
+//!                ▼
+//! survey::Survey: binding (which port?) ─► roles (port, uplink, tunnel?) ─► reconcile::desired
+//!                ▼
+//! reconcile::plan(desired, attached) ─► Step::Attach: slot and map entry, then TCX | clsact | XDP
+//!                                    ─► Step::Detach: hooks, then the entry; the port keeps its total
+//! ```
+//!
+//! Level-triggered: the plan compares what is with what should be, so a lost event, a failed attach and a start are one
+//! case.
+//!
+//! # Invariants
+//!
+//! 1. The programs decide nothing and write to no packet; they return "next".
+//! 2. We remove only what we made: a clsact qdisc that was there stays, another's XDP program is left and reported.
+//! 3. One hook per netdev and direction: XDP or TC, never both.
+//! 4. A netdev's map entry exists before its hook, and its totals are on its port before the entry goes.
+//! 5. One thread owns all mutable state ([`agent`]); everybody else sees snapshots.
+//! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
+//! 7. One netdev, one server, one reader that fails costs the others nothing.
+//! 8. [`binding`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no I/O and know no
+//!    clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the HTTP library to
+//!    [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
+//!
+//! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
+
 pub mod agent;
 pub mod binding;
+pub mod cli;
 pub mod config;
 pub mod control;
-pub mod cli;
 pub mod datapath;
 pub mod http;
 pub mod jolokia;
+pub mod ls;
 pub mod meter;
 pub mod netdev;
 pub mod publish;
 pub mod reconcile;
 pub mod roles;
+pub mod service;
 pub mod snapshot;
 pub mod survey;

@@ -49,8 +49,7 @@ pub async fn netdevs(socket: &Path, policy: &Policy) -> Result<(Witness, Vec<Net
 /// Writes the list as a table: one line each, columns as wide as their widest value.
 #[must_use]
 pub fn table(netdevs: &[NetdevStatus]) -> String {
-    const HEAD: [&str; 9] =
-        ["NETDEV", "IFINDEX", "KIND", "ROLE", "HOOKS", "PORT", "DEVICE", "SOURCE", "WHY"];
+    const HEAD: [&str; 9] = ["NETDEV", "IFINDEX", "KIND", "ROLE", "HOOKS", "PORT", "DEVICE", "SOURCE", "WHY"];
     let mut rows = vec![HEAD.map(ToOwned::to_owned)];
     rows.extend(netdevs.iter().map(row));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();

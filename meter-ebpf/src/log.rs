@@ -25,7 +25,12 @@ pub(crate) fn bucket(hook: u32, bucket: Bucket, wire: Counter) {
 #[cfg(feature = "log")]
 #[inline(never)]
 pub(crate) fn fault(fault: Fault, length: u32) {
-    aya_log_ebpf::debug!(&(), "super-packet of {} bytes counted as one frame: fault {}", length, fault as u32);
+    aya_log_ebpf::debug!(
+        &(),
+        "super-packet of {} bytes counted as one frame: fault {}",
+        length,
+        fault as u32
+    );
 }
 
 /// Says nothing: this build has no logs.

@@ -1,0 +1,243 @@
+//! The daemon: what runs beside what, from the start to the end.
+//!
+//! | where | what |
+//! |---|---|
+//! | thread `agent` | [`Agent::run`]: owns all mutable state |
+//! | thread `netdevs` | [`Monitor`]: turns netlink into events |
+//! | tokio | the servers, the signals, and one tick a second |
+//!
+//! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
+//! count on; the next one takes them over.
+
+mod servers;
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    agent::{Agent, Event},
+    config::{Config, ConfigError, Datapath, HostIdSource, Tc},
+    control::BindError,
+    datapath::kernel::{KernelDatapath, OpenError, Options, TcMode},
+    netdev::monitor::{Monitor, MonitorError, StopGuard},
+    publish::SnapshotReader,
+    snapshot::Snapshot,
+    survey::Policy,
+};
+
+/// How long a monitor that failed waits before it starts again.
+const MONITOR_RETRY: Duration = Duration::from_secs(1);
+
+/// The daemon could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The kernel half could not be set up.
+    #[error(transparent)]
+    Datapath(#[from] OpenError),
+    /// The kernel does not tell what netdevs there are.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The control socket could not be made.
+    #[error("control socket {0}")]
+    Control(#[from] BindError),
+    /// A thread, the runtime or a signal handler could not be made.
+    #[error("{action}: {source}")]
+    Start {
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The agent's thread ended by itself.
+    #[error("the agent's thread ended; see the log for the panic")]
+    AgentEnded,
+}
+
+/// Runs until SIGTERM or SIGINT. `reload` reads the configuration again, for SIGHUP.
+///
+/// # Errors
+///
+/// What keeps it from starting. A port that is in use does not: it is tried again while the rest goes on.
+pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), ServiceError> {
+    let datapath = KernelDatapath::open(&options(&config.datapath))?;
+    let monitor = Monitor::new()?;
+    if config.host_id_source == HostIdSource::HostName {
+        tracing::warn!(
+            host = %config.host_name,
+            "no host_id and no /etc/machine-id: derived UUIDs come from the host's name; set host_id"
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed("start the runtime"))?;
+    let control = runtime.block_on(async { crate::control::bind(&config.control_socket) })?;
+
+    let (events, channel) = mpsc::channel();
+    let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let attached = datapath.attachments().clone();
+    let agent = Agent::new(
+        datapath,
+        attached,
+        policy(config),
+        config.host_name.clone(),
+        now_s(),
+        Arc::clone(&latest),
+    );
+    let (ended, agent_ended) = oneshot::channel::<()>();
+    let agent = spawn("agent", move || {
+        // Dropped when the thread ends, in whichever way.
+        let _ended = ended;
+        agent.run(&channel)
+    })?;
+    spawn("netdevs", {
+        let events = events.clone();
+        move || watch(monitor, &events)
+    })?;
+    let reader = SnapshotReader::new(latest, {
+        let events = events.clone();
+        // An agent that has ended answers nobody; its reader takes what was published last.
+        move |wish| drop(events.send(Event::Refresh(wish)))
+    });
+
+    let result = runtime.block_on(async {
+        servers::start(config, control, &reader);
+        supervise(config, &events, reload, agent_ended).await
+    });
+    drop(events.send(Event::Shutdown));
+    let result = agent.join().map(drop).map_err(|_| ServiceError::AgentEnded).and(result);
+    if let Err(error) = std::fs::remove_file(&config.control_socket) {
+        tracing::debug!(error = %error, "control socket left behind");
+    }
+    result
+}
+
+/// Handles signals and lets the seconds pass, until something says to end.
+async fn supervise(
+    config: &Config,
+    events: &mpsc::Sender<Event>,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+    mut agent_ended: oneshot::Receiver<()>,
+) -> Result<(), ServiceError> {
+    let listen = |kind| -> Result<Signal, ServiceError> { signal(kind).map_err(failed("handle signals")) };
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut current = config.clone();
+    loop {
+        let event = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = &mut agent_ended => return Err(ServiceError::AgentEnded),
+            _ = tick.tick() => Event::Tick,
+            _ = hangup.recv() => reloaded(&mut current, &reload),
+        };
+        if events.send(event).is_err() {
+            return Err(ServiceError::AgentEnded);
+        }
+    }
+    tracing::info!("ending; the hooks stay attached and count on");
+    Ok(())
+}
+
+/// Reads the configuration again. What is wrong with it is logged, and the old one stays in force.
+fn reloaded(current: &mut Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Event {
+    match reload() {
+        Ok(config) => {
+            for key in needs_restart(current, &config) {
+                tracing::warn!(key, "a change of this key takes effect at the next start");
+            }
+            let policy = policy(&config);
+            *current = config;
+            tracing::info!("configuration reloaded");
+            Event::Policy(Box::new(policy), now_s())
+        }
+        Err(error) => {
+            for line in error.to_string().lines() {
+                tracing::error!(error = line, "the configuration is wrong; the old one stays in force");
+            }
+            Event::BadPolicy
+        }
+    }
+}
+
+/// Returns the keys and tables that differ and are read only at the start.
+fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static str> {
+    [
+        ("host_name", old.host_name != new.host_name),
+        ("datapath or tunnels", old.datapath != new.datapath),
+        ("http.listen", old.http_listen != new.http_listen),
+        ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
+        ("control.socket", old.control_socket != new.control_socket),
+        ("log", old.log != new.log),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+}
+
+/// Sends what the monitor sees, for as long as somebody receives it. A monitor that fails is replaced, and its successor
+/// begins with a complete dump.
+fn watch(first: (Monitor, StopGuard), events: &mpsc::Sender<Event>) {
+    let mut next = Ok(first);
+    loop {
+        let ended = next.and_then(|(mut monitor, _running)| {
+            monitor.run(|event| events.send(Event::Netdev(event)).is_ok())
+        });
+        let Err(error) = ended else { return };
+        tracing::error!(error = %error, "the netdev monitor failed; starting another");
+        thread::sleep(MONITOR_RETRY);
+        next = Monitor::new();
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<thread::JoinHandle<T>, ServiceError> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(failed("start a thread"))
+}
+
+fn failed(action: &'static str) -> impl Fn(io::Error) -> ServiceError {
+    move |source| ServiceError::Start { action, source }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy { bindings: config.bindings.clone(), rules: config.rules.clone() }
+}
+
+fn options(config: &Datapath) -> Options {
+    Options {
+        pin_path: config.pin_path.clone(),
+        tc: match config.tc {
+            Tc::Auto => TcMode::Auto,
+            Tc::Tcx => TcMode::Tcx,
+            Tc::Clsact => TcMode::Clsact,
+        },
+        max_ports: config.max_ports,
+        max_netdevs: config.max_netdevs,
+        max_tunnels: config.max_tunnels,
+        tunnel_cache_entries: config.tunnel_cache_entries,
+        vxlan_ports: config.vxlan_ports.clone(),
+        geneve_ports: config.geneve_ports.clone(),
+        nvgre: config.nvgre,
+    }
+}
+
+/// Seconds since the Unix epoch.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,90 @@
+//! The listeners: which address serves what.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{
+    config::{self, Config},
+    control,
+    http::{
+        Request, Response, routes,
+        server::{Limits, serve},
+    },
+    jolokia::{self, AgentInfo},
+    publish::SnapshotReader,
+};
+
+/// How long an address that can't be listened on is left alone.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Starts every server on the current runtime.
+pub(super) fn start(config: &Config, socket: UnixListener, reader: &SnapshotReader) {
+    for &address in &config.http_listen {
+        let reader = reader.clone();
+        tokio::spawn(listen("http", address, move |request| {
+            let reader = reader.clone();
+            async move { routes::answer(&reader, request).await }
+        }));
+    }
+    let info = Arc::new(AgentInfo {
+        id: format!("{}-{}", config.host_name, std::process::id()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    for &address in &config.jolokia_listen {
+        let (reader, info) = (reader.clone(), Arc::clone(&info));
+        tokio::spawn(listen("jolokia", address, move |request| {
+            let (reader, info) = (reader.clone(), Arc::clone(&info));
+            async move { jolokia::answer(&reader, request, &info).await }
+        }));
+    }
+    let reader = reader.clone();
+    tokio::spawn(serve(socket, Limits::default(), move |request| {
+        let reader = reader.clone();
+        async move { control::answer(&reader, request).await }
+    }));
+}
+
+/// Serves on an address. One that is in use is tried again: counting must not wait for it.
+async fn listen<A, F>(what: &'static str, address: SocketAddr, answer: A)
+where
+    A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let mut last = String::new();
+    loop {
+        match bind(address).await {
+            Ok(listener) => {
+                let bound = listener.local_addr().unwrap_or(address);
+                tracing::info!(what, listen = %bound, "serving");
+                serve(listener, Limits::default(), answer).await;
+                return;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != last {
+                    tracing::error!(
+                        what,
+                        listen = %address,
+                        error,
+                        "can't listen; will retry, and count meanwhile. Is another agent or exporter there?"
+                    );
+                    last = error;
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            match config::without_ipv6(address) {
+                Some(address) => TcpListener::bind(address).await,
+                None => Err(error),
+            }
+        }
+        result => result,
+    }
+}
