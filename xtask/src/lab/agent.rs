@@ -16,7 +16,7 @@ use lab::netns::{self, Netns, Process};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{exposition::Exposition, interrupt::Interrupt, topology::Host};
-use crate::console::say;
+use crate::{console::say, tools};
 
 /// Where each agent serves Prometheus, in its host's namespace.
 pub(super) const HTTP_PORT: u16 = 7300;
@@ -176,6 +176,7 @@ impl<'a> Agent<'a> {
     pub(super) fn check_metrics(&self) -> Result<String> {
         let name = self.host.netns.name();
         let spawned = Command::new("promtool")
+            .env("PATH", tools::path()?)
             .args(["check", "metrics"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

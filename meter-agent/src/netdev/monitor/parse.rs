@@ -122,12 +122,16 @@ fn link(payload: &[u8], gone: bool) -> Option<Message> {
     // Without its kind a netdev would pass for a physical one.
     let info = attributes.first(IFLA_LINKINFO).map_or(Some(Attributes::default()), Attributes::read)?;
     let word = info.text(IFLA_INFO_KIND);
-    let lower = attributes.u32(IFLA_LINK).filter(|&lower| !elsewhere && lower != 0 && lower != ifindex);
+    let data = info.nested(IFLA_INFO_DATA);
+    let lower = attributes
+        .u32(IFLA_LINK)
+        .or_else(|| kind::underlay(word.as_deref(), &data))
+        .filter(|&lower| !elsewhere && lower != 0 && lower != ifindex);
     let altnames = attributes.nested(IFLA_PROP_LIST);
     let netdev = Netdev {
         ifindex,
         name: attributes.text(IFLA_IFNAME)?,
-        kind: kind::of(word.as_deref(), hardware, &info.nested(IFLA_INFO_DATA), elsewhere),
+        kind: kind::of(word.as_deref(), hardware, &data, elsewhere),
         driver: None,
         mac: attributes.first(IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
         alias: attributes.text(IFLA_IFALIAS),

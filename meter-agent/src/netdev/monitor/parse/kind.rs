@@ -32,6 +32,12 @@ pub(super) fn of(word: Option<&str>, hardware: u16, data: &Attributes<'_>, peer_
     }
 }
 
+/// Returns the netdev that a tunnel netdev is told to send through: the kernel gives a VXLAN netdev no `IFLA_LINK`.
+pub(super) fn underlay(word: Option<&str>, data: &Attributes<'_>) -> Option<u32> {
+    const IFLA_VXLAN_LINK: u16 = 3;
+    word.filter(|&word| word == "vxlan").and_then(|_| data.u32(IFLA_VXLAN_LINK))
+}
+
 /// `linux/if_link.h`, `IFLA_TUN_*` (Linux 4.16), and `linux/if_tun.h`.
 fn tun(hardware: u16, data: &Attributes<'_>) -> Kind {
     const TYPE: u16 = 3;

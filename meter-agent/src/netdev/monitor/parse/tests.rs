@@ -125,6 +125,17 @@ fn kind_is_the_kernels_word_with_its_details() {
     assert_eq!(netdev(&of_kind(Some("veth"), ETHERNET, &[], true)), Ok(elsewhere));
 }
 
+#[test]
+fn vxlan_netdev_that_names_its_underlay_lies_on_it() {
+    let data = [number(1, 5), number(3, 2)];
+    let kind =
+        Kind::Tunnel(TunnelNetdev { kind: "vxlan".to_owned(), vni: Some(5), local: None, udp_port: None });
+    for (elsewhere, lower) in [(false, Some(2)), (true, None)] {
+        let expected = Message::Netdev(Link { netdev: Netdev { lower, ..n7(kind.clone()) }, parent: None });
+        assert_eq!(netdev(&of_kind(Some("vxlan"), ETHERNET, &data, elsewhere)), Ok(expected));
+    }
+}
+
 fn whole() -> Vec<u8> {
     let altnames = [
         attribute(IFLA_ALT_IFNAME, b"first\0"),
