@@ -5,9 +5,10 @@
 
 mod rows;
 
-use meter_agent::datapath::{Class, Datapath as _, kernel::Options};
+use lab::traffic::RawSocket;
+use meter_agent::datapath::{Class, kernel::Options};
 use meter_ebpf::{
-    abi::{Bucket, Counter, Encap, Fault, Settings},
+    abi::{Bucket, Counter, Direction, Encap, Fault, Settings},
     packet,
 };
 
@@ -16,7 +17,7 @@ use super::support::{
     frames::{self, IPV4, IPV6, ethernet, ipv4, ipv6, vxlan},
     programs::{Gso, PROGRAMS, Program, Programs},
     ready,
-    table::{Table, Tunnel, assert_closed},
+    table::{Table, Tunnel},
 };
 
 /// The port whose netdev is the loopback, on which test runs happen.
@@ -110,21 +111,17 @@ fn with_programs(
     host.netns.run_in(|| work(&mut meter, &programs)).unwrap();
 }
 
-/// Reads everything, while nothing is being counted. The calling thread is in the namespace already.
-fn table(meter: &mut Meter<'_>) -> Table {
-    let reading = meter.datapath.read().unwrap();
-    assert_closed(&reading);
-    Table::of(&reading)
-}
-
 fn check(meter: &mut Meter<'_>, programs: &Programs, rows: &[Row]) {
     for row in rows {
-        for program in PROGRAMS.into_iter().filter(|program| !program.xdp || row.gso.is_none()) {
-            let before = table(meter);
+        for program in PROGRAMS.into_iter().filter(|program| program.takes(&row.frame, row.gso)) {
+            let before = meter.table();
             programs.run(program, &row.frame, row.gso);
-            let moved = table(meter).since(&before);
+            let moved = meter.table().since(&before);
             let expected = row.expected(program);
             assert_eq!(moved, expected, "{} by {}: {:02x?}", row.name, program.name, row.frame);
+            if program.underlay {
+                moved.assert_closed(PORT, program.direction);
+            }
         }
     }
 }
@@ -209,6 +206,37 @@ fn truncated_tunnel_packet_of_any_length_counts_once() {
     );
 }
 
+#[test]
+fn truncated_frame_on_a_netdev_counts_once_at_each_hook() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("short");
+    let mut meter = host.open();
+    meter.attach(&host.target("lo", PORT, Class::Uplink));
+    let socket = RawSocket::open(&host.netns, "lo").unwrap();
+    let inner = ethernet(&[], IPV4, &[0; 20]);
+    let before = meter.table();
+    let mut expected = Table::default();
+    for (ethertype, packet) in [
+        (IPV4, ipv4(frames::UDP, &vxlan(4789, 7, &inner))),
+        (IPV6, ipv6(frames::UDP, &vxlan(4789, 7, &inner))),
+    ] {
+        let frame = ethernet(&[], ethertype, &packet);
+        for end in 14..=frame.len() {
+            socket.send(&frame[..end]).unwrap();
+            let row = Case { frame: frame[..end].to_vec(), gso: None }.row();
+            // What leaves by the loopback comes back by it.
+            for program in &PROGRAMS[2..4] {
+                expected = expected.plus(&row.expected(*program));
+            }
+        }
+    }
+    meter.expect(&before, &expected, "frames on lo");
+    let moved = meter.table().since(&before);
+    Direction::ALL.into_iter().for_each(|direction| moved.assert_closed(PORT, direction));
+}
+
 /// A frame of which the header walk on the byte slice says what it has to count.
 #[derive(Debug, Clone)]
 struct Case {
@@ -257,16 +285,16 @@ impl Case {
 
 /// Runs every program on all cases and compares the sum of what they counted.
 fn agree(meter: &mut Meter<'_>, programs: &Programs, cases: &[Case]) {
-    let before = table(meter);
+    let before = meter.table();
     let mut expected = Table::default();
     for case in cases {
         let row = case.row();
-        for program in PROGRAMS.into_iter().filter(|program| !program.xdp || row.gso.is_none()) {
+        for program in PROGRAMS.into_iter().filter(|program| program.takes(&row.frame, row.gso)) {
             programs.run(program, &row.frame, row.gso);
             expected = expected.plus(&row.expected(program));
         }
     }
-    let moved = table(meter).since(&before);
+    let moved = meter.table().since(&before);
     if moved != expected && cases.len() > 1 {
         cases.iter().for_each(|case| agree(meter, programs, std::slice::from_ref(case)));
     }

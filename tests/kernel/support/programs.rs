@@ -37,6 +37,20 @@ const fn program(name: &'static str, direction: Direction, underlay: bool, xdp: 
     Program { name, direction, underlay, xdp }
 }
 
+impl Program {
+    /// Returns whether the kernel takes such a frame for a test run.
+    ///
+    /// Super-packets are TC's only; and TC has to be given a complete IP header where the ethertype is IP's (Linux 6.18).
+    pub(crate) fn takes(self, frame: &[u8], gso: Option<Gso>) -> bool {
+        let shortest = match frame[12..14] {
+            [0x08, 0x00] => 14 + 20,
+            [0x86, 0xdd] => 14 + 40,
+            _ => 15,
+        };
+        if self.xdp { gso.is_none() } else { frame.len() >= shortest }
+    }
+}
+
 /// Every program of the object.
 pub(crate) const PROGRAMS: [Program; 6] = [
     program("meter_in", Direction::Ingress, false, false),
