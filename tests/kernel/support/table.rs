@@ -103,6 +103,11 @@ impl Table {
         self.row(&format!("fault {}", reason.label()), [counter.packets, counter.bytes, 0])
     }
 
+    /// Returns a row by its name.
+    pub(crate) fn get(&self, name: &str) -> [u64; 3] {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
     /// Leaves out what is in skbs, where nobody but the meter knows their number.
     pub(crate) fn on_the_wire(mut self) -> Self {
         self.0.retain(|name, _| !name.ends_with(" skb"));
@@ -135,7 +140,7 @@ impl Table {
                 Some(_) => sum = [sum[0] + packets, sum[1] + outer_bytes],
             }
         }
-        let seen = self.0.get(&hook).copied().unwrap_or_default();
+        let seen = self.get(&hook);
         assert_eq!(sum, seen[..2], "{hook}: {self:?}");
     }
 
