@@ -179,13 +179,17 @@ impl Meter<'_> {
 
     /// Waits until what came after `before` is `expected`, and nothing else.
     pub(crate) fn expect(&mut self, before: &Table, expected: &Table, what: &str) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let mut moved = self.table().since(before);
-        while moved != *expected && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-            moved = self.table().since(before);
-        }
+        until(|| self.table().since(before) == *expected);
+        let moved = self.table().since(before);
         assert_eq!(&moved, expected, "{what}");
+    }
+}
+
+/// Waits until something holds, or for five seconds.
+pub(crate) fn until(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !holds() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
