@@ -67,35 +67,36 @@ impl Hook<'_> {
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| self.error("the object lacks the program", "object", Retry::Never))?;
+        // Never both: with a hook of another kind beside it each frame would count twice.
         if mode != TcMode::Clsact {
+            if SchedClassifier::query_tcx(&self.target.netdev, self.attach_type()).is_ok() {
+                self.detach_clsact()?;
+            }
             match self.attach_tcx(program) {
-                Ok(()) => {
-                    // A filter that an agent in clsact mode left would count each frame again.
-                    self.detach_clsact()?;
-                    return Ok(Made { kind: HookKind::Tcx, clsact: false });
-                }
+                Ok(()) => return Ok(Made { kind: HookKind::Tcx, clsact: false }),
                 Err(error) if mode == TcMode::Auto && error.reason == "tcx_unsupported" => {}
                 Err(error) => return Err(error),
             }
         }
-        let clsact = self.attach_clsact(program)?;
         self.unpin()?;
-        Ok(Made { kind: HookKind::Clsact, clsact })
+        Ok(Made { kind: HookKind::Clsact, clsact: self.attach_clsact(program)? })
     }
 
     fn attach_tcx(&self, program: &mut SchedClassifier) -> Result<(), AttachError> {
         let path = self.link_path();
         if let Some(link) = self.pinned()? {
-            let link = link.try_into().map_err(|error: LinkError| self.link_error(&error))?;
-            match program.attach_to_link(link) {
-                Ok(id) => {
+            let link: Result<SchedClassifierLink, LinkError> = link.try_into();
+            match link.map(|link| program.attach_to_link(link)) {
+                Ok(Ok(id)) => {
                     // The pin holds the link; our descriptor is not needed.
                     program.take_link(id).map(drop).map_err(|error| self.program_error(&error))?;
                     return Ok(());
                 }
                 // ENOLINK: the netdev that it hung on is gone, and the number came back.
-                Err(error) if errno(&error) == Some(libc::ENOLINK) => self.unpin()?,
-                Err(error) => return Err(self.program_error(&error)),
+                Ok(Err(error)) if errno(&error) == Some(libc::ENOLINK) => self.unpin()?,
+                Ok(Err(error)) => return Err(self.program_error(&error)),
+                // XDP's.
+                Err(_) => self.unpin()?,
             }
         }
         let order = match self.direction {
@@ -130,6 +131,18 @@ impl Hook<'_> {
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
             Err(error) => return Err(self.program_error(&error.into())),
         };
+        match self.attach_filter(program) {
+            Ok(()) => Ok(ours),
+            Err(error) => {
+                if ours && let Err(error) = clsact::remove_empty_qdisc(self.target.ifindex) {
+                    tracing::warn!(ifindex = self.target.ifindex, error = %error, "clsact qdisc left in place");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn attach_filter(&self, program: &mut SchedClassifier) -> Result<(), AttachError> {
         let link = self.clsact_link()?;
         let id = match program.attach_to_link(link) {
             Ok(id) => id,
@@ -150,7 +163,7 @@ impl Hook<'_> {
         let link = program.take_link(id).map_err(|error| self.program_error(&error))?;
         // Dropping it would remove the filter, which is to outlive the agent.
         std::mem::forget(link);
-        Ok(ours)
+        Ok(())
     }
 
     fn attach_xdp(&self, ebpf: &mut Ebpf) -> Result<Made, AttachError> {

@@ -285,53 +285,90 @@ impl KernelDatapath {
                 Ok((made_ingress.kind, made_egress.kind, made_ingress.clsact || made_egress.clsact))
             }
             Err(error) => {
-                if let Err(second) = ingress.detach() {
-                    tracing::error!(error = %second, "detach failed");
-                }
+                self.remove_hooks(target, made_ingress.clsact);
                 Err(error)
             }
         }
+    }
+
+    /// Removes every hook of the netdev, and the clsact qdisc where it is ours, after an attach that failed: that
+    /// has an error to return already.
+    fn remove_hooks(&self, target: &Target, clsact_ours: bool) {
+        for hook in hooks_of(target, &self.links) {
+            if let Err(error) = hook.detach() {
+                tracing::error!(error = %error, "detach failed");
+            }
+        }
+        if clsact_ours {
+            remove_qdisc(target.ifindex);
+        }
+    }
+
+    /// Returns whether the clsact qdisc of the netdev that carries the port is ours.
+    fn owns_clsact(&self, port: PortId) -> bool {
+        let record = self.ledger.records().get(&port_uuid(port));
+        record.is_some_and(|record| record.hooks & hooks::CLSACT_OURS != 0)
+    }
+
+    /// Binds the target, attaches its hooks where others than those `before` are needed, and records them.
+    fn bind_and_attach(
+        &mut self,
+        target: &Target,
+        before: Option<&Attachment>,
+        clsact_ours: bool,
+    ) -> Result<Attachment, AttachError> {
+        self.bind(target)?;
+        let keeps_hooks = before.filter(|before| {
+            !before.target.netdev.is_empty()
+                && before.target.underlay == target.underlay
+                && before.target.ingress == target.ingress
+        });
+        let (ingress, egress, made_clsact) = match keeps_hooks {
+            // The same programs: only the names or the counters are others.
+            Some(before) => (before.ingress, before.egress, false),
+            None => self.attach_hooks(target)?,
+        };
+        let mut clsact = clsact_ours || made_clsact;
+        if clsact && ingress != HookKind::Clsact && egress != HookKind::Clsact {
+            remove_qdisc(target.ifindex);
+            clsact = false;
+        }
+        if let Some(write) = self.ledger.set_hooks(port_uuid(target.port), hook_bits(ingress, egress, clsact))
+        {
+            self.maps.write(&write).map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
+        }
+        Ok(Attachment { target: target.clone(), ingress, egress })
     }
 }
 
 impl Datapath for KernelDatapath {
     fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
+        let carries_port = |attachment: &&Attachment| attachment.target.port == target.port;
+        let other = self.attached.values().filter(carries_port).map(|other| other.target.ifindex);
+        if let Some(other) = other.clone().find(|other| *other != target.ifindex) {
+            // A port is on one netdev: its record has room for one, and so the next agent would know of one.
+            self.detach(other)?;
+        }
         let before = self.attached.get(&target.ifindex).cloned();
-        if let Some(before) = &before
-            && before.target.port != target.port
-        {
-            self.unbind(target.ifindex, before.target.port);
+        let mut clsact_ours = false;
+        if let Some(before) = &before {
+            clsact_ours = self.owns_clsact(before.target.port);
+            if before.target.port != target.port {
+                self.unbind(target.ifindex, before.target.port);
+            }
         }
-        self.bind(target)?;
-        let ours = self
-            .ledger
-            .records()
-            .get(&port_uuid(target.port))
-            .is_some_and(|record| record.hooks & hooks::CLSACT_OURS != 0);
-        let keeps_hooks = before.as_ref().is_some_and(|before| {
-            !before.target.netdev.is_empty()
-                && before.target.underlay == target.underlay
-                && before.target.ingress == target.ingress
-        });
-        let (ingress, egress, clsact) = match &before {
-            // The same programs: only the names or the counters are others.
-            Some(before) if keeps_hooks => (before.ingress, before.egress, ours),
-            _ => match self.attach_hooks(target) {
-                Ok((ingress, egress, clsact)) => (ingress, egress, clsact || ours),
-                Err(error) => {
-                    self.attached.remove(&target.ifindex);
-                    self.unbind(target.ifindex, target.port);
-                    return Err(error);
-                }
-            },
-        };
-        if let Some(write) = self.ledger.set_hooks(port_uuid(target.port), hook_bits(ingress, egress, clsact))
-        {
-            self.maps.write(&write).map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
+        match self.bind_and_attach(target, before.as_ref(), clsact_ours) {
+            Ok(attachment) => {
+                self.attached.insert(target.ifindex, attachment.clone());
+                Ok(attachment)
+            }
+            Err(error) => {
+                self.remove_hooks(target, clsact_ours);
+                self.attached.remove(&target.ifindex);
+                self.unbind(target.ifindex, target.port);
+                Err(error)
+            }
         }
-        let attachment = Attachment { target: target.clone(), ingress, egress };
-        self.attached.insert(target.ifindex, attachment.clone());
-        Ok(attachment)
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
@@ -340,11 +377,8 @@ impl Datapath for KernelDatapath {
         for hook in hooks_of(&target, &self.links) {
             hook.detach()?;
         }
-        let record = self.ledger.records().get(&port_uuid(target.port));
-        if record.is_some_and(|record| record.hooks & hooks::CLSACT_OURS != 0)
-            && let Err(error) = clsact::remove_empty_qdisc(ifindex)
-        {
-            tracing::warn!(ifindex, error = %error, "clsact qdisc left in place");
+        if self.owns_clsact(target.port) {
+            remove_qdisc(ifindex);
         }
         self.unbind(ifindex, target.port);
         self.attached.remove(&ifindex);
@@ -496,12 +530,17 @@ fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError
             removed += 1;
         }
     }
-    if record.hooks & hooks::CLSACT_OURS != 0
-        && let Err(error) = clsact::remove_empty_qdisc(record.ifindex)
-    {
-        tracing::warn!(ifindex = record.ifindex, error = %error, "clsact qdisc left in place");
+    if record.hooks & hooks::CLSACT_OURS != 0 {
+        remove_qdisc(record.ifindex);
     }
     Ok(removed)
+}
+
+/// Removes a clsact qdisc of ours, unless somebody's filter hangs on it.
+fn remove_qdisc(ifindex: u32) {
+    if let Err(error) = clsact::remove_empty_qdisc(ifindex) {
+        tracing::warn!(ifindex, error = %error, "clsact qdisc left in place");
+    }
 }
 
 fn remove_files(directory: &Path) -> Result<usize, OpenError> {

@@ -1,0 +1,327 @@
+//! The daemon: what is counted is what every interface says, whatever happens to the agent or is done to it.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use lab::{
+    guest::{Guest, GuestCounts, GuestOptions, NETDEV, VethGuest},
+    http,
+    mac::Mac,
+    netns::Netns,
+    require,
+    traffic::{Sender, tcp, udp},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Host, STILL, WITHIN,
+    daemon::{Daemon, HTTP, JOLOKIA},
+    ready,
+};
+
+/// The port of the guest behind the tap.
+const PORT: &str = "11111111-0000-4000-8000-000000000001";
+/// The virtual bridge.
+const DEVICE: &str = "22222222-0000-4000-8000-000000000002";
+
+/// A guest behind a tap and one behind a veth, on one bridge.
+struct Guests {
+    vm: Guest,
+    container: VethGuest,
+}
+
+impl Guests {
+    fn new(host: &Netns) -> Self {
+        let options =
+            |label, host_netdev, n| GuestOptions { label, host_netdev, mac: Mac::local(n), mtu: 1500 };
+        let vm = Guest::new(host, &options("vm", "tap1", 1)).unwrap();
+        let container = VethGuest::new(host, &options("ct", "veth2", 2)).unwrap();
+        host.add_bridge("br0", 1500).unwrap();
+        host.enslave_static("tap1", "br0", &[vm.mac()]).unwrap();
+        host.enslave_static("veth2", "br0", &[container.mac()]).unwrap();
+        for (netns, here, there, station) in
+            [(vm.netns(), 1, 2, container.mac()), (container.netns(), 2, 1, vm.mac())]
+        {
+            netns.address(NETDEV, [10, 0, 0, here].into(), 24).unwrap();
+            netns.neighbour(NETDEV, [10, 0, 0, there].into(), station).unwrap();
+        }
+        Self { vm, container }
+    }
+
+    fn counts(&self) -> GuestCounts {
+        self.vm.wait_until_quiet(STILL, WITHIN).unwrap()
+    }
+
+    /// Lets a stream run each way; super-packets cross the tap in both directions.
+    fn talk(&self) {
+        let server: SocketAddr = (IpAddr::from([10, 0, 0, 2]), 5001).into();
+        for sender in [Sender::Client, Sender::Server] {
+            tcp(self.vm.netns(), self.container.netns(), server, 500_000, sender, WITHIN).unwrap();
+        }
+        udp(self.vm.netns(), self.container.netns(), server, &[1, 1400], WITHIN).unwrap();
+    }
+}
+
+fn bound(netdev: &str) -> String {
+    format!("[[binding]]\nnetdev = \"{netdev}\"\nport = \"{PORT}\"\ndevice = \"{DEVICE}\"\n")
+}
+
+/// What crossed the tap, as the port's rx and tx.
+fn rx_tx(counts: &GuestCounts) -> [(u64, u64); 2] {
+    [&counts.from_guest, &counts.to_guest].map(|counts| (counts.total.frames, counts.total.bytes))
+}
+
+fn sum(one: [(u64, u64); 2], other: [(u64, u64); 2]) -> [(u64, u64); 2] {
+    std::array::from_fn(|i| (one[i].0 + other[i].0, one[i].1 + other[i].1))
+}
+
+#[test]
+fn every_interface_says_what_crossed() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("interfaces");
+    let guests = Guests::new(&host.netns);
+    let before = guests.counts();
+    let daemon = Daemon::started(&host, &bound("tap1"));
+    let zero = daemon.port(PORT).unwrap();
+    guests.talk();
+    let moved = rx_tx(&guests.counts().since(&before));
+    let [rx, tx] = sum(zero, moved);
+    assert!(moved[0].0 > 100 && moved[1].0 > 100, "{moved:?}");
+
+    assert_eq!(daemon.port(PORT), Some([rx, tx]));
+    let rx_meter = format!("meters:port:rx:{PORT}");
+    assert_eq!(
+        daemon.mm_meter(&["get", "-n", &rx_meter]),
+        format!("     packets        bytes\n{:>12} {:>12}\n", rx.0, rx.1)
+    );
+    let names = daemon.mm_meter(&["list"]);
+    let mut listed: Vec<&str> = names.lines().filter(|name| name.contains(PORT)).collect();
+    listed.sort_unstable();
+    let device_of_port = format!("meters:device:{PORT}");
+    assert_eq!(listed, [&device_of_port, &rx_meter, &format!("meters:port:tx:{PORT}")]);
+    assert!(names.lines().any(|name| name == format!("meters:device:{DEVICE}")), "{names}");
+
+    let table = daemon.get("/device_stats");
+    let row = |meter: &str, (packets, bytes): (u64, u64)| format!("{meter}\t{packets}\t{bytes}");
+    for expected in [
+        row(&rx_meter, rx),
+        row(&format!("meters:port:tx:{PORT}"), tx),
+        row(&device_of_port, (rx.0 + tx.0, rx.1 + tx.1)),
+        row(&format!("meters:device:{DEVICE}"), rx),
+    ] {
+        assert!(table.lines().any(|line| line == expected), "{expected} in\n{table}");
+    }
+
+    let request = json!({
+        "type": "exec",
+        "mbean": "org.midonet.midolman:type=Metering",
+        "operation": "getMeter",
+        "arguments": [rx_meter],
+    });
+    let answer: Value = serde_json::from_str(&daemon.jolokia(&request.to_string())).unwrap();
+    assert_eq!(answer["value"], json!({"packets": rx.0, "bytes": rx.1}), "{answer}");
+
+    let output = daemon.run(&["ls", "--json"]);
+    let netdevs: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let tap = netdevs.as_array().unwrap().iter().find(|netdev| netdev["netdev"] == "tap1").unwrap();
+    assert_eq!(
+        (&tap["role"], &tap["port"], &tap["device"], &tap["source"]),
+        (&json!("port"), &json!(PORT), &json!(DEVICE), &json!("config"))
+    );
+    assert!(tap["ingress"].is_string() && tap["ingress"] == tap["egress"], "{tap}");
+}
+
+#[test]
+fn killed_agent_loses_nothing_and_its_successor_counts_nothing_twice() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("killed");
+    let guests = Guests::new(&host.netns);
+    let before = guests.counts();
+    let mut daemon = Daemon::started(&host, &bound("tap1"));
+    let zero = daemon.port(PORT).unwrap();
+    guests.talk();
+    daemon.kill();
+    guests.talk();
+    daemon.start();
+    daemon.wait_until_ready();
+    guests.talk();
+    daemon.stop();
+    guests.talk();
+    daemon.start();
+    daemon.wait_until_ready();
+    let moved = rx_tx(&guests.counts().since(&before));
+    assert_eq!(daemon.port(PORT), Some(sum(zero, moved)));
+}
+
+#[test]
+fn netdev_that_comes_is_metered_and_leaves_its_total() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("hotplug");
+    let daemon = Daemon::started(&host, &bound("tap1"));
+    assert_eq!(daemon.port(PORT), None);
+    let guests = Guests::new(&host.netns);
+    let info = format!("meter_port_info{{port=\"{PORT}\"");
+    daemon.wait("the tap is metered", |daemon| daemon.get("/metrics").contains(&info));
+    let zero = daemon.port(PORT).unwrap();
+    let before = guests.counts();
+    guests.talk();
+    let moved = rx_tx(&guests.counts().since(&before));
+    let total = sum(zero, moved);
+    assert_eq!(daemon.port(PORT), Some(total));
+    drop(guests);
+    daemon.wait("the tap is gone", |daemon| !daemon.get("/metrics").contains(&info));
+    assert_eq!(daemon.port(PORT), Some(total));
+    drop(Guests::new(&host.netns));
+    daemon.wait("the port came back", |daemon| daemon.port(PORT).is_some_and(|[rx, _]| rx.0 >= total[0].0));
+}
+
+#[test]
+fn reload_takes_a_right_configuration_and_refuses_a_wrong_one() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("reload");
+    let _guests = Guests::new(&host.netns);
+    let daemon = Daemon::started(&host, "");
+    assert_eq!(daemon.port(PORT), None);
+    daemon.configure(&bound("tap1"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait("the binding is in force", |daemon| daemon.port(PORT).is_some());
+    let reload = "meter_agent_config_last_reload_successful";
+    assert_eq!(daemon.sample(reload), Some(1));
+    daemon.configure("[ports]\nignor = [\"tap*\"]\n[[binding]]\nnetdev = 7\n");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait("the reload failed", |daemon| daemon.sample(reload) == Some(0));
+    assert!(daemon.port(PORT).is_some());
+    let log = daemon.log();
+    assert!(log.contains("ports.ignor") && log.contains("binding"), "every mistake is logged:\n{log}");
+    daemon.configure(&bound("tap1"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait("the reload worked", |daemon| daemon.sample(reload) == Some(1));
+}
+
+#[test]
+fn port_in_use_costs_nothing_else() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("in-use");
+    let guests = Guests::new(&host.netns);
+    let other = host.netns.run_in(|| TcpListener::bind(HTTP)).unwrap().unwrap();
+    let mut daemon = Daemon::new(&host, &format!("[http]\nlisten = [\"{HTTP}\"]\n{}", bound("tap1")));
+    daemon.start();
+    daemon.wait("it says so", |daemon| daemon.log().contains("can't listen"));
+    let rx = format!("meters:port:rx:{PORT}");
+    daemon.wait("it counts meanwhile", |daemon| {
+        let listens = host.netns.run_in(|| TcpStream::connect(JOLOKIA)).unwrap().is_ok();
+        listens && daemon.mm_meter(&["list"]).contains(&rx)
+    });
+    let before = guests.counts();
+    guests.talk();
+    let moved = rx_tx(&guests.counts().since(&before));
+    drop(other);
+    daemon.wait_until_ready();
+    let [rx, _] = daemon.port(PORT).unwrap();
+    assert!(rx.0 >= moved[0].0, "{rx:?} {moved:?}");
+}
+
+#[test]
+fn what_is_no_request_costs_its_sender_only() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("garbage");
+    let daemon = Daemon::started(&host, "");
+    for server in [HTTP, JOLOKIA] {
+        let mut idle = Vec::new();
+        for _ in 0..50 {
+            let mut stream = host.netns.run_in(|| TcpStream::connect(server)).unwrap().unwrap();
+            stream.write_all(b"GET /metr").unwrap();
+            idle.push(stream);
+        }
+        let long = vec![b'a'; 1 << 16];
+        let deep = "[".repeat(100_000);
+        let deep = format!("POST /jolokia HTTP/1.0\r\nContent-Length: {}\r\n\r\n{deep}", deep.len());
+        for garbage in [
+            &b"\r\n\r\n"[..],
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET \xff\xfe HTTP/1.0\r\n\r\n",
+            b"POST /jolokia HTTP/1.0\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            b"POST /jolokia HTTP/1.0\r\nContent-Length: -1\r\n\r\n{}",
+            &[b"GET /", &long[..], b" HTTP/1.0\r\n\r\n"].concat(),
+            deep.as_bytes(),
+        ] {
+            // An answer, or a connection that ends: either will do.
+            let answer = http::exchange(&host.netns, server, garbage);
+            let status = answer.map(|answer| answer.status);
+            assert!(
+                !matches!(status, Ok(500..)),
+                "{status:?} to {:?}",
+                String::from_utf8_lossy(&garbage[..garbage.len().min(60)])
+            );
+        }
+        assert!(daemon.get("/metrics").contains("meter_agent_build_info"), "it still answers");
+        assert_eq!(daemon.mm_meter(&["list"]), "");
+    }
+}
+
+#[test]
+fn kernel_half_that_cannot_be_had_is_one_clear_line() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("refused");
+    let running = Daemon::started(&host, "");
+    let mut second = Daemon::new(&host, "[http]\nlisten = []\n[jolokia]\nlisten = []\n");
+    let fails = |daemon: &Daemon<'_>, line: &[&str], expected: &str| {
+        let output = daemon.command(line, &[]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line:?}: {said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("meter-agent: ") && last.contains(expected), "{line:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    };
+    fails(&second, &[], "another agent uses");
+    let none = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    drop(running);
+    let setpriv = std::process::Command::new(none[0]).arg("--version").output().is_ok();
+    if require::met("setpriv", setpriv, "setpriv (util-linux)") {
+        fails(&second, &none, "not permitted");
+    }
+    // A kernel without type information of its own is none the worse.
+    let hidden = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+    let hides = std::path::Path::new("/sys/kernel/btf").exists();
+    if hides {
+        second.configure("");
+        let command = second.command(&["unshare", "--mount", "sh", "-c", hidden], &[]);
+        let _without_btf = host.netns.spawn(command).unwrap();
+        second.wait_until_ready();
+    }
+    second.kill();
+}
+
+#[test]
+fn slow_client_does_not_hold_the_end_up() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("slow");
+    let mut daemon = Daemon::started(&host, "");
+    let mut stream = host.netns.run_in(|| TcpStream::connect(HTTP)).unwrap().unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    let began = std::time::Instant::now();
+    daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(5));
+}

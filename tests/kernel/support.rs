@@ -1,0 +1,210 @@
+//! What every kernel test stands on: a namespace and a pin path of its own, and a datapath that uses both.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+pub(crate) mod daemon;
+pub(crate) mod foreign;
+pub(crate) mod frames;
+pub(crate) mod programs;
+pub(crate) mod table;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Once,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use lab::{netns::Netns, require};
+use meter_agent::{
+    datapath::{
+        AttachError, Attachment, Class, Datapath as _, IngressHook, Reading, Target,
+        kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
+    },
+    meter::PortId,
+};
+use uuid::Uuid;
+
+use table::Table;
+
+/// How long a netdev has to be silent before what it carried is over.
+pub(crate) const STILL: Duration = Duration::from_millis(200);
+/// How long anything may take.
+pub(crate) const WITHIN: Duration = Duration::from_secs(20);
+
+/// Returns whether kernel tests can run here: root, and a build that carries the object.
+pub(crate) fn ready() -> bool {
+    require::root() && require::met("object", !OBJECT.is_empty(), "the eBPF object (cargo xtask build-ebpf)")
+}
+
+/// A host with a pin path of its own. When it is dropped everything of ours is removed, and has to be gone.
+pub(crate) struct Host {
+    pub(crate) netns: Netns,
+    pub(crate) pins: PathBuf,
+}
+
+impl Host {
+    /// Makes a host; `label` is the test's own.
+    pub(crate) fn new(label: &str) -> Self {
+        mount_bpffs();
+        let pins = format!("/sys/fs/bpf/meter-test-{}-{label}", std::process::id());
+        Self { netns: Netns::new(label).unwrap(), pins: pins.into() }
+    }
+
+    /// Returns options of a small datapath.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            pin_path: self.pins.clone(),
+            tc: TcMode::Auto,
+            max_ports: 64,
+            max_netdevs: 200,
+            max_tunnels: 1024,
+            tunnel_cache_entries: 64,
+            vxlan_ports: vec![4789, 8472, 6677],
+            geneve_ports: vec![6081],
+            nvgre: false,
+        }
+    }
+
+    /// Opens the datapath with [`Host::options`].
+    pub(crate) fn open(&self) -> Meter<'_> {
+        self.open_with(&self.options())
+    }
+
+    /// Opens the datapath with other options.
+    pub(crate) fn open_with(&self, options: &Options) -> Meter<'_> {
+        Meter { netns: &self.netns, datapath: KernelDatapath::open(options).unwrap() }
+    }
+
+    /// Returns a target for a netdev of this host, whose port's UUID is this number.
+    pub(crate) fn target(&self, netdev: &str, port: u128, class: Class) -> Target {
+        Target {
+            ifindex: self.ifindex(netdev),
+            netdev: netdev.to_owned(),
+            port: PortId(Uuid::from_u128(port)),
+            class,
+            device: None,
+            underlay: class == Class::Uplink,
+            ingress: IngressHook::Tc,
+        }
+    }
+
+    /// Returns the number of a netdev of this host.
+    pub(crate) fn ifindex(&self, netdev: &str) -> u32 {
+        self.netns.run_in(|| nix::net::if_::if_nametoindex(netdev)).unwrap().unwrap()
+    }
+
+    /// Returns every hook of every netdev here, whoever's it is: `eth0 tcx ingress meter_in` and the like.
+    pub(crate) fn hooks(&self) -> Vec<String> {
+        self.netns.netdevs().unwrap().iter().flat_map(|netdev| self.hooks_of(netdev)).collect()
+    }
+
+    fn hooks_of(&self, netdev: &str) -> Vec<String> {
+        let mut hooks = Vec::new();
+        for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
+        {
+            // Before Linux 6.6 there is nothing to ask for.
+            if let Ok((_, programs)) =
+                self.netns.run_in(|| SchedClassifier::query_tcx(netdev, attach_type)).unwrap()
+            {
+                hooks.extend(programs.iter().map(|program| {
+                    format!("{netdev} tcx {direction} {}", program.name_as_str().unwrap_or("?"))
+                }));
+            }
+            let filters = self.netns.run("tc", &["filter", "show", "dev", netdev, direction]).unwrap();
+            hooks.extend(filters.lines().filter(|line| line.contains("handle")).map(|line| {
+                // `filter protocol all pref 2 bpf chain 0 handle 0x1 meter_in direct-action …`
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let after = |word| {
+                    let at = words.iter().position(|&other| other == word);
+                    at.and_then(|at| words.get(at + 1)).copied().unwrap_or("?")
+                };
+                format!("{netdev} clsact {direction} {}", after("pref"))
+            }));
+        }
+        let qdiscs = self.netns.run("tc", &["qdisc", "show", "dev", netdev]).unwrap();
+        if qdiscs.contains("clsact") {
+            hooks.push(format!("{netdev} qdisc clsact"));
+        }
+        if self.netns.run("ip", &["link", "show", "dev", netdev]).unwrap().contains("prog/xdp") {
+            hooks.push(format!("{netdev} xdp"));
+        }
+        hooks
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A filter belongs to the namespace of its netdev.
+        let removed = self.netns.run_in(|| remove_all(&self.pins));
+        if thread::panicking() {
+            return;
+        }
+        removed.unwrap().unwrap();
+        assert!(!self.pins.exists(), "{} is left", self.pins.display());
+        assert_eq!(self.hooks(), [""; 0], "hooks are left");
+    }
+}
+
+/// The datapath of a host, as an agent has it.
+pub(crate) struct Meter<'a> {
+    netns: &'a Netns,
+    pub(crate) datapath: KernelDatapath,
+}
+
+impl Meter<'_> {
+    /// Attaches, in the host's namespace.
+    pub(crate) fn try_attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
+        self.netns.run_in(|| self.datapath.attach(target)).unwrap()
+    }
+
+    /// Attaches what can be attached.
+    pub(crate) fn attach(&mut self, target: &Target) -> Attachment {
+        self.try_attach(target).unwrap()
+    }
+
+    /// Detaches, in the host's namespace.
+    pub(crate) fn detach(&mut self, ifindex: u32) {
+        self.netns.run_in(|| self.datapath.detach(ifindex)).unwrap().unwrap();
+    }
+
+    /// Reads everything.
+    pub(crate) fn reading(&mut self) -> Reading {
+        self.datapath.read().unwrap()
+    }
+
+    /// Reads everything as a table.
+    pub(crate) fn table(&mut self) -> Table {
+        Table::of(&self.reading())
+    }
+
+    /// Waits until what came after `before` is `expected`, and nothing else.
+    pub(crate) fn expect(&mut self, before: &Table, expected: &Table, what: &str) {
+        until(|| self.table().since(before) == *expected);
+        let moved = self.table().since(before);
+        assert_eq!(&moved, expected, "{what}");
+    }
+}
+
+/// Waits until something holds, or for five seconds.
+pub(crate) fn until(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !holds() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Mounts a bpffs at its usual place where there is none: once, since two tests at a time would make two.
+fn mount_bpffs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        use nix::{
+            mount::{MsFlags, mount},
+            sys::statfs::{FsType, statfs},
+        };
+        let path = Path::new("/sys/fs/bpf");
+        if statfs(path).unwrap().filesystem_type() != FsType(0xcafe_4a11) {
+            mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        }
+    });
+}

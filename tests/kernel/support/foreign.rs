@@ -1,0 +1,90 @@
+//! Another tool's programs: one of the object's, over maps of its own, so that what it sees can be told.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, PerCpuArray},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        tc::{NlOptions, TcAttachOptions},
+    },
+};
+use lab::netns::Netns;
+use meter_agent::datapath::kernel::OBJECT;
+use meter_ebpf::abi::{Direction, SlotBlock, SlotCounters, UNBOUND_SLOT, map};
+
+/// A program that is not ours. What it is attached to it leaves when it is dropped.
+pub(crate) struct Foreign<'a> {
+    netns: &'a Netns,
+    ebpf: Ebpf,
+}
+
+impl<'a> Foreign<'a> {
+    /// Loads the object a second time.
+    pub(crate) fn load(netns: &'a Netns) -> Self {
+        Self { netns, ebpf: EbpfLoader::new().load(OBJECT).unwrap() }
+    }
+
+    /// Attaches by TCX, behind what is there.
+    pub(crate) fn tcx(&mut self, netdev: &str, direction: Direction) {
+        self.tc(netdev, direction, TcAttachOptions::TcxOrder(LinkOrder::last()));
+    }
+
+    /// Attaches by TCX, before what is there.
+    pub(crate) fn tcx_first(&mut self, netdev: &str, direction: Direction) {
+        self.tc(netdev, direction, TcAttachOptions::TcxOrder(LinkOrder::first()));
+    }
+
+    /// Attaches as a filter of a clsact qdisc that is there.
+    pub(crate) fn clsact(&mut self, netdev: &str, direction: Direction, priority: u16) {
+        let options = NlOptions { priority, ..NlOptions::default() };
+        self.tc(netdev, direction, TcAttachOptions::Netlink(options));
+    }
+
+    fn tc(&mut self, netdev: &str, direction: Direction, options: TcAttachOptions) {
+        let (name, attach_type) = match direction {
+            Direction::Ingress => ("meter_in", TcAttachType::Ingress),
+            Direction::Egress => ("meter_out", TcAttachType::Egress),
+        };
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).unwrap().try_into().unwrap();
+        if program.fd().is_err() {
+            program.load().unwrap();
+        }
+        self.netns.run_in(|| program.attach_with_options(netdev, attach_type, options)).unwrap().unwrap();
+    }
+
+    /// Attaches by XDP in the driver.
+    pub(crate) fn xdp(&mut self, netdev: &str) {
+        let program: &mut Xdp = self.ebpf.program_mut("meter_up_xdpf").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        self.netns.run_in(|| program.attach(netdev, XdpMode::Driver)).unwrap().unwrap();
+    }
+
+    /// Pins a program at a path.
+    pub(crate) fn pin(&mut self, path: &Path) {
+        let program: &mut SchedClassifier = self.ebpf.program_mut("meter_in").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        program.pin(path).unwrap();
+    }
+
+    /// Returns how many skbs or XDP frames it saw.
+    pub(crate) fn seen(&self, direction: Direction) -> u64 {
+        let counters: PerCpuArray<&MapData, SlotBlock> =
+            self.ebpf.map(map::COUNTERS).unwrap().try_into().unwrap();
+        let mut sum = SlotCounters::default();
+        for block in counters.get(&0, 0).unwrap().iter() {
+            sum.add(&block.slots[usize::try_from(UNBOUND_SLOT).unwrap()]);
+        }
+        sum.hook(direction).skb_packets
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        // Filters are removed by name, in the netdev's own namespace.
+        let ebpf = std::mem::replace(&mut self.ebpf, EbpfLoader::new().load(OBJECT).unwrap());
+        self.netns.run_in(|| drop(ebpf)).unwrap();
+    }
+}

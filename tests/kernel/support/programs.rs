@@ -1,0 +1,130 @@
+//! The object's programs over the maps of an open datapath, run on frames that no netdev carried.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
+};
+use meter_agent::datapath::kernel::{OBJECT, Options};
+use meter_ebpf::abi::{Direction, Settings, VERSION, map};
+
+const MAPS: [&str; 12] = [
+    map::SLOTS,
+    map::SLOTS_HIGH,
+    map::COUNTERS,
+    map::PORTS,
+    map::MEMBERS,
+    map::TUNNELS,
+    map::TUNNEL_FREE,
+    map::TUNNEL_CACHE,
+    map::TUNNEL_COUNTERS,
+    map::BUCKETS,
+    map::FAULTS,
+    map::META,
+];
+
+/// A program, and what it is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) direction: Direction,
+    /// Whether it reads tunnels.
+    pub(crate) underlay: bool,
+    pub(crate) xdp: bool,
+}
+
+const fn program(name: &'static str, direction: Direction, underlay: bool, xdp: bool) -> Program {
+    Program { name, direction, underlay, xdp }
+}
+
+impl Program {
+    /// Returns whether the kernel takes such a frame for a test run.
+    ///
+    /// Super-packets are TC's only; and TC has to be given a complete IP header where the ethertype is IP's (Linux 6.18).
+    pub(crate) fn takes(self, frame: &[u8], gso: Option<Gso>) -> bool {
+        let shortest = match frame[12..14] {
+            [0x08, 0x00] => 14 + 20,
+            [0x86, 0xdd] => 14 + 40,
+            _ => 15,
+        };
+        if self.xdp { gso.is_none() } else { frame.len() >= shortest }
+    }
+}
+
+/// Every program of the object.
+pub(crate) const PROGRAMS: [Program; 6] = [
+    program("meter_in", Direction::Ingress, false, false),
+    program("meter_out", Direction::Egress, false, false),
+    program("meter_up_in", Direction::Ingress, true, false),
+    program("meter_up_out", Direction::Egress, true, false),
+    program("meter_up_xdp", Direction::Ingress, true, true),
+    program("meter_up_xdpf", Direction::Ingress, true, true),
+];
+
+/// A super-packet's `gso_size` and `gso_segs`.
+pub(crate) type Gso = (u32, u32);
+
+/// The programs, loaded.
+pub(crate) struct Programs(Ebpf);
+
+impl Programs {
+    /// Loads them over the maps that a datapath with these options has pinned.
+    pub(crate) fn load(options: &Options) -> Self {
+        let maps = options.pin_path.join(format!("v{VERSION}")).join("maps");
+        let settings = Settings {
+            cache_mask: options.tunnel_cache_entries - 1,
+            nvgre: u32::from(options.nvgre),
+            ..Settings::DEFAULT
+        };
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        loader.override_global("SETTINGS", &settings, true);
+        let mut ebpf = loader.load(OBJECT).unwrap();
+        for program in PROGRAMS {
+            let loaded = ebpf.program_mut(program.name).unwrap();
+            if program.xdp {
+                <&mut Xdp>::try_from(loaded).unwrap().load().unwrap();
+            } else {
+                <&mut SchedClassifier>::try_from(loaded).unwrap().load().unwrap();
+            }
+        }
+        Self(ebpf)
+    }
+
+    /// Runs a program on a frame of the calling thread's loopback netdev, once. It has to say "next" and to leave
+    /// the frame as it is.
+    pub(crate) fn run(&self, program: Program, frame: &[u8], gso: Option<Gso>) {
+        let context = context(gso);
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (!program.xdp).then_some(&context),
+            ..TestRunOptions::new()
+        };
+        let loaded = self.0.program(program.name).unwrap();
+        let (result, next): (Result<TestRunResult, _>, u32) = if program.xdp {
+            // XDP_PASS.
+            (<&Xdp>::try_from(loaded).unwrap().test_run(options), 2)
+        } else {
+            // TC_ACT_UNSPEC, which is TCX_NEXT as well.
+            (<&SchedClassifier>::try_from(loaded).unwrap().test_run(options), u32::MAX)
+        };
+        let result = result.unwrap_or_else(|error| panic!("{}: {error}: {frame:02x?}", program.name));
+        assert_eq!(result.return_value, next, "{}", program.name);
+        assert_eq!(out, frame, "{} changed the frame", program.name);
+    }
+}
+
+/// `struct __sk_buff` with only `gso_segs` and `gso_size` set, if at all.
+/// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L6185>
+fn context(gso: Option<Gso>) -> [u8; 192] {
+    let mut context = [0; 192];
+    if let Some((size, segments)) = gso {
+        context[164..168].copy_from_slice(&segments.to_ne_bytes());
+        context[176..180].copy_from_slice(&size.to_ne_bytes());
+    }
+    context
+}

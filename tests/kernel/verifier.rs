@@ -1,0 +1,176 @@
+//! The object loads, its maps are what the ABI says, and what is in the way gets a clear error.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::{fs, path::Path, thread};
+
+use aya::maps::{MapInfo, MapType};
+use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
+use meter_ebpf::abi::{
+    Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
+    TunnelBlock, TunnelCacheEntry, TunnelKey, VERSION, map,
+};
+
+use super::support::{Host, foreign::Foreign, programs::Programs, ready, table::Table};
+
+#[test]
+fn every_program_loads_and_every_map_is_the_abis() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("maps");
+    let options = Options { max_ports: 77, max_netdevs: 300, max_tunnels: 1_000, ..host.options() };
+    let mut meter = host.open_with(&options);
+    Programs::load(&options);
+    let size = |bytes: usize| u32::try_from(bytes).unwrap();
+    let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
+    let mut expected = vec![
+        (map::SLOTS, array, 4, size(size_of::<SlotRef>()), 65_536),
+        (map::SLOTS_HIGH, hash, 4, size(size_of::<SlotRef>()), 65_536),
+        // Blocks of 256, of which one slot is for what nobody claimed.
+        (map::COUNTERS, per_cpu, 4, size(size_of::<SlotBlock>()), 2),
+        (map::PORTS, hash, size(size_of::<PortUuid>()), size(size_of::<PortRecord>()), 77),
+        (map::MEMBERS, hash, size(size_of::<MemberKey>()), size(size_of::<Member>()), 77),
+        (map::TUNNELS, hash, size(size_of::<TunnelKey>()), 4, 1_000),
+        (map::TUNNEL_FREE, MapType::Queue, 0, 4, 1_000),
+        (map::TUNNEL_CACHE, per_cpu, 4, size(size_of::<TunnelCacheEntry>()), 64),
+        (map::TUNNEL_COUNTERS, per_cpu, 4, size(size_of::<TunnelBlock>()), 2),
+        (map::BUCKETS, per_cpu, 4, size(size_of::<Buckets>()), 2 * MAX_UPLINKS),
+        (map::FAULTS, per_cpu, 4, size(size_of::<Faults>()), 1),
+        (map::META, array, 4, size(size_of::<Meta>()), 1),
+    ];
+    expected.sort_by_key(|row| row.0);
+    let mut pins: Vec<String> = fs::read_dir(maps(&host))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    pins.sort();
+    let found: Vec<_> = pins
+        .iter()
+        .map(|name| {
+            let info = MapInfo::from_pin(maps(&host).join(name)).unwrap();
+            assert_eq!(info.name_as_str(), Some(name.as_str()));
+            let sizes = (info.key_size(), info.value_size(), info.max_entries());
+            (name.as_str(), info.map_type().unwrap(), sizes.0, sizes.1, sizes.2)
+        })
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(Table::of(&meter.reading()), Table::default());
+    assert_eq!(meter.reading().ports, []);
+}
+
+fn maps(host: &Host) -> std::path::PathBuf {
+    host.pins.join(format!("v{VERSION}")).join("maps")
+}
+
+#[test]
+fn one_datapath_at_a_time_has_the_maps() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("locked");
+    let first = host.open();
+    let error = KernelDatapath::open(&host.options()).unwrap_err();
+    assert!(matches!(&error, OpenError::Locked { path } if path.starts_with(&host.pins)), "{error}");
+    assert!(error.to_string().contains("another agent uses"), "{error}");
+    drop(first);
+    host.open();
+}
+
+#[test]
+fn foreign_pin_is_refused_and_left_alone() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("foreign");
+    drop(host.open());
+    let path = maps(&host).join(map::SLOTS);
+    fs::remove_file(&path).unwrap();
+    let info = |path: &Path| {
+        let info = MapInfo::from_pin(path).unwrap();
+        (info.id(), info.map_type().unwrap(), info.key_size(), info.value_size())
+    };
+    for (kind, value, found) in [
+        // The right sizes, but another type; then the right type of a wrong size.
+        ("hash", "8", "Hash"),
+        ("array", "16", "16 bytes"),
+    ] {
+        let args = ["key", "4", "value", value, "entries", "65536", "name", "SLOTS"];
+        let pin = path.to_str().unwrap();
+        host.netns.run("bpftool", &[&["map", "create", pin, "type", kind][..], &args].concat()).unwrap();
+        let before = info(&path);
+        let error = KernelDatapath::open(&host.options()).unwrap_err();
+        assert!(
+            matches!(&error, OpenError::ForeignPin { path: named, map: "SLOTS", .. } if *named == path),
+            "{error}"
+        );
+        let message = error.to_string();
+        assert!(message.contains(pin) && message.contains(found), "{message}");
+        assert!(message.contains("remove it"), "{message}");
+        assert_eq!(info(&path), before);
+        fs::remove_file(&path).unwrap();
+    }
+    // A program where a map belongs.
+    Foreign::load(&host.netns).pin(&path);
+    let error = KernelDatapath::open(&host.options()).unwrap_err();
+    assert!(matches!(error, OpenError::ForeignPin { map: "SLOTS", .. }), "{error}");
+    fs::remove_file(&path).unwrap();
+    host.open();
+}
+
+#[test]
+fn pin_path_elsewhere_is_no_bpffs() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("elsewhere");
+    let directory = tempfile::tempdir().unwrap();
+    let pin_path = directory.path().join("meter");
+    let error = KernelDatapath::open(&Options { pin_path: pin_path.clone(), ..host.options() }).unwrap_err();
+    assert!(matches!(&error, OpenError::NoBpffs { path, .. } if *path == pin_path), "{error}");
+    assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    assert!(!pin_path.exists());
+}
+
+#[test]
+fn pin_path_with_a_dot_is_refused_with_the_reason() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("dot");
+    let pin_path = format!("{}.d", host.pins.display()).into();
+    let error = KernelDatapath::open(&Options { pin_path, ..host.options() }).unwrap_err();
+    assert!(error.to_string().contains("dot"), "{error}");
+}
+
+#[test]
+fn without_privileges_the_error_says_which_are_needed() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("nobody");
+    let open = |options: &Options| {
+        thread::scope(|scope| scope.spawn(|| as_nobody(|| KernelDatapath::open(options))).join().unwrap())
+    };
+    // A directory of its own it can make; programs it can't load.
+    let error = open(&host.options()).unwrap_err();
+    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("CAP_BPF") && message.contains("root"), "{message}");
+    fs::remove_dir_all(&host.pins).unwrap();
+
+    // What root made it can't use.
+    drop(host.open());
+    let error = open(&host.options()).unwrap_err();
+    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
+    assert!(error.to_string().contains(host.pins.to_str().unwrap()), "{error}");
+}
+
+/// Runs `work` without any capability: the calling thread, and only it, becomes nobody for good.
+fn as_nobody<T>(work: impl FnOnce() -> T) -> T {
+    const NOBODY: libc::uid_t = 65_534;
+    // SAFETY: the system call takes numbers only. Called by number, it changes the calling thread alone; the
+    // library's function would change every thread of the process.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    work()
+}
