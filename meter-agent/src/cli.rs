@@ -20,32 +20,36 @@ use crate::jolokia::client::{Client, ClientError, FlowStats, PATIENCE};
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<String> =
         arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let (code, written) = match arguments::parse(&arguments, &read_file) {
-        Ok(Command::Help(text)) => (0, io::stdout().write_all(text.as_bytes())),
-        Ok(Command::Nothing) => (1, failed(&"[mm-meter] must specify a valid command")),
-        Ok(Command::Ask { host, port, question }) => match ask(&host, port, &question) {
-            Ok(()) => (0, Ok(())),
-            Err(Failure::Output(error)) => (0, Err(error)),
-            Err(failure) => (1, failed(&failure)),
-        },
-        Err(error) => (1, bad_usage(&error)),
+    let outcome = match arguments::parse(&arguments, &read_file) {
+        Ok(Command::Help(text)) => io::stdout().write_all(text.as_bytes()).map_err(Failure::Output),
+        Ok(Command::Ask { host, port, question }) => ask(&host, port, &question),
+        Ok(Command::Nothing) => Err(Failure::NoCommand),
+        Err(error) => Err(Failure::Usage(error)),
     };
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => 1,
-        _ => code,
-    }
+    match outcome {
+        Ok(()) => return 0,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return 0,
+        // There is nowhere to report that a report can't be written.
+        Err(Failure::Usage(error)) => bad_usage(&error).ok(),
+        Err(failure) => writeln!(io::stderr(), "[mm-meter] Failed: {failure}").ok(),
+    };
+    1
 }
 
 /// Why there is nothing, or no more, to print.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error("{0}")]
+    Usage(UsageError),
+    #[error("[mm-meter] must specify a valid command")]
+    NoCommand,
     #[error("[mm-meter] Failed to connect to remote agent: {0}")]
     Connect(ClientError),
     #[error("{0}")]
     Call(#[from] ClientError),
-    #[error("{0}")]
+    #[error("cannot start: {0}")]
     Runtime(io::Error),
-    #[error("{0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 
@@ -98,10 +102,6 @@ async fn get(client: &mut Client, meter: &str, delay: i32, count: i32) -> Result
             return Ok(());
         }
     }
-}
-
-fn failed(message: &dyn std::fmt::Display) -> io::Result<()> {
-    writeln!(io::stderr(), "[mm-meter] Failed: {message}")
 }
 
 /// Reports bad usage on standard output, where scallop did, the tool's name in red on a console.

@@ -12,8 +12,8 @@
 //! in the body: so one bad request of a bulk costs only its own answer. An argument too many is such an error, as
 //! in Jolokia 1; Jolokia 2 takes it for an inner path and answers null.
 //!
-//! Bounds: the body, by [`crate::http::server::Limits`]; its depth, 128; a bulk's length, [`request::MAX_BULK`]; the
-//! answer, [`MAX_ANSWER`].
+//! Bounds: the body and the time for an answer, by [`crate::http::server::Limits`]; the body's depth, 128; a bulk's
+//! length, [`request::MAX_BULK`], and its answer's, [`MAX_ANSWER`].
 
 pub mod bean;
 pub mod client;
@@ -24,6 +24,7 @@ pub mod response;
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -41,10 +42,10 @@ use crate::{
 /// The path that everything is served below.
 pub const BASE: &str = "/jolokia";
 
-/// Bytes of one answer. What would make a bulk's answer longer is answered by an error in its place.
+/// Bytes of a bulk's answer. The request that would make it longer, and all after it, get an error instead.
 pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
-/// The protocol's version that `version` claims: the last that all of Jolokia 1 spoke.
+/// The protocol's version that `version` claims: Jolokia 1.7's. What 8 adds is mostly in `list`.
 const PROTOCOL: &str = "7.2";
 
 const CONTENT_TYPE: &str = "application/json; charset=utf-8";
@@ -89,7 +90,7 @@ pub async fn answer(reader: &SnapshotReader, request: http::Request, info: &Agen
     let agent = Agent { totals: &totals, info, now };
     let body = match posted {
         Posted::One(one) => agent.envelope(&one),
-        Posted::Bulk(all) => agent.bulk(&all, MAX_ANSWER),
+        Posted::Bulk(all) => agent.bulk(&all, MAX_ANSWER).await,
     };
     Response::ok(CONTENT_TYPE, body)
 }
@@ -113,19 +114,27 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
-    fn bulk(&self, all: &[Parsed], max: usize) -> String {
+    async fn bulk(&self, all: &[Parsed], max: usize) -> String {
         let mut body = String::from("[");
+        let mut full = false;
         for (index, parsed) in all.iter().enumerate() {
             if index > 0 {
                 body.push(',');
             }
-            let mut one = self.envelope(parsed);
-            if body.len() + one.len() > max {
-                let message = format!("the answer to this bulk is longer than {max} bytes; split it");
-                let echo = parsed.as_ref().ok().map(|request| &request.echo);
-                one = response::envelope(echo, &Err(Failure::too_long(message)), LongForm::Number, self.now);
+            // The rest of a bulk that is too long isn't even worked out.
+            let one = if full { None } else { Some(self.envelope(parsed)) };
+            match one.filter(|one| body.len() + one.len() <= max) {
+                Some(one) => body.push_str(&one),
+                None => {
+                    full = true;
+                    let message = format!("the answer to this bulk is longer than {max} bytes; split it");
+                    let echo = parsed.as_ref().ok().map(|request| &request.echo);
+                    let failure = Err(Failure::too_long(message));
+                    body.push_str(&response::envelope(echo, &failure, LongForm::Number, self.now));
+                }
             }
-            body.push_str(&one);
+            // Others have their turn, and the server its chance to end what takes too long.
+            tokio::task::yield_now().await;
         }
         body.push(']');
         body
@@ -167,7 +176,8 @@ impl Agent<'_> {
     }
 
     fn read(&self, bean: &Bean, attributes: &Attributes, options: Options) -> Result<Value, Failure> {
-        let names: Vec<&str> = match attributes {
+        // A set, because an object has each key once, however often it is asked for.
+        let names: BTreeSet<&str> = match attributes {
             Attributes::One(name) => return Ok((bean.attribute(name)?.read)(self.totals)),
             Attributes::Several(names) => names.iter().map(String::as_str).collect(),
             Attributes::All => bean.attributes.iter().map(|attribute| attribute.name).collect(),

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
+    os::fd::AsRawFd as _,
     process::{Command, Output, Stdio},
     thread,
 };
@@ -11,6 +12,7 @@ use meter_agent::{
     meter::{DeviceId, FlowStats},
     snapshot::Snapshot,
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use uuid::Uuid;
 
 use crate::served::{DEVICE, Served, device, snapshot};
@@ -173,9 +175,10 @@ fn arguments_come_from_a_file_too() {
 
 #[test]
 fn agent_that_is_not_there_is_named() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // Bound, so that nobody else gets the port, and not listening.
+    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let port = getsockname::<SockaddrIn>(held.as_raw_fd()).unwrap().port();
     let refused = format!("cannot reach 127.0.0.1:{port}: Connection refused (os error 111)");
     for (host, port, message) in [
         ("127.0.0.1", i32::from(port), refused.as_str()),
@@ -190,10 +193,12 @@ fn agent_that_is_not_there_is_named() {
             assert_output(&output, ("", &stderr, 1), message);
         }
     }
-    let output = mm_meter(&["-h", "no-such-host.invalid", "list"]).output().unwrap();
+    // Longer than a label may be, so that no name server is asked.
+    let host = "no-such-host".repeat(6);
+    let output = mm_meter(&["-h", &host, "list"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    let frame = "[mm-meter] Failed: [mm-meter] Failed to connect to remote agent: cannot reach no-such-host.invalid:7200: ";
-    assert!(stderr.starts_with(frame) && stderr.lines().count() == 1, "{stderr}");
+    let frame = "[mm-meter] Failed: [mm-meter] Failed to connect to remote agent: cannot reach ";
+    assert!(stderr.starts_with(&format!("{frame}{host}:7200: ")) && stderr.lines().count() == 1, "{stderr}");
     assert_eq!((output.stdout.as_slice(), output.status.code()), (&b""[..], Some(1)));
 }
 
@@ -255,6 +260,19 @@ fn agent_that_dies_between_reports_ends_the_tool() {
     let stderr =
         format!("[mm-meter] Failed: cannot reach 127.0.0.1:{port}: Connection refused (os error 111)\n");
     assert_output(&output, ("", &stderr, 1), "agent died");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let served = Served::start(snapshot());
+    let port = served.port.to_string();
+    let stderr =
+        "[mm-meter] Failed: cannot write to standard output: No space left on device (os error 28)\n";
+    for question in [&["list"][..], &["get", "-n", DEVICE], &["get", "--help"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = mm_meter(&[&["-h", "127.0.0.1", "-p", &port], question].concat());
+        assert_output(&command.stdout(full).output().unwrap(), ("", stderr, 1), &format!("{question:?}"));
+    }
 }
 
 #[test]

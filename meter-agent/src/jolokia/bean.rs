@@ -1,6 +1,6 @@
 //! What a bean is: its attributes and operations as tables, over one snapshot.
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use serde_json::Value as Json;
 
@@ -15,19 +15,19 @@ use crate::{
 #[derive(Debug)]
 pub struct Totals {
     snapshot: SharedSnapshot,
-    meters: OnceCell<BTreeMap<MeterKey, FlowStats>>,
+    meters: OnceLock<BTreeMap<MeterKey, FlowStats>>,
 }
 
 impl Totals {
     /// Takes totals that are read after this call.
     pub async fn fresh(reader: &SnapshotReader) -> Self {
-        Self { snapshot: reader.fresh().await, meters: OnceCell::new() }
+        Self { snapshot: reader.fresh().await, meters: OnceLock::new() }
     }
 
     /// Takes the totals that were published last, for requests that ask for none.
     #[must_use]
     pub fn latest(reader: &SnapshotReader) -> Self {
-        Self { snapshot: reader.latest(), meters: OnceCell::new() }
+        Self { snapshot: reader.latest(), meters: OnceLock::new() }
     }
 
     /// Returns every meter.
