@@ -10,6 +10,9 @@ mod hook;
 pub mod kernel;
 mod ledger;
 mod maps;
+mod open;
+mod record;
+mod remove;
 mod sys;
 
 use std::{fmt, net::IpAddr};

@@ -41,7 +41,9 @@ impl Guests {
             |label, host_netdev, n| GuestOptions { label, host_netdev, mac: Mac::local(n), mtu: 1500 };
         let vm = Guest::new(host, &options("vm", "tap1", 1)).unwrap();
         let container = VethGuest::new(host, &options("ct", "veth2", 2)).unwrap();
-        host.add_bridge("br0", 1500).unwrap();
+        if !host.netdevs().unwrap().iter().any(|netdev| netdev == "br0") {
+            host.add_bridge("br0", 1500).unwrap();
+        }
         host.enslave_static("tap1", "br0", &[vm.mac()]).unwrap();
         host.enslave_static("veth2", "br0", &[container.mac()]).unwrap();
         for (netns, here, there, station) in

@@ -96,10 +96,16 @@ impl Host {
 
     /// Returns every hook of every netdev here, whoever's it is: `eth0 tcx ingress meter_in` and the like.
     pub(crate) fn hooks(&self) -> Vec<String> {
-        self.netns.netdevs().unwrap().iter().flat_map(|netdev| self.hooks_of(netdev)).collect()
+        let hooks = |netdev: &String| {
+            let hooks = self.hooks_of(netdev);
+            // A netdev whose other end went with a guest goes while it is looked at.
+            let is_gone = || !self.netns.netdevs().unwrap().contains(netdev);
+            hooks.or_else(|error| if is_gone() { Ok(Vec::new()) } else { Err(error) }).unwrap()
+        };
+        self.netns.netdevs().unwrap().iter().flat_map(hooks).collect()
     }
 
-    fn hooks_of(&self, netdev: &str) -> Vec<String> {
+    fn hooks_of(&self, netdev: &str) -> lab::Result<Vec<String>> {
         let mut hooks = Vec::new();
         for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
         {
@@ -111,7 +117,7 @@ impl Host {
                     format!("{netdev} tcx {direction} {}", program.name_as_str().unwrap_or("?"))
                 }));
             }
-            let filters = self.netns.run("tc", &["filter", "show", "dev", netdev, direction]).unwrap();
+            let filters = self.netns.run("tc", &["filter", "show", "dev", netdev, direction])?;
             hooks.extend(filters.lines().filter(|line| line.contains("handle")).map(|line| {
                 // `filter protocol all pref 2 bpf chain 0 handle 0x1 meter_in direct-action …`
                 let words: Vec<&str> = line.split_whitespace().collect();
@@ -122,14 +128,14 @@ impl Host {
                 format!("{netdev} clsact {direction} {}", after("pref"))
             }));
         }
-        let qdiscs = self.netns.run("tc", &["qdisc", "show", "dev", netdev]).unwrap();
+        let qdiscs = self.netns.run("tc", &["qdisc", "show", "dev", netdev])?;
         if qdiscs.contains("clsact") {
             hooks.push(format!("{netdev} qdisc clsact"));
         }
-        if self.netns.run("ip", &["link", "show", "dev", netdev]).unwrap().contains("prog/xdp") {
+        if self.netns.run("ip", &["link", "show", "dev", netdev])?.contains("prog/xdp") {
             hooks.push(format!("{netdev} xdp"));
         }
-        hooks
+        Ok(hooks)
     }
 }
 

@@ -134,8 +134,8 @@ impl Hook<'_> {
         match self.attach_filter(program) {
             Ok(()) => Ok(ours),
             Err(error) => {
-                if ours && let Err(error) = clsact::remove_empty_qdisc(self.target.ifindex) {
-                    tracing::warn!(ifindex = self.target.ifindex, error = %error, "clsact qdisc left in place");
+                if ours {
+                    remove_qdisc(self.target.ifindex);
                 }
                 Err(error)
             }
@@ -352,6 +352,13 @@ impl Hook<'_> {
             reason,
             retry,
         }
+    }
+}
+
+/// Removes a clsact qdisc of ours, unless somebody's filter hangs on it.
+pub(super) fn remove_qdisc(ifindex: u32) {
+    if let Err(error) = clsact::remove_empty_qdisc(ifindex) {
+        tracing::warn!(ifindex, error = %error, "clsact qdisc left in place");
     }
 }
 

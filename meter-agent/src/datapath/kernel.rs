@@ -4,38 +4,35 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier, util::KernelVersion};
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use meter_ebpf::abi::{
-    Direction, GENEVE_PORTS, PortRecord, PortUuid, Settings, SlotCounters, SlotRef, UNBOUND_SLOT,
-    VXLAN_PORTS, hooks, map,
+    Direction, GENEVE_PORTS, PortUuid, Settings, SlotRef, UNBOUND_SLOT, VXLAN_PORTS, hooks, map,
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use uuid::Uuid;
 
-pub use super::hook::TcMode;
 use super::{
-    AttachError, Attachment, BucketReading, Class, Datapath, HookKind, IngressHook, PortReading, ReadError,
-    Reading, Retry, Target, TunnelReading, clsact,
-    hook::{Hook, describe},
-    ledger::{Capacity, Claim, Full, Ledger, Slots, total},
+    AttachError, Attachment, BucketReading, Datapath, HookKind, IngressHook, PortReading, ReadError, Reading,
+    Retry, Target, TunnelReading,
+    hook::{Hook, describe, remove_qdisc},
+    ledger::{Capacity, Claim, Full, Ledger, Slots as _},
     maps::{self, LiveSlots, Maps},
+    open::{check_kernel, load_error, lock, make_directory},
+    record::{adopted, class_number, hook_bits, port_id, port_reading, port_uuid},
+};
+pub use super::{
+    hook::TcMode,
+    open::OpenError,
+    remove::{Removed, remove_all},
 };
 use crate::meter::{DeviceId, FlowStats, PortId};
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
-
-/// The oldest kernel whose verifier takes the programs.
-const OLDEST_KERNEL: (u8, u8) = (5, 10);
-
-/// `BPF_FS_MAGIC`.
-/// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/magic.h#L88>
-const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 
 /// Programs for TC; those for XDP are loaded when a netdev asks for them.
 const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
@@ -61,90 +58,6 @@ pub struct Options {
     pub geneve_ports: Vec<u16>,
     /// Whether GRE keys of packets that carry Ethernet are NVGRE's.
     pub nvgre: bool,
-}
-
-/// The datapath could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The build has no object.
-    #[error("this build carries no eBPF object: build it with `cargo xtask build`")]
-    NoObject,
-    /// The kernel is too old.
-    #[error("Linux {found} is too old: the eBPF programs need {}.{} or newer", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
-    OldKernel {
-        /// Its release.
-        found: String,
-    },
-    /// Not permitted.
-    #[error("{action}: not permitted; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
-    Permission {
-        /// What was being done.
-        action: String,
-    },
-    /// The pin path is not on a bpffs.
-    #[error(
-        "{path} is not on a bpffs ({why}); mount one with `mount -t bpf bpf /sys/fs/bpf`, or set datapath.pin_path"
-    )]
-    NoBpffs {
-        /// The path.
-        path: PathBuf,
-        /// What was found.
-        why: String,
-    },
-    /// A path could not be used.
-    #[error("{action} {path}: {source}")]
-    Path {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Another agent uses the maps.
-    #[error("another agent uses {path}; stop it, or set datapath.pin_path")]
-    Locked {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Something that is not ours, or not of this version, is pinned.
-    #[error(
-        "{path} is not this version's map {map}: {found}; remove it, or remove everything with `meter-agent detach`"
-    )]
-    ForeignPin {
-        /// The pin.
-        path: PathBuf,
-        /// The map that belongs there.
-        map: &'static str,
-        /// What is there.
-        found: String,
-    },
-    /// The object is not what this agent expects.
-    #[error("eBPF object: {0}")]
-    Object(String),
-    /// The kernel refused the object.
-    #[error("load the eBPF object: {0}")]
-    Load(String),
-    /// A map could not be written.
-    #[error("write map {map}: {source}")]
-    Write {
-        /// Its name.
-        map: &'static str,
-        /// Why not.
-        source: MapError,
-    },
-    /// A map could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-}
-
-/// What [`remove_all`] removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Hooks, by links or filters.
-    pub hooks: usize,
-    /// Maps.
-    pub maps: usize,
 }
 
 /// The datapath in the kernel.
@@ -470,141 +383,6 @@ impl KernelDatapath {
     }
 }
 
-/// Detaches every hook of ours and removes every pin below `pin_path`, of this version.
-///
-/// # Errors
-///
-/// The first thing that could not be removed; the rest may be gone already, and calling again is safe.
-pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
-    let map_pins = maps::pin_directory(pin_path);
-    let links = link_directory(pin_path);
-    let mut removed = Removed::default();
-    if !map_pins.exists() {
-        return Ok(removed);
-    }
-    let lock = lock(&map_pins)?;
-    let ports = map_pins.join(map::PORTS);
-    if ports.exists() {
-        for (uuid, record) in pinned_records(&ports)? {
-            removed.hooks += remove_clsact(uuid, &record)?;
-        }
-    }
-    removed.hooks += remove_files(&links)?;
-    removed.maps += remove_files(&map_pins)?;
-    drop(lock);
-    let version = map_pins.parent().unwrap_or(pin_path);
-    for directory in [links.as_path(), map_pins.as_path(), version, pin_path] {
-        match fs::remove_dir(directory) {
-            Ok(()) => {}
-            // Another version's pins, or somebody else's.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(path_error("remove", directory, source)),
-        }
-    }
-    Ok(removed)
-}
-
-fn pinned_records(path: &Path) -> Result<Vec<(PortUuid, PortRecord)>, OpenError> {
-    use aya::maps::{HashMap, Map, MapData};
-    let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: map::PORTS, found };
-    let data = MapData::from_pin(path).map_err(|error| foreign(describe(&error)))?;
-    let map: HashMap<MapData, PortUuid, PortRecord> =
-        Map::from_map_data(data).and_then(TryInto::try_into).map_err(|error| foreign(describe(&error)))?;
-    map.iter().collect::<Result<_, _>>().map_err(|error| foreign(describe(&error)))
-}
-
-/// Removes the filters that a record tells of; returns how many.
-fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError> {
-    let filters = [(hooks::INGRESS_CLSACT, Direction::Ingress), (hooks::EGRESS_CLSACT, Direction::Egress)];
-    let mut removed = 0;
-    if record.ifindex == 0 || record.hooks & (hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT) == 0 {
-        return Ok(removed);
-    }
-    let target = recorded_target(uuid, record);
-    for (bit, direction) in filters {
-        if record.hooks & bit != 0 {
-            Hook { target: &target, direction, links: Path::new("") }
-                .detach_clsact()
-                .map_err(|error| OpenError::Object(error.message))?;
-            removed += 1;
-        }
-    }
-    if record.hooks & hooks::CLSACT_OURS != 0 {
-        remove_qdisc(record.ifindex);
-    }
-    Ok(removed)
-}
-
-/// Removes a clsact qdisc of ours, unless somebody's filter hangs on it.
-fn remove_qdisc(ifindex: u32) {
-    if let Err(error) = clsact::remove_empty_qdisc(ifindex) {
-        tracing::warn!(ifindex, error = %error, "clsact qdisc left in place");
-    }
-}
-
-fn remove_files(directory: &Path) -> Result<usize, OpenError> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(source) => return Err(path_error("list", directory, source)),
-    };
-    let mut removed = 0;
-    for entry in entries {
-        let path = entry.map_err(|source| path_error("list", directory, source))?.path();
-        fs::remove_file(&path).map_err(|source| path_error("remove", &path, source))?;
-        removed += 1;
-    }
-    Ok(removed)
-}
-
-/// Rebuilds what an earlier agent attached from its records.
-fn adopted(ledger: &Ledger) -> BTreeMap<u32, Attachment> {
-    ledger
-        .records()
-        .iter()
-        .filter(|(_, record)| record.ifindex != 0)
-        .map(|(uuid, record)| {
-            let ingress = hook_kind(record.hooks, hooks::INGRESS_CLSACT, hooks::INGRESS_XDP);
-            let egress = hook_kind(record.hooks, hooks::EGRESS_CLSACT, 0);
-            (record.ifindex, Attachment { target: recorded_target(*uuid, record), ingress, egress })
-        })
-        .collect()
-}
-
-fn recorded_target(uuid: PortUuid, record: &PortRecord) -> Target {
-    let device = Uuid::from_bytes(record.device.uuid);
-    Target {
-        ifindex: record.ifindex,
-        netdev: String::new(),
-        port: port_id(uuid),
-        class: class_of(record.class),
-        device: (!device.is_nil()).then_some(DeviceId(device)),
-        underlay: record.uplink != 0,
-        ingress: if record.hooks & hooks::INGRESS_XDP == 0 { IngressHook::Tc } else { IngressHook::Xdp },
-    }
-}
-
-fn hook_kind(bits: u32, clsact: u32, xdp: u32) -> HookKind {
-    if bits & clsact != 0 {
-        HookKind::Clsact
-    } else if bits & xdp != 0 {
-        HookKind::Xdp
-    } else {
-        HookKind::Tcx
-    }
-}
-
-fn hook_bits(ingress: HookKind, egress: HookKind, clsact_ours: bool) -> u32 {
-    let ingress = match ingress {
-        HookKind::Tcx => hooks::INGRESS_TCX,
-        HookKind::Clsact => hooks::INGRESS_CLSACT,
-        HookKind::Xdp => hooks::INGRESS_XDP,
-    };
-    let egress = if egress == HookKind::Clsact { hooks::EGRESS_CLSACT } else { hooks::EGRESS_TCX };
-    ingress | egress | if clsact_ours { hooks::CLSACT_OURS } else { 0 }
-}
-
 fn hooks_of<'a>(target: &'a Target, links: &'a Path) -> [Hook<'a>; 2] {
     Direction::ALL.map(|direction| Hook { target, direction, links })
 }
@@ -614,43 +392,6 @@ fn remove_other_kind(hook: &Hook<'_>, attached: &BTreeMap<u32, Attachment>) -> R
     match attached.get(&hook.target.ifindex) {
         Some(attachment) if attachment.ingress == HookKind::Xdp => Ok(()),
         _ => hook.detach(),
-    }
-}
-
-fn port_reading(uuid: PortUuid, record: &PortRecord, slots: &impl Slots) -> PortReading {
-    let device = Uuid::from_bytes(record.device.uuid);
-    let totals: SlotCounters = total(record, slots);
-    PortReading {
-        port: port_id(uuid),
-        class: class_of(record.class),
-        ifindex: (record.ifindex != 0).then_some(record.ifindex),
-        device: (!device.is_nil()).then_some(DeviceId(device)),
-        created_ns: record.created_ns,
-        totals,
-    }
-}
-
-fn port_uuid(port: PortId) -> PortUuid {
-    PortUuid { uuid: *port.0.as_bytes() }
-}
-
-fn port_id(uuid: PortUuid) -> PortId {
-    PortId(Uuid::from_bytes(uuid.uuid))
-}
-
-const fn class_number(class: Class) -> u32 {
-    match class {
-        Class::Port => 0,
-        Class::Uplink => 1,
-        Class::Tunnel => 2,
-    }
-}
-
-const fn class_of(number: u32) -> Class {
-    match number {
-        1 => Class::Uplink,
-        2 => Class::Tunnel,
-        _ => Class::Port,
     }
 }
 
@@ -672,84 +413,9 @@ fn settings(options: &Options) -> Settings {
     settings
 }
 
-fn check_kernel() -> Result<(), OpenError> {
-    let (major, minor) = OLDEST_KERNEL;
-    let oldest = KernelVersion::new(major, minor, 0);
-    if KernelVersion::current().is_ok_and(|current| current >= oldest) {
-        return Ok(());
-    }
-    let found = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    Err(OpenError::OldKernel { found: found.trim().to_owned() })
-}
-
-fn link_directory(pin_path: &Path) -> PathBuf {
+/// Where the links are pinned.
+pub(super) fn link_directory(pin_path: &Path) -> PathBuf {
     pin_path.join(format!("v{}", meter_ebpf::abi::VERSION)).join("links")
-}
-
-/// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none.
-fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), OpenError> {
-    use std::os::unix::fs::DirBuilderExt;
-
-    let existing = pin_path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    if !on_bpffs(existing)? {
-        let usual = Path::new("/sys/fs/bpf");
-        if existing != usual || !mount_bpffs(usual) {
-            let why = format!("{} is on another file system", existing.display());
-            return Err(OpenError::NoBpffs { path: pin_path.to_owned(), why });
-        }
-        tracing::info!(path = %usual.display(), "mounted a bpffs");
-    }
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // bpffs says the same for a name with a dot.
-            let action = format!("make directory {} (bpffs refuses names with a dot)", directory.display());
-            Err(OpenError::Permission { action })
-        }
-        Err(source) => Err(path_error("make directory", directory, source)),
-    }
-}
-
-fn on_bpffs(path: &Path) -> Result<bool, OpenError> {
-    let status = nix::sys::statfs::statfs(path)
-        .map_err(|errno| path_error("look at the file system of", path, errno.into()))?;
-    Ok(status.filesystem_type().0 == BPF_FS_MAGIC)
-}
-
-fn mount_bpffs(path: &Path) -> bool {
-    use nix::mount::{MsFlags, mount};
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).is_ok()
-}
-
-/// Takes the lock that makes one agent the only writer. It goes with the process.
-fn lock(directory: &Path) -> Result<Flock<OwnedFd>, OpenError> {
-    let file = fs::File::open(directory).map_err(|source| path_error("open", directory, source))?;
-    Flock::lock(OwnedFd::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: directory.to_owned() },
-        errno => path_error("lock", directory, errno.into()),
-    })
-}
-
-fn path_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
-    if source.kind() == io::ErrorKind::PermissionDenied {
-        return OpenError::Permission { action: format!("{action} {}", path.display()) };
-    }
-    OpenError::Path { action, path: path.to_owned(), source }
-}
-
-/// Tells a missing permission from everything else that can go wrong when the object is loaded.
-fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> OpenError {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let denied = error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| matches!(error.raw_os_error(), Some(libc::EPERM)));
-        if denied {
-            return OpenError::Permission { action: action.to_owned() };
-        }
-        cause = error.source();
-    }
-    OpenError::Load(format!("{action}: {}", describe(error)))
 }
 
 fn bind_error(target: &Target, why: &str, reason: &'static str) -> AttachError {

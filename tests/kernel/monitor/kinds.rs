@@ -83,8 +83,8 @@ fn every_kind_that_this_kernel_has_is_known_for_what_it_is() {
         (
             "vxlan",
             "id 7 dev base local 192.0.2.1 dstport 4791",
-            // The netdev below takes its part of the MTU, and is not told as such.
-            Netdev { mtu: 1350, ..alone(tunnel("vxlan", Some(7), Some("192.0.2.1"), Some(4791))) },
+            // The netdev below takes its part of the MTU.
+            Netdev { mtu: 1350, ..above(tunnel("vxlan", Some(7), Some("192.0.2.1"), Some(4791))) },
         ),
         ("geneve", "id 7 remote 192.0.2.2", alone(tunnel("geneve", Some(7), None, Some(6081)))),
         ("geneve", "external dstport 6082", alone(tunnel("geneve", None, None, Some(6082)))),

@@ -1,0 +1,218 @@
+//! What opening the kernel half takes: a kernel that is new enough, permission, a bpffs, and no other agent.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{maps::MapError, util::KernelVersion};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{ReadError, hook::describe};
+
+/// The oldest kernel whose verifier takes the programs.
+const OLDEST_KERNEL: (u8, u8) = (5, 10);
+
+/// `BPF_FS_MAGIC`.
+/// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/magic.h#L88>
+const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
+
+/// The datapath could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The build has no object.
+    #[error("this build carries no eBPF object: build it with `cargo xtask build`")]
+    NoObject,
+    /// The kernel is too old.
+    #[error("Linux {found} is too old: the eBPF programs need {}.{} or newer", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    OldKernel {
+        /// Its release.
+        found: String,
+    },
+    /// Not permitted.
+    #[error(
+        "{action}: not permitted{}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        without(.missing)
+    )]
+    Permission {
+        /// What was being done.
+        action: String,
+        /// The capabilities that this process lacks; none where something else forbids it.
+        missing: Vec<&'static str>,
+    },
+    /// The pin path is not on a bpffs.
+    #[error(
+        "{path} is not on a bpffs ({why}); mount one with `mount -t bpf bpf /sys/fs/bpf`, or set datapath.pin_path"
+    )]
+    NoBpffs {
+        /// The path.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// A path could not be used.
+    #[error("{action} {path}: {source}")]
+    Path {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another agent uses the maps.
+    #[error("another agent uses {path}; stop it, or set datapath.pin_path")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something that is not ours, or not of this version, is pinned.
+    #[error(
+        "{path} is not this version's map {map}: {found}; remove it, or remove everything with `meter-agent detach`"
+    )]
+    ForeignPin {
+        /// The pin.
+        path: PathBuf,
+        /// The map that belongs there.
+        map: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// The object is not what this agent expects.
+    #[error("eBPF object: {0}")]
+    Object(String),
+    /// The kernel refused the object.
+    #[error("load the eBPF object: {0}")]
+    Load(String),
+    /// A map could not be written.
+    #[error("write map {map}: {source}")]
+    Write {
+        /// Its name.
+        map: &'static str,
+        /// Why not.
+        source: MapError,
+    },
+    /// A map could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+pub(super) fn check_kernel() -> Result<(), OpenError> {
+    let (major, minor) = OLDEST_KERNEL;
+    let oldest = KernelVersion::new(major, minor, 0);
+    if KernelVersion::current().is_ok_and(|current| current >= oldest) {
+        return Ok(());
+    }
+    let found = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Err(OpenError::OldKernel { found: found.trim().to_owned() })
+}
+
+/// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none.
+pub(super) fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    let existing = pin_path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if !on_bpffs(existing)? {
+        let usual = Path::new("/sys/fs/bpf");
+        if existing != usual || !mount_bpffs(usual) {
+            let why = format!("{} is on another file system", existing.display());
+            return Err(OpenError::NoBpffs { path: pin_path.to_owned(), why });
+        }
+        tracing::info!(path = %usual.display(), "mounted a bpffs");
+    }
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // bpffs says the same for a name with a dot.
+            let action = format!("make directory {} (bpffs refuses names with a dot)", directory.display());
+            Err(OpenError::Permission { action, missing: missing_capabilities() })
+        }
+        Err(source) => Err(path_error("make directory", directory, source)),
+    }
+}
+
+fn on_bpffs(path: &Path) -> Result<bool, OpenError> {
+    let status = nix::sys::statfs::statfs(path)
+        .map_err(|errno| path_error("look at the file system of", path, errno.into()))?;
+    Ok(status.filesystem_type().0 == BPF_FS_MAGIC)
+}
+
+fn mount_bpffs(path: &Path) -> bool {
+    use nix::mount::{MsFlags, mount};
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).is_ok()
+}
+
+/// Takes the lock that makes one agent the only writer. It goes with the process.
+pub(super) fn lock(directory: &Path) -> Result<Flock<OwnedFd>, OpenError> {
+    let file = fs::File::open(directory).map_err(|source| path_error("open", directory, source))?;
+    Flock::lock(OwnedFd::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: directory.to_owned() },
+        errno => path_error("lock", directory, errno.into()),
+    })
+}
+
+pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        let action = format!("{action} {}", path.display());
+        return OpenError::Permission { action, missing: missing_capabilities() };
+    }
+    OpenError::Path { action, path: path.to_owned(), source }
+}
+
+/// Tells a missing permission from everything else that can go wrong when the object is loaded.
+///
+/// The error alone does not say it: without CAP_BPF aya can't ask the kernel for its features, takes it for one that
+/// has none of them, and fails over something that follows from that.
+pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> OpenError {
+    let missing = missing_capabilities();
+    if !missing.is_empty() || is_denied(error) {
+        return OpenError::Permission { action: action.to_owned(), missing };
+    }
+    OpenError::Load(format!("{action}: {}", describe(error)))
+}
+
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
+/// What the programs take, with what stands in for each (`linux/capability.h`).
+const CAPABILITIES: [(&str, u32, u32); 3] =
+    [("CAP_BPF", 39, CAP_SYS_ADMIN), ("CAP_NET_ADMIN", 12, 12), ("CAP_PERFMON", 38, CAP_SYS_ADMIN)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Returns the capabilities that this thread needs and lacks; none where the kernel doesn't tell.
+fn missing_capabilities() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).map(lacking).unwrap_or_default()
+}
+
+/// Returns which of [`CAPABILITIES`] are not in a set, given as the kernel's bits.
+fn lacking(effective: u64) -> Vec<&'static str> {
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    CAPABILITIES
+        .into_iter()
+        .filter(|&(_, bit, instead)| !has(bit) && !has(instead))
+        .map(|(name, ..)| name)
+        .collect()
+}
+
+fn without(capabilities: &[&str]) -> String {
+    if capabilities.is_empty() { String::new() } else { format!(" without {}", capabilities.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacking;
+
+    #[test]
+    fn capabilities_that_lack_are_named() {
+        assert_eq!(lacking(u64::MAX), [""; 0]);
+        assert_eq!(lacking(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(lacking(1 << 39 | 1 << 12), ["CAP_PERFMON"]);
+        assert_eq!(lacking(1 << 21), ["CAP_NET_ADMIN"], "CAP_SYS_ADMIN stands in for the newer ones");
+    }
+}

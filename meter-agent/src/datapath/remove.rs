@@ -1,0 +1,103 @@
+//! Removing everything that this agent or an earlier one made, and nothing else.
+
+use std::{fs, io, path::Path};
+
+use aya::maps::{HashMap, Map, MapData};
+use meter_ebpf::abi::{Direction, PortRecord, PortUuid, hooks, map};
+
+use super::{
+    hook::{Hook, describe, remove_qdisc},
+    kernel::link_directory,
+    maps,
+    open::{OpenError, lock, path_error},
+    record::recorded_target,
+};
+
+/// What [`remove_all`] removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Hooks, by links or filters.
+    pub hooks: usize,
+    /// Maps.
+    pub maps: usize,
+}
+
+/// Detaches every hook of ours and removes every pin below `pin_path`, of this version.
+///
+/// # Errors
+///
+/// The first thing that could not be removed; the rest may be gone already, and calling again is safe.
+pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
+    let map_pins = maps::pin_directory(pin_path);
+    let links = link_directory(pin_path);
+    let mut removed = Removed::default();
+    if !map_pins.exists() {
+        return Ok(removed);
+    }
+    let lock = lock(&map_pins)?;
+    let ports = map_pins.join(map::PORTS);
+    if ports.exists() {
+        for (uuid, record) in pinned_records(&ports)? {
+            removed.hooks += remove_clsact(uuid, &record)?;
+        }
+    }
+    removed.hooks += remove_files(&links)?;
+    removed.maps += remove_files(&map_pins)?;
+    drop(lock);
+    let version = map_pins.parent().unwrap_or(pin_path);
+    for directory in [links.as_path(), map_pins.as_path(), version, pin_path] {
+        match fs::remove_dir(directory) {
+            Ok(()) => {}
+            // Another version's pins, or somebody else's.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(path_error("remove", directory, source)),
+        }
+    }
+    Ok(removed)
+}
+
+fn pinned_records(path: &Path) -> Result<Vec<(PortUuid, PortRecord)>, OpenError> {
+    let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: map::PORTS, found };
+    let data = MapData::from_pin(path).map_err(|error| foreign(describe(&error)))?;
+    let map: HashMap<MapData, PortUuid, PortRecord> =
+        Map::from_map_data(data).and_then(TryInto::try_into).map_err(|error| foreign(describe(&error)))?;
+    map.iter().collect::<Result<_, _>>().map_err(|error| foreign(describe(&error)))
+}
+
+/// Removes the filters that a record tells of; returns how many.
+fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError> {
+    let filters = [(hooks::INGRESS_CLSACT, Direction::Ingress), (hooks::EGRESS_CLSACT, Direction::Egress)];
+    let mut removed = 0;
+    if record.ifindex == 0 || record.hooks & (hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT) == 0 {
+        return Ok(removed);
+    }
+    let target = recorded_target(uuid, record);
+    for (bit, direction) in filters {
+        if record.hooks & bit != 0 {
+            Hook { target: &target, direction, links: Path::new("") }
+                .detach_clsact()
+                .map_err(|error| OpenError::Object(error.message))?;
+            removed += 1;
+        }
+    }
+    if record.hooks & hooks::CLSACT_OURS != 0 {
+        remove_qdisc(record.ifindex);
+    }
+    Ok(removed)
+}
+
+fn remove_files(directory: &Path) -> Result<usize, OpenError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(path_error("list", directory, source)),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry.map_err(|source| path_error("list", directory, source))?.path();
+        fs::remove_file(&path).map_err(|source| path_error("remove", &path, source))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
