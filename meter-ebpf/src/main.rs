@@ -103,11 +103,24 @@ struct Wire {
 #[inline(always)]
 fn count_skb(skb: Skb, direction: Direction) -> Wire {
     let slot = maps::slot_of(skb.ifindex());
+    let hook = maps::hook_slot(slot.slot, direction);
+    // Everything else is read behind the last look-up, so that a plain frame has nothing to keep across it.
     let length = skb.length();
+    if let Some(hook) = &hook {
+        hook.count(length);
+    }
     let tag = skb.tag_bytes();
     let gso = skb.gso_size() != 0;
-    let extra = if gso { gso_extra(skb, tag) } else { Counter { packets: 0, bytes: u64::from(tag) } };
-    maps::count_hook(slot.slot, direction, length, extra);
+    let extra = match (gso, tag) {
+        (false, 0) => Counter { packets: 0, bytes: 0 },
+        (false, tag) => Counter { packets: 0, bytes: u64::from(tag) },
+        (true, tag) => gso_extra(skb, tag),
+    };
+    if let Some(hook) = &hook
+        && (gso || tag != 0)
+    {
+        hook.count_extra(extra);
+    }
     let counter = Counter { packets: 1 + extra.packets, bytes: u64::from(length).wrapping_add(extra.bytes) };
     Wire { slot, counter, tag, gso }
 }
@@ -150,7 +163,9 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
     // SAFETY: the kernel passes a valid context.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let slot = maps::slot_of(ifindex);
-    maps::count_hook(slot.slot, Direction::Ingress, length, Counter { packets: 0, bytes: 0 });
+    if let Some(hook) = maps::hook_slot(slot.slot, Direction::Ingress) {
+        hook.count(length);
+    }
     let wire = Wire { slot, counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false };
     let hook = wire.slot.uplink * 2 + Direction::Ingress as u32;
     match packet::outer_fast(&frame, &Loaded, false) {

@@ -55,16 +55,34 @@ pub(crate) fn slot_of(ifindex: u32) -> SlotRef {
     unsafe { SLOTS_HIGH.get(&ifindex) }.copied().unwrap_or_default()
 }
 
-/// Counts one skb or XDP frame of `length` bytes that stands for `extra` more on the wire.
+/// A hook's counters on this CPU.
+pub(crate) struct HookSlot(*mut HookCounter);
+
+/// Returns the counters of a slot's hook; `None` only for a slot beyond the map.
 #[inline(always)]
-pub(crate) fn count_hook(slot: u32, direction: Direction, length: u32, extra: Counter) {
-    let Some(block) = COUNTERS.get_ptr_mut(slot / SLOTS_PER_BLOCK) else { return };
-    // SAFETY: this CPU's value (see the module), non-null by the `let`; the index is below the block's length.
-    let hook: &mut HookCounter =
-        unsafe { &mut (*block).slots[(slot % SLOTS_PER_BLOCK) as usize].hooks[direction as usize] };
-    hook.skb_packets += 1;
-    hook.skb_bytes += u64::from(length);
-    if extra.bytes != 0 {
+pub(crate) fn hook_slot(slot: u32, direction: Direction) -> Option<HookSlot> {
+    let block = COUNTERS.get_ptr_mut(slot / SLOTS_PER_BLOCK)?;
+    // SAFETY: this CPU's value (see the module), non-null by the `?`; the index is below the block's length.
+    Some(HookSlot(unsafe {
+        &raw mut (*block).slots[(slot % SLOTS_PER_BLOCK) as usize].hooks[direction as usize]
+    }))
+}
+
+impl HookSlot {
+    /// Counts one skb or XDP frame of `length` bytes.
+    #[inline(always)]
+    pub(crate) fn count(&self, length: u32) {
+        // SAFETY: as in `hook_slot`, whose result this is.
+        let hook = unsafe { &mut *self.0 };
+        hook.skb_packets += 1;
+        hook.skb_bytes += u64::from(length);
+    }
+
+    /// Counts what it stands for beyond itself on the wire.
+    #[inline(always)]
+    pub(crate) fn count_extra(&self, extra: Counter) {
+        // SAFETY: as in `hook_slot`, whose result this is.
+        let hook = unsafe { &mut *self.0 };
         hook.extra_packets += extra.packets;
         hook.extra_bytes += extra.bytes;
     }
@@ -74,7 +92,7 @@ pub(crate) fn count_hook(slot: u32, direction: Direction, length: u32, extra: Co
 #[inline(always)]
 pub(crate) fn count_bucket(hook: u32, bucket: Bucket, wire: Counter) {
     let Some(buckets) = BUCKETS.get_ptr_mut(hook) else { return };
-    // SAFETY: as in `count_hook`.
+    // SAFETY: as in `hook_slot`.
     let counter = unsafe { &mut (*buckets).reasons[reason_index(bucket as u32)] };
     counter.packets += wire.packets;
     counter.bytes += wire.bytes;
@@ -84,7 +102,7 @@ pub(crate) fn count_bucket(hook: u32, bucket: Bucket, wire: Counter) {
 #[inline(always)]
 pub(crate) fn count_fault(fault: Fault, length: u32) {
     let Some(faults) = FAULTS.get_ptr_mut(0) else { return };
-    // SAFETY: as in `count_hook`.
+    // SAFETY: as in `hook_slot`.
     let counter = unsafe { &mut (*faults).reasons[reason_index(fault as u32)] };
     counter.packets += 1;
     counter.bytes += u64::from(length);
@@ -105,7 +123,7 @@ fn reason_index(number: u32) -> usize {
 pub(crate) fn count_tunnel(key: &TunnelKey, cache_mask: u32, wire: Counter, inner_bytes: u64) -> bool {
     let Some(index) = tunnel_index(key, cache_mask) else { return false };
     let Some(block) = TUNNEL_COUNTER.get_ptr_mut(index / TUNNELS_PER_BLOCK) else { return false };
-    // SAFETY: as in `count_hook`.
+    // SAFETY: as in `hook_slot`.
     let tunnel = unsafe { &mut (*block).tunnels[(index % TUNNELS_PER_BLOCK) as usize] };
     tunnel.packets += wire.packets;
     tunnel.inner_bytes += inner_bytes;
@@ -121,7 +139,7 @@ pub(crate) fn count_tunnel(key: &TunnelKey, cache_mask: u32, wire: Counter, inne
 fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
     let words = key.words();
     let entry = TUNNEL_CACHE.get_ptr_mut(hash(&words) & cache_mask)?;
-    // SAFETY: as in `count_hook`.
+    // SAFETY: as in `hook_slot`.
     let entry = unsafe { &mut *entry };
     let cached = entry.key.words();
     let differs = (cached[0] ^ words[0])
