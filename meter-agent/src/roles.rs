@@ -1,6 +1,6 @@
 //! What each netdev is to the meters: a port, an uplink, a tunnel netdev, or nothing; and why.
 //!
-//! Pure. Each frame is counted at one netdev of each family: an uplink is the lowest netdev of its path ([`underlay`]),
+//! Pure. Each frame is counted at one netdev of each family: an uplink is the lowest netdev of its path,
 //! and what only passes frames on (a bridge, a bond, a VLAN netdev) is not counted.
 
 mod underlay;

@@ -1,5 +1,4 @@
 //! Hooks come, are replaced and go, and every frame counts once meanwhile.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod foreign;
 mod restart;

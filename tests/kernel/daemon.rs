@@ -1,5 +1,4 @@
 //! The daemon: what is counted is what every interface says, whatever happens to the agent or is done to it.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{
     io::Write as _,

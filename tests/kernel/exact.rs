@@ -1,7 +1,6 @@
 //! Real traffic, with the offloads on: every meter equals an independent count on the wire, to the byte.
 //!
 //! The independent counts are those of the lab: of the wire, where each read is one frame, and of the guest's relay.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod site;
 

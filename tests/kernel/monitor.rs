@@ -1,7 +1,5 @@
 //! What the kernel announces of netdevs, addresses and routes, against what a dump says afterwards.
 
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
 mod bursts;
 mod kinds;
 mod watch;

@@ -1,5 +1,4 @@
 //! What every kernel test stands on: a namespace and a pin path of its own, and a datapath that uses both.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 pub(crate) mod daemon;
 pub(crate) mod foreign;

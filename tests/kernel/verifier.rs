@@ -1,5 +1,4 @@
 //! The object loads, its maps are what the ABI says, and what is in the way gets a clear error.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{fs, path::Path, thread};
 

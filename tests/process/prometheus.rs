@@ -1,5 +1,4 @@
 //! The metrics port as a client on a socket finds it, and what Prometheus' own linter says of the metrics.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{
     fs::File,

@@ -1,5 +1,4 @@
 //! An agent ends, in whatever way, and the next one goes on: nothing is lost and nothing counts twice.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use super::{
     super::support::until, Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode,

@@ -1,6 +1,5 @@
 //! A host with a virtual machine and a container, bridged to a far host by a wire or by VXLAN over it; and what its
 //! meters have to say after traffic.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Mutex};
 

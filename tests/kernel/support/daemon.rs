@@ -1,5 +1,4 @@
 //! The real daemon on a test's host: its configuration, its process, and what its interfaces say.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{
     fs::{self, File},

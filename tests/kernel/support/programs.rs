@@ -1,5 +1,4 @@
 //! The object's programs over the maps of an open datapath, run on frames that no netdev carried.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use aya::{
     Ebpf, EbpfLoader,
