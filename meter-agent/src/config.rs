@@ -24,7 +24,7 @@ pub use self::{
     flags::Flags,
     report::{Mistake, Mistakes, Place},
 };
-use crate::{binding::Bindings, roles::Rules};
+use crate::{binding::Bindings, datapath::Options, roles::Rules};
 
 /// Where the configuration is unless `--config` says otherwise.
 const DEFAULT_PATH: &str = "/etc/meter-agent/meter-agent.toml";
@@ -38,8 +38,8 @@ pub struct Config {
     pub host_id_source: HostIdSource,
     /// What this host is called in what it serves.
     pub host_name: String,
-    /// The kernel half.
-    pub datapath: Datapath,
+    /// `[datapath]` and `[tunnels]`: the kernel half.
+    pub datapath: Options,
     /// Where Prometheus and the other native endpoints are served; none where empty. See [`without_ipv6`].
     pub http_listen: Vec<SocketAddr>,
     /// Where the Jolokia protocol is served; none where empty.
@@ -63,41 +63,6 @@ pub enum HostIdSource {
     MachineId,
     /// Derived from the host's name, for want of a machine id: another host of the same name derives the same UUIDs.
     HostName,
-}
-
-/// `[datapath]` and `[tunnels]`: what is set once, when the kernel half is loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Datapath {
-    /// Directory on a bpffs for everything that outlives the agent; an absolute path.
-    pub pin_path: PathBuf,
-    /// How TC programs are attached.
-    pub tc: Tc,
-    /// Ports that are remembered, with or without a netdev.
-    pub max_ports: u32,
-    /// Netdevs that can be metered at a time; at most `max_ports`.
-    pub max_netdevs: u32,
-    /// Tunnels, by source, destination, VNI, uplink and direction.
-    pub max_tunnels: u32,
-    /// Entries of each CPU's tunnel cache: a power of two.
-    pub tunnel_cache_entries: u32,
-    /// UDP destination ports of VXLAN: at most 8, none of them twice, none of them 0.
-    pub vxlan_ports: Vec<u16>,
-    /// UDP destination ports of GENEVE: at most 4, none of them VXLAN's.
-    pub geneve_ports: Vec<u16>,
-    /// Whether GRE keys of packets that carry Ethernet are NVGRE's.
-    pub nvgre: bool,
-}
-
-/// How TC programs are attached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Tc {
-    /// TCX where the kernel has it, else clsact.
-    #[default]
-    Auto,
-    /// TCX only (Linux 6.6).
-    Tcx,
-    /// clsact only.
-    Clsact,
 }
 
 /// `[log]`.

@@ -15,7 +15,7 @@ mod record;
 mod remove;
 mod sys;
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
 
@@ -52,6 +52,41 @@ pub enum IngressHook {
     Tc,
     /// Native XDP.
     Xdp,
+}
+
+/// Which way of attaching TC programs to use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TcMode {
+    /// TCX where the kernel has it, else clsact.
+    #[default]
+    Auto,
+    /// TCX only (Linux 6.6).
+    Tcx,
+    /// clsact only.
+    Clsact,
+}
+
+/// What is set once, when the kernel half is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Directory on a bpffs for everything that outlives the agent.
+    pub pin_path: PathBuf,
+    /// How to attach TC programs.
+    pub tc: TcMode,
+    /// Ports that are remembered, with or without a netdev.
+    pub max_ports: u32,
+    /// Netdevs that can be metered at a time.
+    pub max_netdevs: u32,
+    /// Tunnels, by source, destination, VNI, uplink and direction.
+    pub max_tunnels: u32,
+    /// Entries of each CPU's tunnel cache: a power of two.
+    pub tunnel_cache_entries: u32,
+    /// UDP destination ports of VXLAN, at most [`meter_ebpf::abi::VXLAN_PORTS`].
+    pub vxlan_ports: Vec<u16>,
+    /// UDP destination ports of GENEVE, at most [`meter_ebpf::abi::GENEVE_PORTS`].
+    pub geneve_ports: Vec<u16>,
+    /// Whether GRE keys of packets that carry Ethernet are NVGRE's.
+    pub nvgre: bool,
 }
 
 /// How a program hangs on a netdev.

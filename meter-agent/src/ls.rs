@@ -127,7 +127,7 @@ mod tests {
             table(&[port, uplink, idle]),
             "\
 NETDEV  IFINDEX  KIND      ROLE    HOOKS       PORT                                  DEVICE  SOURCE  WHY
-tap\u{fffd}0    3        tap       port    tcx         3f2a7c1e-0000-4000-8000-000000000001  -       config  a [[binding]] names its port
+tap\u{fffd}0   3        tap       port    tcx         3f2a7c1e-0000-4000-8000-000000000001  -       config  a [[binding]] names its port
 eth0    1200     physical  uplink  xdp/clsact  -                                     -       -       carries a default route
 eth0    1200     physical  -       -           -                                     -       -       carries a default route
 "

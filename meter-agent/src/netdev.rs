@@ -107,6 +107,26 @@ pub struct Netdev {
     pub mtu: u32,
 }
 
+#[cfg(test)]
+impl Netdev {
+    /// Returns a netdev of which nothing else is known: what tests begin with.
+    pub(crate) fn bare(ifindex: u32, name: &str, kind: Kind) -> Self {
+        Self {
+            ifindex,
+            name: name.to_owned(),
+            kind,
+            driver: None,
+            mac: None,
+            alias: None,
+            altnames: Vec::new(),
+            master: None,
+            lower: None,
+            up: true,
+            mtu: 1500,
+        }
+    }
+}
+
 /// Which netdevs are meant: by name (`tap*`), by kind (`kind:veth`) or by driver (`driver:mlx5_core`).
 ///
 /// `*` stands for any run of characters, `?` for one.
@@ -248,19 +268,8 @@ mod tests {
 
     #[test]
     fn patterns_ask_for_name_kind_or_driver() {
-        let netdev = Netdev {
-            ifindex: 2,
-            name: "eth0".to_owned(),
-            kind: Kind::Physical,
-            driver: Some("mlx5_core".to_owned()),
-            mac: None,
-            alias: None,
-            altnames: Vec::new(),
-            master: None,
-            lower: None,
-            up: true,
-            mtu: 1500,
-        };
+        let netdev =
+            Netdev { driver: Some("mlx5_core".to_owned()), ..Netdev::bare(2, "eth0", Kind::Physical) };
         for (pattern, expected) in [
             ("eth0", true),
             ("eth?", true),

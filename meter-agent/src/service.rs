@@ -27,9 +27,9 @@ use tokio::{
 
 use crate::{
     agent::{Agent, Event},
-    config::{Config, ConfigError, Datapath, HostIdSource, Tc},
+    config::{Config, ConfigError, HostIdSource},
     control::BindError,
-    datapath::kernel::{KernelDatapath, OpenError, Options, TcMode},
+    datapath::kernel::{KernelDatapath, OpenError},
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
     snapshot::Snapshot,
@@ -70,7 +70,7 @@ pub enum ServiceError {
 ///
 /// What keeps it from starting. A port that is in use does not: it is tried again while the rest goes on.
 pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), ServiceError> {
-    let datapath = KernelDatapath::open(&options(&config.datapath))?;
+    let datapath = KernelDatapath::open(&config.datapath)?;
     let monitor = Monitor::new()?;
     if config.host_id_source == HostIdSource::HostName {
         tracing::warn!(
@@ -217,24 +217,6 @@ fn failed(action: &'static str) -> impl Fn(io::Error) -> ServiceError {
 
 fn policy(config: &Config) -> Policy {
     Policy { bindings: config.bindings.clone(), rules: config.rules.clone() }
-}
-
-fn options(config: &Datapath) -> Options {
-    Options {
-        pin_path: config.pin_path.clone(),
-        tc: match config.tc {
-            Tc::Auto => TcMode::Auto,
-            Tc::Tcx => TcMode::Tcx,
-            Tc::Clsact => TcMode::Clsact,
-        },
-        max_ports: config.max_ports,
-        max_netdevs: config.max_netdevs,
-        max_tunnels: config.max_tunnels,
-        tunnel_cache_entries: config.tunnel_cache_entries,
-        vxlan_ports: config.vxlan_ports.clone(),
-        geneve_ports: config.geneve_ports.clone(),
-        nvgre: config.nvgre,
-    }
 }
 
 /// Seconds since the Unix epoch.

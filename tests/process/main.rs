@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod jolokia;
+mod meter_agent;
 mod mm_meter;
 mod prometheus;
 mod served;

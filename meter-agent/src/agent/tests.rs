@@ -101,19 +101,7 @@ fn binding(netdev: &str, port: PortId) -> Binding {
 }
 
 fn tap(ifindex: u32, name: &str) -> Netdev {
-    Netdev {
-        ifindex,
-        name: name.to_owned(),
-        kind: Kind::Tap,
-        driver: None,
-        mac: None,
-        alias: None,
-        altnames: Vec::new(),
-        master: None,
-        lower: None,
-        up: true,
-        mtu: 1500,
-    }
+    Netdev::bare(ifindex, name, Kind::Tap)
 }
 
 #[test]

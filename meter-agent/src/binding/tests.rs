@@ -12,19 +12,8 @@ const FIRST: &str = "3f2a7c1e-0000-4000-8000-000000000001";
 const SECOND: &str = "3f2a7c1e-0000-4000-8000-000000000002";
 
 fn netdev(ifindex: u32, name: &str, kind: Kind) -> Netdev {
-    Netdev {
-        ifindex,
-        name: name.to_owned(),
-        kind,
-        driver: None,
-        mac: Some([2, 0, 0, 0, 0, u8::try_from(ifindex).unwrap()]),
-        alias: None,
-        altnames: Vec::new(),
-        master: None,
-        lower: None,
-        up: true,
-        mtu: 1500,
-    }
+    let mac = Some([2, 0, 0, 0, 0, u8::try_from(ifindex).unwrap()]);
+    Netdev { mac, ..Netdev::bare(ifindex, name, kind) }
 }
 
 fn table(netdevs: impl IntoIterator<Item = Netdev>) -> NetdevTable {

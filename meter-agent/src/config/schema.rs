@@ -8,13 +8,18 @@ use meter_ebpf::abi::{GENEVE_PORTS, VXLAN_PORTS};
 use uuid::Uuid;
 
 use super::{
-    Config, Datapath, Flags, HostFacts, HostIdSource, Log, LogFormat, Mistakes, Tc, check,
+    Config, Flags, HostFacts, HostIdSource, Log, LogFormat, Mistakes, check,
     document::{Document, Section},
     report::{Origin, Placed, Report},
 };
-use crate::{binding::Bindings, datapath::IngressHook, netdev::Pattern, roles::Rules};
+use crate::{
+    binding::Bindings,
+    datapath::{IngressHook, Options, TcMode},
+    netdev::Pattern,
+    roles::Rules,
+};
 
-const TC: &[(&str, Tc)] = &[("auto", Tc::Auto), ("tcx", Tc::Tcx), ("clsact", Tc::Clsact)];
+const TC: &[(&str, TcMode)] = &[("auto", TcMode::Auto), ("tcx", TcMode::Tcx), ("clsact", TcMode::Clsact)];
 const INGRESS: &[(&str, IngressHook)] = &[("tc", IngressHook::Tc), ("xdp", IngressHook::Xdp)];
 const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -97,7 +102,7 @@ fn host_id(top: &Section<'_>, host: &HostFacts, report: &mut Report<'_>) -> (Uui
     (Uuid::new_v5(&Uuid::NAMESPACE_DNS, name.as_bytes()), HostIdSource::HostName)
 }
 
-fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Datapath {
+fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Options {
     let section = document.section("datapath", report);
     let pin_path = section.one(report, "pin_path", check::string(check::path(MAX_PIN_PATH)));
     let pin_path =
@@ -118,9 +123,9 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
     let cache_entries = section.one(report, "cache_entries", check::power_of_two(64..=1_048_576));
-    Datapath {
+    Options {
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
-        tc: or(tc, Tc::default()).value,
+        tc: or(tc, TcMode::default()).value,
         max_ports,
         max_netdevs: max_netdevs.value,
         max_tunnels: or(max_tunnels, 8192).value,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::{document::TABLES, *};
 use crate::{
     binding::Binding,
-    datapath::IngressHook,
+    datapath::{IngressHook, Options, TcMode},
     meter::{DeviceId, PortId},
 };
 
@@ -28,9 +28,9 @@ fn defaults() -> Config {
         host_id,
         host_id_source: HostIdSource::MachineId,
         host_name: "compute1".to_owned(),
-        datapath: Datapath {
+        datapath: Options {
             pin_path: "/sys/fs/bpf/meter-agent".into(),
-            tc: Tc::Auto,
+            tc: TcMode::Auto,
             max_ports: 65536,
             max_netdevs: 4096,
             max_tunnels: 8192,
@@ -114,14 +114,14 @@ fn packaged_file_has_every_key_below_its_comment() {
 #[test]
 fn max_netdevs_follows_a_smaller_max_ports() {
     let config = parse("[datapath]\nmax_ports = 100").unwrap();
-    let datapath = Datapath { max_ports: 100, max_netdevs: 100, ..defaults().datapath };
+    let datapath = Options { max_ports: 100, max_netdevs: 100, ..defaults().datapath };
     assert_eq!(config, Config { datapath, ..defaults() });
 }
 
 #[test]
 fn empty_list_switches_off() {
     let text = "[http]\nlisten = []\n[jolokia]\nlisten = []\n[tunnels]\nvxlan_ports = []\ngeneve_ports = []";
-    let datapath = Datapath { vxlan_ports: Vec::new(), geneve_ports: Vec::new(), ..defaults().datapath };
+    let datapath = Options { vxlan_ports: Vec::new(), geneve_ports: Vec::new(), ..defaults().datapath };
     let expected = Config { http_listen: Vec::new(), jolokia_listen: Vec::new(), datapath, ..defaults() };
     assert_eq!(parse(text), Ok(expected));
 }
@@ -150,7 +150,7 @@ fn flags_override_the_file() {
     let config = Config::parse(uncommented(), "a.toml", &agent.flags, &host()).unwrap();
     let file = parse(&uncommented()).unwrap();
     let expected = Config {
-        datapath: Datapath { pin_path: "/p".into(), tc: Tc::Clsact, ..file.datapath },
+        datapath: Options { pin_path: "/p".into(), tc: TcMode::Clsact, ..file.datapath },
         http_listen: vec!["[::1]:2".parse().unwrap()],
         jolokia_listen: vec!["127.0.0.1:3".parse().unwrap()],
         control_socket: "/s".into(),

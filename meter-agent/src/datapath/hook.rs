@@ -16,24 +16,12 @@ use aya::{
 };
 use meter_ebpf::abi::Direction;
 
-use super::{AttachError, HookKind, Retry, Target, clsact};
+use super::{AttachError, HookKind, Retry, Target, TcMode, clsact};
 
 /// Preference of our clsact filters: ingress early and egress late, so that they see the frames of the wire.
 const PRIORITY: [u16; 2] = [2, 65_000];
 /// Handle of our filters; with the preference it names them, whoever asks.
 const HANDLE: TcHandle = TcHandle::new(0x4d41, 0x4752);
-
-/// Which way of attaching TC programs to use.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum TcMode {
-    /// TCX where the kernel has it, else clsact.
-    #[default]
-    Auto,
-    /// TCX only (Linux 6.6).
-    Tcx,
-    /// clsact only.
-    Clsact,
-}
 
 /// A hook and where its link is pinned.
 #[derive(Debug, Clone, Copy)]

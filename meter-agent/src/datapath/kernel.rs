@@ -26,7 +26,7 @@ use super::{
     record::{adopted, class_number, hook_bits, port_id, port_reading, port_uuid},
 };
 pub use super::{
-    hook::TcMode,
+    Options, TcMode,
     open::OpenError,
     remove::{Removed, remove_all},
 };
@@ -36,29 +36,6 @@ include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
 /// Programs for TC; those for XDP are loaded when a netdev asks for them.
 const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
-
-/// What the datapath needs to know of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// Directory on a bpffs for everything that outlives the agent.
-    pub pin_path: PathBuf,
-    /// How to attach TC programs.
-    pub tc: TcMode,
-    /// Ports that are remembered, with or without a netdev.
-    pub max_ports: u32,
-    /// Netdevs that can be metered at a time.
-    pub max_netdevs: u32,
-    /// Tunnels, by source, destination, VNI, uplink and direction.
-    pub max_tunnels: u32,
-    /// Entries of each CPU's tunnel cache: a power of two.
-    pub tunnel_cache_entries: u32,
-    /// UDP destination ports of VXLAN, at most [`VXLAN_PORTS`].
-    pub vxlan_ports: Vec<u16>,
-    /// UDP destination ports of GENEVE, at most [`GENEVE_PORTS`].
-    pub geneve_ports: Vec<u16>,
-    /// Whether GRE keys of packets that carry Ethernet are NVGRE's.
-    pub nvgre: bool,
-}
 
 /// The datapath in the kernel.
 pub struct KernelDatapath {

@@ -23,20 +23,7 @@ struct Host {
 
 impl Host {
     fn netdev(mut self, ifindex: u32, name: &str, kind: Kind) -> Self {
-        let netdev = Netdev {
-            ifindex,
-            name: name.to_owned(),
-            kind,
-            driver: None,
-            mac: None,
-            alias: None,
-            altnames: Vec::new(),
-            master: None,
-            lower: None,
-            up: true,
-            mtu: 1500,
-        };
-        self.table.netdevs.insert(ifindex, netdev);
+        self.table.netdevs.insert(ifindex, Netdev::bare(ifindex, name, kind));
         self
     }
 

@@ -81,17 +81,17 @@ fn bindings() -> impl Strategy<Value = Vec<Binding>> {
 
 prop_compose! {
     fn datapaths()(
-        tc in prop::sample::select(vec![Tc::Auto, Tc::Tcx, Tc::Clsact]),
+        tc in prop::sample::select(vec![TcMode::Auto, TcMode::Tcx, TcMode::Clsact]),
         (max_netdevs, max_ports) in (1..=1_000_000_u32).prop_flat_map(|least| (Just(least), least..=1_000_000)),
         max_tunnels in 1..=1_000_000_u32,
         cache_bits in 6..=20_u32,
         udp_ports in prop::collection::btree_set(1..=u16::MAX, 0..=12),
         nvgre in any::<bool>(),
         name in "[a-z]{1,8}",
-    ) -> Datapath {
+    ) -> Options {
         let udp_ports: Vec<u16> = BTreeSet::into_iter(udp_ports).collect();
         let (vxlan, geneve) = udp_ports.split_at(udp_ports.len().min(8));
-        Datapath {
+        Options {
             pin_path: format!("/sys/fs/bpf/{name}").into(),
             tc,
             max_ports,
@@ -146,9 +146,9 @@ fn written(config: &Config) -> String {
     let Config { datapath, log, rules, bindings, .. } = config;
     let string = |path: &Path| toml::Value::from(path.to_str().unwrap());
     let tc = match datapath.tc {
-        Tc::Auto => "auto",
-        Tc::Tcx => "tcx",
-        Tc::Clsact => "clsact",
+        TcMode::Auto => "auto",
+        TcMode::Tcx => "tcx",
+        TcMode::Clsact => "clsact",
     };
     let format = match log.format {
         LogFormat::Text => "text",

@@ -55,19 +55,7 @@ mod tests {
     use super::*;
 
     fn physical(name: &str, ifindex: u32) -> Netdev {
-        Netdev {
-            ifindex,
-            name: name.to_owned(),
-            kind: Kind::Physical,
-            driver: None,
-            mac: Some([2, 0, 0, 0, 0, 0xab]),
-            alias: None,
-            altnames: Vec::new(),
-            master: None,
-            lower: None,
-            up: true,
-            mtu: 1500,
-        }
+        Netdev { mac: Some([2, 0, 0, 0, 0, 0xab]), ..Netdev::bare(ifindex, name, Kind::Physical) }
     }
 
     #[test]

@@ -44,19 +44,7 @@ fn of_kind(word: Option<&str>, hardware: u16, data: &[Vec<u8>], elsewhere: bool)
 }
 
 fn n7(kind: Kind) -> Netdev {
-    Netdev {
-        ifindex: 7,
-        name: "n7".to_owned(),
-        kind,
-        driver: None,
-        mac: None,
-        alias: None,
-        altnames: Vec::new(),
-        master: None,
-        lower: None,
-        up: false,
-        mtu: 0,
-    }
+    Netdev { up: false, mtu: 0, ..Netdev::bare(7, "n7", kind) }
 }
 
 fn netdev(payload: &[u8]) -> Result<Message, Malformed> {

@@ -1,0 +1,89 @@
+//! `meter-agent` as a process, for what needs no root: usage, configuration, and the list without an agent.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn meter_agent(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_meter-agent")).args(arguments).output().unwrap()
+}
+
+fn streams(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// Writes a configuration and returns its path as an argument.
+fn config(directory: &Path, text: &str) -> String {
+    let path = directory.join("meter-agent.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn version_and_help_are_data() {
+    let version = meter_agent(&["--version"]);
+    assert_eq!(version.status.code(), Some(0));
+    assert_eq!(streams(&version), (format!("meter-agent {}\n", env!("CARGO_PKG_VERSION")), String::new()));
+    let (help, errors) = streams(&meter_agent(&["--help"]));
+    assert!(
+        help.contains("--check-config") && help.contains("detach") && errors.is_empty(),
+        "{help}{errors}"
+    );
+}
+
+#[test]
+fn wrong_usage_and_wrong_configuration_are_2_and_every_mistake_is_a_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = config(directory.path(), "[ports]\nignor = []\n\n[http]\nlisten = [\"here\"]\n");
+    for (arguments, expected) in [
+        (&["--no-such-flag"][..], &["--no-such-flag"][..]),
+        (&["no-such-command"], &["no-such-command"]),
+        (&["--check-config", "--config", "/nonexistent.toml"], &["/nonexistent.toml"]),
+        (
+            &["--check-config", "--config", &path],
+            &["meter-agent.toml:2:1: ", "ports.ignor", "meter-agent.toml:5:", "http.listen"],
+        ),
+        (&["--config", &path], &["ports.ignor"]),
+        (&["ls", "--config", &path], &["ports.ignor"]),
+        (&["--check-config", "--datapath-tc", "maybe"], &["--datapath-tc", "maybe"]),
+    ] {
+        let output = meter_agent(arguments);
+        let (data, said) = streams(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert_eq!(data, "", "{arguments:?}");
+        for word in expected {
+            assert!(said.contains(word), "{arguments:?}: {word} in {said}");
+        }
+    }
+}
+
+#[test]
+fn right_configuration_is_0() {
+    let packaged = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/meter-agent.toml");
+    // A test's machine may have neither a machine id nor a name.
+    let directory = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(packaged).unwrap();
+    let path = config(directory.path(), &format!("host_id = \"{}\"\n{text}", uuid::Uuid::from_u128(7)));
+    let output = meter_agent(&["--check-config", "--config", &path]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn list_without_an_agent_says_what_one_would_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    let text =
+        format!("host_id = \"{}\"\n[control]\nsocket = \"{}\"\n", uuid::Uuid::from_u128(7), socket.display());
+    let path = config(directory.path(), &text);
+    let output = meter_agent(&["ls", "--config", &path]);
+    let (table, said) = streams(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("no agent runs") && said.contains("none.sock"), "{said}");
+    let lo = table.lines().find(|line| line.starts_with("lo ")).unwrap_or_else(|| panic!("{table}"));
+    assert!(lo.contains("loopback"), "{lo}");
+    let (json, _) = streams(&meter_agent(&["ls", "--json", "--config", &path]));
+    let netdevs: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(netdevs.as_array().unwrap().iter().any(|netdev| netdev["netdev"] == "lo"), "{json}");
+}
