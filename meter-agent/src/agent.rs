@@ -252,11 +252,11 @@ impl<D: Datapath> Agent<D> {
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
                 }
                 self.failures.forget(ifindex);
+                self.failures.detached(ifindex);
             }
             Err(error) => {
                 *self.health.attach_failures.entry(error.reason).or_default() += 1;
-                tracing::error!(ifindex, error = %error, "detach failed; will retry");
-                self.failures.retry_detach();
+                self.failures.detach_failed(ifindex, error);
             }
         }
     }

@@ -295,11 +295,16 @@ fn kernel_half_that_cannot_be_had_is_one_clear_line() {
         assert!(!said.contains("panicked"), "{said}");
     };
     fails(&second, &[], "another agent uses");
-    let none = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
     drop(running);
-    let setpriv = std::process::Command::new(none[0]).arg("--version").output().is_ok();
-    if require::met("setpriv", setpriv, "setpriv (util-linux)") {
-        fails(&second, &none, "not permitted");
+    let util_linux = std::process::Command::new("setpriv").arg("--version").output().is_ok();
+    if require::met("setpriv", util_linux, "setpriv, setarch and unshare (util-linux)") {
+        fails(
+            &second,
+            &["setpriv", "--bounding-set=-all", "--inh-caps=-all"],
+            "not permitted without CAP_BPF",
+        );
+        // The kernel says that it is 2.6.
+        fails(&second, &["setarch", "--uname-2.6"], "is too old: the eBPF programs need 5.10 or newer");
     }
     // A kernel without type information of its own is none the worse.
     let hidden = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";

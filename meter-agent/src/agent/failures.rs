@@ -22,7 +22,8 @@ struct Failure {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     by_ifindex: BTreeMap<u32, Failure>,
-    detach_failed: bool,
+    /// Detaches that failed, with what was said.
+    detaches: BTreeMap<u32, AttachError>,
 }
 
 impl Failures {
@@ -56,9 +57,17 @@ impl Failures {
         self.by_ifindex.insert(target.ifindex, Failure { target, error, attempt, wait });
     }
 
-    /// Plans again at the next tick.
-    pub(super) fn retry_detach(&mut self) {
-        self.detach_failed = true;
+    /// Takes note of a failed detach, which is tried again at each tick. Logs it when it is new or another than before.
+    pub(super) fn detach_failed(&mut self, ifindex: u32, error: AttachError) {
+        if self.detaches.get(&ifindex) != Some(&error) {
+            tracing::error!(ifindex, error = %error, "detach failed; will retry");
+            self.detaches.insert(ifindex, error);
+        }
+    }
+
+    /// Forgets a detach: it is done.
+    pub(super) fn detached(&mut self, ifindex: u32) {
+        self.detaches.remove(&ifindex);
     }
 
     /// Returns whether an attach is to be tried now: it never failed, another one failed, or its time has come.
@@ -70,7 +79,7 @@ impl Failures {
 
     /// Lets a second pass; returns whether something became due.
     pub(super) fn tick(&mut self) -> bool {
-        let mut due = std::mem::take(&mut self.detach_failed);
+        let mut due = !self.detaches.is_empty();
         for failure in self.by_ifindex.values_mut().filter(|failure| failure.wait > 0) {
             failure.wait -= 1;
             due |= failure.wait == 0 && failure.error.retry != Retry::Never;

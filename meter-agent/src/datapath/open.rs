@@ -104,8 +104,11 @@ pub(super) fn check_kernel() -> Result<(), OpenError> {
     if KernelVersion::current().is_ok_and(|current| current >= oldest) {
         return Ok(());
     }
-    let found = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    Err(OpenError::OldKernel { found: found.trim().to_owned() })
+    let found = nix::sys::utsname::uname().map_or_else(
+        |_| "of unknown release".to_owned(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    Err(OpenError::OldKernel { found })
 }
 
 /// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none.
