@@ -221,6 +221,7 @@ impl<D: Datapath> Agent<D> {
         match self.datapath.attach(&target) {
             Ok(attachment) => {
                 self.failures.forget(target.ifindex);
+                self.failures.detached(target.ifindex);
                 tracing::info!(
                     netdev = %target.netdev,
                     ifindex = target.ifindex,

@@ -65,7 +65,7 @@ impl Failures {
         }
     }
 
-    /// Forgets a detach: it is done.
+    /// Forgets a detach: it is done, or not wanted any more.
     pub(super) fn detached(&mut self, ifindex: u32) {
         self.detaches.remove(&ifindex);
     }
