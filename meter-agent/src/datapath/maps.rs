@@ -19,9 +19,9 @@ use meter_ebpf::abi::{
 };
 
 use super::{
-    MapUsage, ReadError,
-    kernel::{OpenError, Options},
+    MapUsage, Options, ReadError,
     ledger::{Slots, Write},
+    open::OpenError,
     sys,
 };
 
