@@ -15,9 +15,10 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use context::{Skb, Xdp};
+use maps::HookSlot;
 use meter_ebpf::{
-    abi::{Bucket, Counter, Direction, Settings, SlotRef, TunnelKey},
-    packet::{self, Encapsulations, Frame, Inner, Tunnel},
+    abi::{Address, Bucket, Counter, Direction, Encap, Fault, Settings, TunnelKey},
+    packet::{self, Encapsulations, Frame, GsoHeader, Inner, Tunnel},
     register::Register,
 };
 
@@ -54,13 +55,13 @@ impl Encapsulations for Loaded {
 
 #[classifier]
 fn meter_in(context: TcContext) -> i32 {
-    count_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_port_skb(Skb::new(context.skb.skb), Direction::Ingress);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 fn meter_out(context: TcContext) -> i32 {
-    count_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_port_skb(Skb::new(context.skb.skb), Direction::Egress);
     TC_ACT_UNSPEC
 }
 
@@ -94,45 +95,68 @@ fn meter_up_xdpf(context: XdpContext) -> u32 {
 
 /// What one skb is on the wire.
 struct Wire {
-    slot: SlotRef,
     counter: Counter,
     tag: u32,
     gso: bool,
 }
 
+/// Where a frame is counted, found before anything else of it is read: so a plain frame has nothing to keep across the
+/// look-ups.
+struct Place {
+    uplink: u32,
+    hook: Option<HookSlot>,
+    length: u32,
+}
+
+/// Counts an skb for itself.
 #[inline(always)]
-fn count_skb(skb: Skb, direction: Direction) -> Wire {
+fn count_skb(skb: Skb, direction: Direction) -> Place {
     let slot = maps::slot_of(skb.ifindex());
     let hook = maps::hook_slot(slot.slot, direction);
-    // Everything else is read behind the last look-up, so that a plain frame has nothing to keep across it.
     let length = skb.length();
     if let Some(hook) = &hook {
         hook.count(length);
     }
+    Place { uplink: slot.uplink, hook, length }
+}
+
+/// Returns whether the skb is the one frame that it seems, with nothing kept beside its data.
+#[inline(always)]
+fn is_one_frame(skb: Skb) -> bool {
+    skb.gso_size() == 0 && skb.tag_bytes() == 0
+}
+
+/// Counts what an skb stands for beyond itself, and returns what it is on the wire.
+#[inline(always)]
+fn count_extra(skb: Skb, place: &Place) -> Wire {
     let tag = skb.tag_bytes();
     let gso = skb.gso_size() != 0;
-    let extra = match (gso, tag) {
-        (false, 0) => Counter { packets: 0, bytes: 0 },
-        (false, tag) => Counter { packets: 0, bytes: u64::from(tag) },
-        (true, tag) => gso_extra(skb, tag),
+    let extra = if !gso {
+        Counter { packets: 0, bytes: u64::from(tag) }
+    } else if let Some(Ok(extra)) = gso_extra_fast(skb) {
+        with_tags(extra, tag)
+    } else {
+        gso_extra(skb, tag)
     };
-    if let Some(hook) = &hook
-        && (gso || tag != 0)
-    {
+    if let Some(hook) = &place.hook {
         hook.count_extra(extra);
     }
-    let counter = Counter { packets: 1 + extra.packets, bytes: u64::from(length).wrapping_add(extra.bytes) };
-    Wire { slot, counter, tag, gso }
+    let bytes = u64::from(place.length).wrapping_add(extra.bytes);
+    Wire { counter: Counter { packets: 1 + extra.packets, bytes }, tag, gso }
+}
+
+/// Computes what a plain TCP super-packet adds on the wire, without its tags.
+#[inline(always)]
+fn gso_extra_fast(skb: Skb) -> Option<Result<Counter, Fault>> {
+    let header = packet::gso_header_fast(&skb)?;
+    Some(packet::gso_extra(skb.length(), header, skb.gso_size(), skb.gso_segs()))
 }
 
 /// Computes what a super-packet adds on the wire; one whose headers can't be followed adds nothing but its tag.
 #[inline(always)]
 fn gso_extra(skb: Skb, tag: u32) -> Counter {
     let length = skb.length();
-    let header = match packet::gso_header_fast(&skb) {
-        Some(header) => Ok(header),
-        None => Register::unpack(walk_gso_header(skb.context())),
-    };
+    let header: Result<GsoHeader, Fault> = Register::unpack(walk_gso_header(skb.context()));
     let extra = header
         .and_then(|header| packet::gso_extra(length, header, skb.gso_size(), skb.gso_segs()))
         .unwrap_or_else(|fault| {
@@ -140,13 +164,47 @@ fn gso_extra(skb: Skb, tag: u32) -> Counter {
             log::fault(fault, length);
             Counter { packets: 0, bytes: 0 }
         });
+    with_tags(extra, tag)
+}
+
+/// Adds the tag that each frame of a super-packet has.
+#[inline(always)]
+fn with_tags(extra: Counter, tag: u32) -> Counter {
     Counter { packets: extra.packets, bytes: extra.bytes.wrapping_add(u64::from(tag) * (extra.packets + 1)) }
 }
 
 #[inline(always)]
+fn count_port_skb(skb: Skb, direction: Direction) {
+    let Some(hook) = count_skb(skb, direction).hook else { return };
+    if skb.gso_size() != 0 {
+        match gso_extra_fast(skb) {
+            Some(Ok(extra)) => hook.count_extra(with_tags(extra, skb.tag_bytes())),
+            _ => count_gso(skb.context(), hook),
+        }
+    } else if skb.tag_bytes() != 0 {
+        hook.count_extra(Counter { packets: 0, bytes: u64::from(skb.tag_bytes()) });
+    }
+}
+
+/// Counts a super-packet that is no plain TCP. Apart, so that the programs of ports save no registers for it.
+#[inline(never)]
+fn count_gso(skb: *mut __sk_buff, hook: HookSlot) {
+    let skb = Skb::new(skb);
+    hook.count_extra(gso_extra(skb, skb.tag_bytes()));
+}
+
+#[inline(always)]
 fn count_uplink_skb(skb: Skb, direction: Direction) {
-    let wire = count_skb(skb, direction);
-    let hook = wire.slot.uplink * 2 + direction as u32;
+    let place = count_skb(skb, direction);
+    let hook = place.uplink * 2 + direction as u32;
+    let wire = if is_one_frame(skb) {
+        if count_plain_vxlan(&skb, hook, place.length) {
+            return;
+        }
+        one_frame(place.length)
+    } else {
+        count_extra(skb, &place)
+    };
     match packet::outer_fast(&skb, &Loaded, wire.gso) {
         Some(tunnel) => count_tunnel(&wire, hook, tunnel),
         None => {
@@ -166,8 +224,11 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
     if let Some(hook) = maps::hook_slot(slot.slot, Direction::Ingress) {
         hook.count(length);
     }
-    let wire = Wire { slot, counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false };
-    let hook = wire.slot.uplink * 2 + Direction::Ingress as u32;
+    let hook = slot.uplink * 2 + Direction::Ingress as u32;
+    if count_plain_vxlan(&frame, hook, length) {
+        return;
+    }
+    let wire = one_frame(length);
     match packet::outer_fast(&frame, &Loaded, false) {
         Some(tunnel) => count_tunnel(&wire, hook, tunnel),
         None => {
@@ -176,6 +237,25 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
             count_walked(&wire, hook, &key, Register::unpack(inner));
         }
     }
+}
+
+#[inline(always)]
+fn one_frame(length: u32) -> Wire {
+    Wire { counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false }
+}
+
+/// Counts what nearly every frame of an underlay is; returns whether this one is.
+#[inline(always)]
+fn count_plain_vxlan(frame: &impl Frame, hook: u32, length: u32) -> bool {
+    let Some(vxlan) = packet::plain_vxlan(frame, &Loaded, length) else { return false };
+    let (src, dst) = (Address::v4(vxlan.src), Address::v4(vxlan.dst));
+    let key = TunnelKey::new(src, dst, vxlan.vni, Encap::Vxlan, hook as u16);
+    let wire = Counter { packets: 1, bytes: u64::from(length) };
+    if !maps::count_tunnel(&key, setting!(cache_mask), wire, u64::from(vxlan.inner_bytes)) {
+        maps::count_bucket(hook, Bucket::TunnelTableFull, wire);
+        log::bucket(hook, Bucket::TunnelTableFull, wire);
+    }
+    true
 }
 
 /// Writes the tunnel's key whenever it returns an [`Inner`].

@@ -156,15 +156,14 @@ fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
     Some(index)
 }
 
-/// Mixes the words. Each is folded to its low half first: a product carries upwards only, and an IPv4 address is in
-/// the upper half of its word.
+/// Mixes the words. Addresses are folded to the low half first: a product carries upwards only, and an IPv4 address is
+/// in the upper half of its word.
 #[inline(always)]
 fn hash(words: &[u64; 5]) -> u32 {
-    let fold = |word: u64| word ^ (word >> 32);
-    let source = fold(words[0] ^ words[1]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let destination = fold(words[2] ^ words[3]).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    let addresses = words[0] ^ words[1] ^ ((words[2] ^ words[3]) >> 5);
+    let addresses = (addresses ^ (addresses >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let labels = words[4].wrapping_mul(0x1656_67b1_9e37_79f9);
-    (source.wrapping_add(destination).wrapping_add(labels) >> 40) as u32
+    (addresses.wrapping_add(labels) >> 40) as u32
 }
 
 /// Looks the tunnel up in the table that all CPUs share, and enters it there; negative when the table is full.

@@ -585,6 +585,50 @@ impl Tunnel {
     }
 }
 
+/// One frame in VXLAN over IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainVxlan {
+    /// Outer source address, its bytes as they lie in memory.
+    pub src: u32,
+    /// Outer destination address, likewise.
+    pub dst: u32,
+    /// The VNI.
+    pub vni: u32,
+    /// Bytes of the frame inside.
+    pub inner_bytes: u32,
+}
+
+/// Reads what nearly every frame of an underlay is: VXLAN over IPv4 without options, fragments or a tag, and no
+/// super-packet. `length` is the frame's.
+///
+/// `None` leaves the frame to [`outer_fast`], which would answer the same.
+#[inline(always)]
+pub fn plain_vxlan<F: Frame + ?Sized>(
+    frame: &F,
+    settings: &impl Encapsulations,
+    length: u32,
+) -> Option<PlainVxlan> {
+    const HEADERS: u32 = 50;
+    let head = frame.head::<50>()?;
+    let is_plain = half::<F, 50>(head, 12) == ETH_IPV4
+        && head[14] == 0x45
+        && half::<F, 50>(head, 20) & 0x3fff == 0
+        && head[23] == IP_UDP
+        && head[42] & 0x08 != 0;
+    if !is_plain || !settings.is_vxlan(half::<F, 50>(head, 36)) {
+        return None;
+    }
+    let end = ETHERNET + u32::from(half::<F, 50>(head, 16));
+    // What lies behind the outer packet's end is padding.
+    let inner_end = if end < HEADERS || end > length { length } else { end };
+    Some(PlainVxlan {
+        src: word::<F, 50>(head, 26),
+        dst: word::<F, 50>(head, 30),
+        vni: u32::from_be(word::<F, 50>(head, 46)) >> 8,
+        inner_bytes: inner_end - HEADERS,
+    })
+}
+
 /// Reads the tunnel of an IPv4 or IPv6 packet without options, fragments or a tag in the frame.
 ///
 /// `None` leaves the frame to [`outer`].

@@ -18,9 +18,9 @@ use meter_ebpf::abi::{SLOTS_PER_BLOCK, SlotBlock, SlotRef, TunnelCounter, Tunnel
 use nix::time::{ClockId, clock_gettime};
 
 /// Packets of one test run.
-const REPEAT: u32 = 100_000;
+const REPEAT: u32 = 20_000;
 /// Rounds of all test runs.
-const ROUNDS: usize = 21;
+const ROUNDS: usize = 151;
 /// Tunnels in the rows that vary them.
 const TUNNELS: [u32; 3] = [1, 100, 1_000];
 /// Ports in the row that reads them.
