@@ -362,6 +362,13 @@ impl TunnelKey {
         Encap::from_number(self.labels.to_le_bytes()[6])
     }
 
+    /// Makes the key of its [`TunnelKey::words`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words([a, b, c, d, labels]: [u64; 5]) -> Self {
+        Self { src: Address { words: [a, b] }, dst: Address { words: [c, d] }, labels }
+    }
+
     /// Returns the key as five words, for hashing and comparing.
     #[inline(always)]
     #[must_use]

@@ -18,7 +18,11 @@ use context::{Skb, Xdp};
 use maps::HookSlot;
 use meter_ebpf::{
     abi::{Address, Bucket, Counter, Direction, Encap, Fault, Settings, TunnelKey},
-    packet::{self, Encapsulations, Frame, GsoHeader, Inner, Tunnel},
+    packet::{
+        Frame,
+        gso::{self, GsoHeader},
+        tunnel::{self, Encapsulations, Inner, Tunnel},
+    },
     register::Register,
 };
 
@@ -148,8 +152,8 @@ fn count_extra(skb: Skb, place: &Place) -> Wire {
 /// Computes what a plain TCP super-packet adds on the wire, without its tags.
 #[inline(always)]
 fn gso_extra_fast(skb: Skb) -> Option<Result<Counter, Fault>> {
-    let header = packet::gso_header_fast(&skb)?;
-    Some(packet::gso_extra(skb.length(), header, skb.gso_size(), skb.gso_segs()))
+    let header = gso::header_fast(&skb)?;
+    Some(gso::extra(skb.length(), header, skb.gso_size(), skb.gso_segs()))
 }
 
 /// Computes what a super-packet adds on the wire; one whose headers can't be followed adds nothing but its tag.
@@ -158,7 +162,7 @@ fn gso_extra(skb: Skb, tag: u32) -> Counter {
     let length = skb.length();
     let header: Result<GsoHeader, Fault> = Register::unpack(walk_gso_header(skb.context()));
     let extra = header
-        .and_then(|header| packet::gso_extra(length, header, skb.gso_size(), skb.gso_segs()))
+        .and_then(|header| gso::extra(length, header, skb.gso_size(), skb.gso_segs()))
         .unwrap_or_else(|fault| {
             maps::count_fault(fault, length);
             log::fault(fault, length);
@@ -198,14 +202,14 @@ fn count_uplink_skb(skb: Skb, direction: Direction) {
     let place = count_skb(skb, direction);
     let hook = place.uplink * 2 + direction as u32;
     let wire = if is_one_frame(skb) {
-        if count_plain_vxlan(&skb, hook, place.length) {
+        if count_plain_vxlan(skb, hook, place.length) {
             return;
         }
         one_frame(place.length)
     } else {
         count_extra(skb, &place)
     };
-    match packet::outer_fast(&skb, &Loaded, wire.gso) {
+    match tunnel::outer_fast(&skb, &Loaded, wire.gso) {
         Some(tunnel) => count_tunnel(&wire, hook, tunnel),
         None => {
             let mut key = MaybeUninit::uninit();
@@ -225,11 +229,8 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
         hook.count(length);
     }
     let hook = slot.uplink * 2 + Direction::Ingress as u32;
-    if count_plain_vxlan(&frame, hook, length) {
-        return;
-    }
     let wire = one_frame(length);
-    match packet::outer_fast(&frame, &Loaded, false) {
+    match tunnel::outer_fast(&frame, &Loaded, false) {
         Some(tunnel) => count_tunnel(&wire, hook, tunnel),
         None => {
             let mut key = MaybeUninit::uninit();
@@ -246,8 +247,8 @@ fn one_frame(length: u32) -> Wire {
 
 /// Counts what nearly every frame of an underlay is; returns whether this one is.
 #[inline(always)]
-fn count_plain_vxlan(frame: &impl Frame, hook: u32, length: u32) -> bool {
-    let Some(vxlan) = packet::plain_vxlan(frame, &Loaded, length) else { return false };
+fn count_plain_vxlan(skb: Skb, hook: u32, length: u32) -> bool {
+    let Some(vxlan) = tunnel::plain_vxlan(&skb, &Loaded, length) else { return false };
     let (src, dst) = (Address::v4(vxlan.src), Address::v4(vxlan.dst));
     let key = TunnelKey::new(src, dst, vxlan.vni, Encap::Vxlan, hook as u16);
     let wire = Counter { packets: 1, bytes: u64::from(length) };
@@ -303,17 +304,17 @@ fn count_outer(wire: &Wire, hook: u32, tunnel: Result<(TunnelKey, Inner), Bucket
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn walk_gso_header(skb: *mut __sk_buff) -> u64 {
-    packet::gso_header(&Skb::new(skb), &Loaded).pack()
+    gso::header(&Skb::new(skb), &Loaded).pack()
 }
 
 #[inline(never)]
 fn walk_outer(skb: *mut __sk_buff, gso: u32, hook: u32, key: *mut TunnelKey) -> u64 {
-    keep_key(packet::outer(&Skb::new(skb), &Loaded, gso != 0), hook, key).pack()
+    keep_key(tunnel::outer(&Skb::new(skb), &Loaded, gso != 0), hook, key).pack()
 }
 
 #[inline(never)]
 fn walk_outer_xdp(context: *mut xdp_md, length: u32, hook: u32, key: *mut TunnelKey) -> u64 {
-    keep_key(packet::outer(&Xdp::new(context, length), &Loaded, false), hook, key).pack()
+    keep_key(tunnel::outer(&Xdp::new(context, length), &Loaded, false), hook, key).pack()
 }
 
 #[cfg(target_arch = "bpf")]

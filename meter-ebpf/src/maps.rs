@@ -138,7 +138,7 @@ pub(crate) fn count_tunnel(key: &TunnelKey, cache_mask: u32, wire: Counter, inne
 #[inline(always)]
 fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
     let words = key.words();
-    let entry = TUNNEL_CACHE.get_ptr_mut(hash(&words) & cache_mask)?;
+    let entry = TUNNEL_CACHE.get_ptr_mut(hash(words) & cache_mask)?;
     // SAFETY: as in `hook_slot`.
     let entry = unsafe { &mut *entry };
     let cached = entry.key.words();
@@ -150,20 +150,21 @@ fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
     if differs == 0 {
         return Some(entry.index);
     }
-    let index = u32::try_from(resolve(key)).ok()?;
-    entry.key = *key;
+    // Only here is the key needed in memory; made any earlier, the hit would pay for writing it there.
+    let key = TunnelKey::from_words(words);
+    let index = u32::try_from(resolve(&key)).ok()?;
+    entry.key = key;
     entry.index = index;
     Some(index)
 }
 
 /// Mixes the words. Addresses are folded to the low half first: a product carries upwards only, and an IPv4 address is
-/// in the upper half of its word.
+/// in the upper half of its word. The VNI is added where a prefix is that the tunnels of a host share.
 #[inline(always)]
-fn hash(words: &[u64; 5]) -> u32 {
+fn hash(words: [u64; 5]) -> u32 {
     let addresses = words[0] ^ words[1] ^ ((words[2] ^ words[3]) >> 5);
-    let addresses = (addresses ^ (addresses >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let labels = words[4].wrapping_mul(0x1656_67b1_9e37_79f9);
-    (addresses.wrapping_add(labels) >> 40) as u32
+    let addresses = addresses ^ (addresses >> 32);
+    (addresses.wrapping_add(words[4]).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
 }
 
 /// Looks the tunnel up in the table that all CPUs share, and enters it there; negative when the table is full.

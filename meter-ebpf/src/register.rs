@@ -5,7 +5,7 @@
 
 use crate::{
     abi::{Bucket, Fault},
-    packet::{Ethernet, Fragment, GsoHeader, Inner, Ip, Stop},
+    packet::{Ethernet, Fragment, Ip, Stop, gso::GsoHeader, tunnel::Inner},
 };
 
 const FAILED: u64 = 1 << 63;
@@ -128,5 +128,51 @@ impl Register for Result<Inner, Bucket> {
             trailer: bits(register, 16, 16),
             fragmented: bits(register, 32, 16),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::{Bucket, Ethernet, Fault, Fragment, GsoHeader, Inner, Ip, Register, Stop};
+
+    proptest! {
+        #[test]
+        fn what_fits_a_register_comes_back(
+            (ethertype, protocol, jumbo) in any::<(u16, u8, bool)>(),
+            (payload, end, trailer, fragmented) in any::<(u16, u16, u16, u16)>(),
+            part in 0..3_usize,
+        ) {
+            let (payload, end) = (u32::from(payload), u32::from(end));
+            let fragment = [Fragment::Whole, Fragment::First, Fragment::Later][part];
+            let ethernet: Result<_, Stop> = Ok(Ethernet { ethertype, payload });
+            prop_assert_eq!(Result::<Ethernet, Stop>::unpack(ethernet.pack()), ethernet);
+            let ip: Result<_, Stop> = Ok(Ip { protocol, payload, end, fragment, jumbo });
+            prop_assert_eq!(Result::<Ip, Stop>::unpack(ip.pack()), ip);
+            let header: Result<_, Fault> = Ok(GsoHeader { length: payload, removed: end });
+            prop_assert_eq!(Result::<GsoHeader, Fault>::unpack(header.pack()), header);
+            let inner: Result<_, Bucket> =
+                Ok(Inner { offset: payload, trailer: trailer.into(), fragmented: fragmented.into() });
+            prop_assert_eq!(Result::<Inner, Bucket>::unpack(inner.pack()), inner);
+        }
+    }
+
+    fn round_trip<T: Register + Copy + PartialEq + std::fmt::Debug>(value: T) {
+        assert_eq!(T::unpack(value.pack()), value);
+    }
+
+    #[test]
+    fn every_error_comes_back() {
+        for stop in [Stop::Truncated, Stop::Unknown, Stop::TooMany] {
+            round_trip::<Result<Ethernet, Stop>>(Err(stop));
+            round_trip::<Result<Ip, Stop>>(Err(stop));
+        }
+        for &fault in Fault::ALL {
+            round_trip::<Result<GsoHeader, Fault>>(Err(fault));
+        }
+        for &bucket in Bucket::ALL {
+            round_trip::<Result<Inner, Bucket>>(Err(bucket));
+        }
     }
 }

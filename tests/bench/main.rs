@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: what a packet costs, beside the floors, and what reading the counters costs.
 //!
-//! Programs run by `BPF_PROG_TEST_RUN`, all of them in turn in each round, so that what disturbs the machine disturbs
-//! all. A cost is the thread's CPU time for a packet less that of an empty program, as the median over the rounds.
+//! Programs run by `BPF_PROG_TEST_RUN` on one CPU, all of them in turn in each of many short rounds, so that what
+//! disturbs the machine disturbs all. A cost is the thread's CPU time for a packet less that of an empty program: the
+//! least over the rounds, since other work only adds, and the median beside it. Goals are held against the least.
 //! Ratios are what counts: the numbers themselves are this machine's.
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -15,12 +16,18 @@ use aya::{
 };
 use meter_agent::datapath::kernel::OBJECT;
 use meter_ebpf::abi::{SLOTS_PER_BLOCK, SlotBlock, SlotRef, TunnelCounter, TunnelKey, map};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
 
 /// Packets of one test run.
 const REPEAT: u32 = 20_000;
-/// Rounds of all test runs.
-const ROUNDS: usize = 151;
+/// Rounds of all test runs with the programs in one place.
+const ROUNDS: usize = 25;
+/// Times that the programs are loaded: where the kernel puts them costs or saves a nanosecond or two.
+const LOADS: usize = 8;
 /// Tunnels in the rows that vary them.
 const TUNNELS: [u32; 3] = [1, 100, 1_000];
 /// Ports in the row that reads them.
@@ -46,17 +53,32 @@ fn run() -> Result<bool> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading eBPF programs needs root");
     }
-    let mut floors = EbpfLoader::new().load_file(&path).context("load the floor programs")?;
+    let mut one_cpu = CpuSet::new();
+    one_cpu.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &one_cpu).context("stay on one CPU")?;
+    let subjects = subjects();
+    let mut samples = Samples::new();
+    for _ in 0..LOADS {
+        let (mut floors, mut meter) = objects(&path)?;
+        packets(&subjects, &mut floors, &mut meter, &mut samples)?;
+    }
+    let costs = costs(&subjects, &samples);
+    let (mut floors, mut meter) = objects(&path)?;
+    packets(&subjects, &mut floors, &mut meter, &mut Samples::new())?;
+    let reads = reading(&mut floors, &mut meter)?;
+    Ok(report(&costs, &reads))
+}
+
+/// Loads both objects.
+fn objects(floors: &OsStr) -> Result<(Ebpf, Ebpf)> {
+    let floors = EbpfLoader::new().load_file(floors).context("load the floor programs")?;
     let mut meter = EbpfLoader::new()
         .map_max_entries(map::COUNTERS, PORTS.div_ceil(SLOTS_PER_BLOCK))
         .map_max_entries(map::TUNNEL_COUNTERS, 16)
         .load(OBJECT)
         .context("load the meter programs")?;
     prepare(&mut meter)?;
-
-    let costs = packets(&mut floors, &mut meter)?;
-    let reads = reading(&mut floors, &mut meter)?;
-    Ok(report(&costs, &reads))
+    Ok((floors, meter))
 }
 
 /// Claims slot 1 and uplink 1 for the netdev of test runs, the loopback, and frees the tunnels' indexes.
@@ -87,7 +109,14 @@ fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Sub
     Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0 }
 }
 
-fn packets(floors: &mut Ebpf, meter: &mut Ebpf) -> Result<BTreeMap<String, f64>> {
+/// Nanoseconds of one packet above an empty program.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    least: f64,
+    median: f64,
+}
+
+fn subjects() -> Vec<Subject> {
     let mut subjects = vec![
         subject("empty", "floor_empty", false, tcp()),
         subject("constant slot", "floor_slot", false, tcp()),
@@ -112,29 +141,41 @@ fn packets(floors: &mut Ebpf, meter: &mut Ebpf) -> Result<BTreeMap<String, f64>>
             subjects.push(Subject { tunnels, ..subject(&name, program, ours, vxlan()) });
         }
     }
+    subjects
+}
+
+/// Nanoseconds of a packet, by subject, of every round of every load.
+type Samples = BTreeMap<String, Vec<f64>>;
+
+/// Runs all subjects in turn, [`ROUNDS`] times.
+fn packets(subjects: &[Subject], floors: &mut Ebpf, meter: &mut Ebpf, samples: &mut Samples) -> Result<()> {
     for (object, ours) in [(&mut *floors, false), (&mut *meter, true)] {
         for name in subjects.iter().filter(|subject| subject.ours == ours).map(|subject| subject.program) {
             load(object, name)?;
         }
     }
     load(floors, "vary")?;
-
-    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..ROUNDS {
-        for subject in &subjects {
+        for subject in subjects {
             let time = time(floors, meter, subject)?;
             samples.entry(subject.name.clone()).or_default().push(time);
         }
     }
-    // The difference to the empty program of the same round, so that a slow round is slow on both sides.
-    let costs = subjects.iter().map(|subject| {
+    Ok(())
+}
+
+fn costs(subjects: &[Subject], samples: &Samples) -> BTreeMap<String, Cost> {
+    let cost = |subject: &Subject| {
         let empty =
             if subject.tunnels == 0 { "empty".to_owned() } else { format!("{} vary", subject.tunnels) };
-        let differences =
-            samples[&subject.name].iter().zip(&samples[&empty]).map(|(time, empty)| time - empty);
-        (subject.name.clone(), median(differences.collect()))
-    });
-    Ok(costs.collect())
+        let (own, empty) = (&samples[&subject.name], &samples[&empty]);
+        let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+        // By round, so that a slow round is slow on both sides.
+        let differences = own.iter().zip(empty).map(|(time, empty)| time - empty);
+        let cost = Cost { least: least(own) - least(empty), median: median(differences.collect()) };
+        (subject.name.clone(), cost)
+    };
+    subjects.iter().map(cost).collect()
 }
 
 fn load(object: &mut Ebpf, name: &str) -> Result<()> {
@@ -246,34 +287,31 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Prints everything; returns whether every goal holds.
-fn report(costs: &BTreeMap<String, f64>, reads: &Reads) -> bool {
-    println!("nanoseconds a packet above an empty program, median of {ROUNDS} rounds of {REPEAT}");
+fn report(costs: &BTreeMap<String, Cost>, reads: &Reads) -> bool {
+    println!(
+        "nanoseconds a packet above an empty program: least and median of {LOADS} loads, {ROUNDS} rounds \
+         each, of {REPEAT}"
+    );
     for (name, cost) in costs.iter().filter(|(name, _)| !name.ends_with("empty") && !name.ends_with("vary")) {
-        println!("  {name:<32} {cost:>8.1}");
+        println!("  {name:<32} {:>8.1} {:>8.1}", cost.least, cost.median);
     }
     println!("microseconds for reading");
     println!("  {:<32} {:>8.0}", format!("{PORTS} ports in blocks"), reads.blocks);
     println!("  {:<32} {:>8.0}", format!("{PORTS} counters one by one"), reads.one_by_one);
     println!("  {:<32} {:>8.0}", "1000 tunnels of a per-CPU hash", reads.tunnel_hash);
 
+    let least = |name: &str| costs[name].least;
     let tunnel_only = |tunnels: u32| {
-        costs[&format!("{tunnels} vary, port and tunnel meter")]
-            - costs[&format!("{tunnels} vary, port meter")]
+        least(&format!("{tunnels} vary, port and tunnel meter"))
+            - least(&format!("{tunnels} vary, port meter"))
     };
+    let tunnel_hash = |tunnels: u32| least(&format!("{tunnels} vary, per-CPU hash"));
     let goals = [
-        ("port meter / constant slot", costs["port meter"] / costs["constant slot"], 2.0),
-        ("port meter / per-CPU hash", costs["port meter"] / costs["per-CPU hash"], 0.1),
-        ("super-packet: nanoseconds more", costs["port meter, super-packet"] - costs["port meter"], 2.0),
-        (
-            "tunnel meter / parse + per-CPU hash, 100 tunnels",
-            tunnel_only(100) / costs["100 vary, per-CPU hash"],
-            1.0 / 6.0,
-        ),
-        (
-            "tunnel meter / parse + per-CPU hash, 1000 tunnels",
-            tunnel_only(1_000) / costs["1000 vary, per-CPU hash"],
-            0.25,
-        ),
+        ("port meter / constant slot", least("port meter") / least("constant slot"), 2.0),
+        ("port meter / per-CPU hash", least("port meter") / least("per-CPU hash"), 0.1),
+        ("super-packet: nanoseconds more", least("port meter, super-packet") - least("port meter"), 2.0),
+        ("tunnel meter / parse + per-CPU hash, 100 tunnels", tunnel_only(100) / tunnel_hash(100), 1.0 / 6.0),
+        ("tunnel meter / parse + per-CPU hash, 1000 tunnels", tunnel_only(1_000) / tunnel_hash(1_000), 0.25),
         ("reading ports in blocks / one by one", reads.blocks / reads.one_by_one, 0.05),
         ("milliseconds for reading 10,000 ports", reads.blocks / 1_000.0, 1.0),
     ];

@@ -250,8 +250,8 @@ impl Case {
         let mut row = row("as the walk on the slice", self.frame.clone());
         row.gso = self.gso;
         if let Some((size, segments)) = self.gso {
-            let extra = packet::gso_header(frame, &Settings::DEFAULT).and_then(|header| {
-                packet::gso_extra(u32::try_from(frame.len()).unwrap(), header, size, segments)
+            let extra = packet::gso::header(frame, &Settings::DEFAULT).and_then(|header| {
+                packet::gso::extra(u32::try_from(frame.len()).unwrap(), header, size, segments)
             });
             match extra {
                 Ok(extra) => {
@@ -261,7 +261,7 @@ impl Case {
                 Err(fault) => row.fault = Some(fault),
             }
         }
-        row.place = match packet::outer(frame, &Settings::DEFAULT, self.gso.is_some()) {
+        row.place = match packet::tunnel::outer(frame, &Settings::DEFAULT, self.gso.is_some()) {
             Err(bucket) => Place::Bucket(bucket),
             Ok(tunnel) => {
                 let ip = |address: meter_ebpf::abi::Address| {

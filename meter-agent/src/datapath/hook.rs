@@ -314,6 +314,16 @@ impl Hook<'_> {
     }
 
     fn program_error(&self, error: &ProgramError) -> AttachError {
+        if let ProgramError::LoadError { io_error, verifier_log } = error
+            && !verifier_log.to_string().is_empty()
+        {
+            // The verifier says EACCES as well; its last words tell what it did not like.
+            let log = verifier_log.to_string();
+            let words = log.lines().rev().filter(|line| !line.is_empty()).take(4).collect::<Vec<_>>();
+            let words = words.into_iter().rev().collect::<Vec<_>>().join("; ");
+            let why = format!("the kernel refuses the program ({io_error}): {words}");
+            return self.error(&why, "verifier", Retry::Never);
+        }
         match errno(error) {
             Some(libc::ENODEV | libc::ENXIO) => self.error("the netdev is gone", "gone", Retry::Gone),
             Some(libc::EPERM | libc::EACCES) => self.error(

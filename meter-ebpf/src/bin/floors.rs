@@ -17,7 +17,10 @@ use aya_ebpf::{
 use context::Skb;
 use meter_ebpf::{
     abi::{Counter, Settings, TunnelCounter, TunnelKey},
-    packet::{self, Encapsulations, Frame},
+    packet::{
+        Frame,
+        tunnel::{self, Encapsulations},
+    },
 };
 
 /// The usual VXLAN port, known when the object is built.
@@ -91,7 +94,7 @@ fn floor_hash(context: TcContext) -> i32 {
 #[classifier]
 fn floor_parse(context: TcContext) -> i32 {
     let skb = Skb::new(context.skb.skb);
-    let Some(Ok(tunnel)) = packet::outer_fast(&skb, &Fixed, false) else { return 0 };
+    let Some(Ok(tunnel)) = tunnel::outer_fast(&skb, &Fixed, false) else { return 0 };
     let words = tunnel.key(0).words();
     // What keeps the compiler from dropping the walk; no tunnel has all bits set.
     if words[0] & words[1] & words[2] & words[3] & words[4] == u64::MAX { 0 } else { TC_ACT_UNSPEC }
@@ -101,7 +104,7 @@ fn floor_parse(context: TcContext) -> i32 {
 #[classifier]
 fn floor_tun_hash(context: TcContext) -> i32 {
     let skb = Skb::new(context.skb.skb);
-    let Some(Ok(tunnel)) = packet::outer_fast(&skb, &Fixed, false) else { return 0 };
+    let Some(Ok(tunnel)) = tunnel::outer_fast(&skb, &Fixed, false) else { return 0 };
     let key = tunnel.key(0);
     let length = skb.length();
     let inner_bytes = u64::from(length - tunnel.inner.offset);
