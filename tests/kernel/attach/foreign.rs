@@ -1,5 +1,4 @@
 //! What others attached stays as it is, in its order, and sees its frames.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use super::{
     super::support::{foreign::Foreign, until},

@@ -287,13 +287,13 @@ pub(super) fn nvgre() -> Vec<Row> {
     let inner = inner();
     let bare = ipv4(UDP, &udp(53, &[0; 36]));
     vec![
-        row("NVGRE", v4(GRE, &gre(KEY, 0x00_0102_ff, TEB, &inner))).tunnel(
+        row("NVGRE", v4(GRE, &gre(KEY, 0x0001_02ff, TEB, &inner))).tunnel(
             Encap::Gre,
             false,
             0x0102,
             length(&inner),
         ),
-        row("NVGRE behind a tag", ethernet(&[VLAN], IPV4, &ipv4(GRE, &gre(KEY, 0x00_0102_ff, TEB, &inner))))
+        row("NVGRE behind a tag", ethernet(&[VLAN], IPV4, &ipv4(GRE, &gre(KEY, 0x0001_02ff, TEB, &inner))))
             .tunnel(Encap::Gre, false, 0x0102, length(&inner)),
         row("no Ethernet inside", v4(GRE, &gre(KEY, 0x0102_03ff, IPV4, &bare))).tunnel(
             Encap::Gre,

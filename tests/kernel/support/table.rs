@@ -1,5 +1,4 @@
 //! A reading as a table of named numbers, so that a test can say what moved and that nothing else did.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
