@@ -23,6 +23,9 @@ const PRIORITY: [u16; 2] = [2, 65_000];
 /// Handle of our filters; with the preference it names them, whoever asks.
 const HANDLE: TcHandle = TcHandle::new(0x4d41, 0x4752);
 
+/// Attempts to load a program.
+const LOAD_ATTEMPTS: usize = 10;
+
 /// Which way of attaching TC programs to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TcMode {
@@ -174,7 +177,7 @@ impl Hook<'_> {
             let program: &mut Xdp = program
                 .try_into()
                 .map_err(|_| self.error("the object lacks the program", "object", Retry::Never))?;
-            match program.load() {
+            match load(|| program.load()) {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
                 Err(error) => {
                     failure = Some(self.program_error(&error));
@@ -361,6 +364,19 @@ pub(super) fn link_name(ifindex: u32, direction: Direction) -> String {
         Direction::Ingress => format!("{ifindex}_in"),
         Direction::Egress => format!("{ifindex}_out"),
     }
+}
+
+/// Loads a program by `load`.
+///
+/// The verifier gives up with `EAGAIN` when a signal comes meanwhile, and has to be asked again.
+pub(super) fn load(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(error) if errno(&error) == Some(libc::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    load()
 }
 
 /// Writes an error with its causes, which aya's `Display` leaves out.

@@ -22,7 +22,7 @@ pub use super::hook::TcMode;
 use super::{
     AttachError, Attachment, BucketReading, Class, Datapath, HookKind, IngressHook, PortReading, ReadError,
     Reading, Retry, Target, TunnelReading, clsact,
-    hook::{Hook, describe},
+    hook::{Hook, describe, load},
     ledger::{Capacity, Claim, Full, Ledger, Slots, total},
     maps::{self, LiveSlots, Maps},
 };
@@ -216,7 +216,7 @@ impl KernelDatapath {
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-            program.load().map_err(|error| load_error(&format!("load program {name}"), &error))?;
+            load(|| program.load()).map_err(|error| load_error(&format!("load program {name}"), &error))?;
         }
 
         let mut maps = Maps::take(&mut ebpf, &specs)?;
