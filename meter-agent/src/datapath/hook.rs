@@ -16,7 +16,7 @@ use aya::{
 };
 use meter_ebpf::abi::Direction;
 
-use super::{AttachError, HookKind, Retry, Target, clsact};
+use super::{AttachError, HookKind, Retry, Target, clsact, sys};
 
 /// Preference of our clsact filters: ingress early and egress late, so that they see the frames of the wire.
 const PRIORITY: [u16; 2] = [2, 65_000];
@@ -257,7 +257,7 @@ impl Hook<'_> {
     /// Removes the pin and with it the link.
     fn unpin(&self) -> Result<(), AttachError> {
         let path = self.link_path();
-        match fs::remove_file(&path) {
+        match remove_link(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
@@ -356,6 +356,15 @@ impl Hook<'_> {
             retry,
         }
     }
+}
+
+/// Detaches a pinned link and removes the pin.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    if let Err(error) = sys::detach_link(path) {
+        // It goes with its pin then.
+        tracing::debug!(path = %path.display(), error = %error, "link not detached");
+    }
+    fs::remove_file(path)
 }
 
 /// Returns the name under which a link is pinned. bpffs refuses dots.
