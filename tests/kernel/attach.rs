@@ -367,3 +367,22 @@ fn port_without_room_leaves_nothing_attached() {
         pair.count(&mut meter, Class::Port, "the first again");
     }
 }
+
+#[test]
+fn hook_is_gone_when_detach_returns() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("at-once");
+    let mut meter = pair.host.open();
+    for round in 0..20 {
+        // A frame at a hook that is still there would count for nobody.
+        let ingress = if round % 2 == 0 { IngressHook::Tc } else { IngressHook::Xdp };
+        meter.attach(&pair.uplink(ingress));
+        let (_, ()) = pair.while_sending(|| meter.detach(pair.host.ifindex("eth0")));
+        assert_eq!(pair.host.hooks(), [""; 0]);
+    }
+    for direction in ["Ingress", "Egress"] {
+        assert_eq!(meter.table().get(&format!("port 0 {direction}")), [0; 3], "{direction}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The object loads, its maps are what the ABI says, and what is in the way gets a clear error.
 
-use std::{fs, path::Path, thread};
+use std::{fs, path::Path, process::Command};
 
 use aya::maps::{MapInfo, MapType};
 use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
@@ -9,7 +9,7 @@ use meter_ebpf::abi::{
     TunnelBlock, TunnelCacheEntry, TunnelKey, VERSION, map,
 };
 
-use super::support::{Host, foreign::Foreign, programs::Programs, ready, table::Table};
+use super::support::{self, Host, foreign::Foreign, programs::Programs, ready, table::Table};
 
 #[test]
 fn every_program_loads_and_every_map_is_the_abis() {
@@ -141,35 +141,45 @@ fn pin_path_with_a_dot_is_refused_with_the_reason() {
     assert!(error.to_string().contains("dot"), "{error}");
 }
 
+/// The environment variable with the pin path that [`opens_as_nobody`] is to use.
+const NOBODYS_PIN_PATH: &str = "METER_TEST_NOBODYS_PIN_PATH";
+
 #[test]
 fn without_privileges_the_error_says_which_are_needed() {
     if !ready() {
         return;
     }
     let host = Host::new("nobody");
-    let open = |options: &Options| {
-        thread::scope(|scope| scope.spawn(|| as_nobody(|| KernelDatapath::open(options))).join().unwrap())
+    // In a process of its own: what the library finds out about the kernel without privileges, it remembers.
+    let open = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "verifier::opens_as_nobody"]);
+        let output = command.env(NOBODYS_PIN_PATH, &host.pins).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        text
     };
     // A directory of its own it can make; programs it can't load.
-    let error = open(&host.options()).unwrap_err();
-    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
-    let message = error.to_string();
+    let message = open();
     assert!(message.contains("CAP_BPF") && message.contains("root"), "{message}");
     fs::remove_dir_all(&host.pins).unwrap();
 
     // What root made it can't use.
     drop(host.open());
-    let error = open(&host.options()).unwrap_err();
-    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
-    assert!(error.to_string().contains(host.pins.to_str().unwrap()), "{error}");
+    let message = open();
+    assert!(message.contains(host.pins.to_str().unwrap()) && message.contains("root"), "{message}");
 }
 
-/// Runs `work` without any capability: the calling thread, and only it, becomes nobody for good.
-fn as_nobody<T>(work: impl FnOnce() -> T) -> T {
+#[test]
+#[ignore = "the part without privileges of another test, which runs it"]
+fn opens_as_nobody() {
+    let Some(pin_path) = std::env::var_os(NOBODYS_PIN_PATH) else { return };
     const NOBODY: libc::uid_t = 65_534;
-    // SAFETY: the system call takes numbers only. Called by number, it changes the calling thread alone; the
-    // library's function would change every thread of the process.
+    let options = Options { pin_path: pin_path.into(), ..support::small_options() };
+    // SAFETY: the system call takes numbers only. Called by number, it changes the calling thread alone.
     let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    work()
+    let error = KernelDatapath::open(&options).unwrap_err();
+    assert!(matches!(error, OpenError::Permission { .. }), "{error}");
+    eprintln!("{error}");
 }

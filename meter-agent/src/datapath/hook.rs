@@ -16,12 +16,15 @@ use aya::{
 };
 use meter_ebpf::abi::Direction;
 
-use super::{AttachError, HookKind, Retry, Target, TcMode, clsact};
+use super::{AttachError, HookKind, Retry, Target, TcMode, clsact, sys};
 
 /// Preference of our clsact filters: ingress early and egress late, so that they see the frames of the wire.
 const PRIORITY: [u16; 2] = [2, 65_000];
 /// Handle of our filters; with the preference it names them, whoever asks.
 const HANDLE: TcHandle = TcHandle::new(0x4d41, 0x4752);
+
+/// Attempts to load a program.
+const LOAD_ATTEMPTS: usize = 10;
 
 /// A hook and where its link is pinned.
 #[derive(Debug, Clone, Copy)]
@@ -162,7 +165,7 @@ impl Hook<'_> {
             let program: &mut Xdp = program
                 .try_into()
                 .map_err(|_| self.error("the object lacks the program", "object", Retry::Never))?;
-            match program.load() {
+            match load(|| program.load()) {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
                 Err(error) => {
                     failure = Some(self.program_error(&error));
@@ -242,7 +245,7 @@ impl Hook<'_> {
     /// Removes the pin and with it the link.
     fn unpin(&self) -> Result<(), AttachError> {
         let path = self.link_path();
-        match fs::remove_file(&path) {
+        match remove_link(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
@@ -360,12 +363,34 @@ pub(super) fn remove_qdisc(ifindex: u32) {
     }
 }
 
+/// Detaches a pinned link and removes the pin.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    if let Err(error) = sys::detach_link(path) {
+        // It goes with its pin then.
+        tracing::debug!(path = %path.display(), error = %error, "link not detached");
+    }
+    fs::remove_file(path)
+}
+
 /// Returns the name under which a link is pinned. bpffs refuses dots.
 pub(super) fn link_name(ifindex: u32, direction: Direction) -> String {
     match direction {
         Direction::Ingress => format!("{ifindex}_in"),
         Direction::Egress => format!("{ifindex}_out"),
     }
+}
+
+/// Loads a program by `load`.
+///
+/// The verifier gives up with `EAGAIN` when a signal comes meanwhile, and has to be asked again.
+pub(super) fn load(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(error) if errno(&error) == Some(libc::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    load()
 }
 
 /// Writes an error with its causes, which aya's `Display` leaves out.

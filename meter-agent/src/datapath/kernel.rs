@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     AttachError, Attachment, BucketReading, Datapath, HookKind, IngressHook, PortReading, ReadError, Reading,
     Retry, Target, TunnelReading,
-    hook::{Hook, describe, remove_qdisc},
+    hook::{Hook, describe, load, remove_qdisc},
     ledger::{Capacity, Claim, Full, Ledger, Slots as _},
     maps::{self, LiveSlots, Maps},
     open::{check_kernel, load_error, lock, make_directory},
@@ -106,7 +106,7 @@ impl KernelDatapath {
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-            program.load().map_err(|error| load_error(&format!("load program {name}"), &error))?;
+            load(|| program.load()).map_err(|error| load_error(&format!("load program {name}"), &error))?;
         }
 
         let mut maps = Maps::take(&mut ebpf, &specs)?;

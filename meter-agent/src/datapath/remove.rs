@@ -6,7 +6,7 @@ use aya::maps::{HashMap, Map, MapData};
 use meter_ebpf::abi::{Direction, PortRecord, PortUuid, hooks, map};
 
 use super::{
-    hook::{Hook, describe, remove_qdisc},
+    hook::{Hook, describe, remove_link, remove_qdisc},
     kernel::link_directory,
     maps,
     open::{OpenError, lock, path_error},
@@ -41,8 +41,8 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
             removed.hooks += remove_clsact(uuid, &record)?;
         }
     }
-    removed.hooks += remove_files(&links)?;
-    removed.maps += remove_files(&map_pins)?;
+    removed.hooks += remove_files(&links, remove_link)?;
+    removed.maps += remove_files(&map_pins, |path| fs::remove_file(path))?;
     drop(lock);
     let version = map_pins.parent().unwrap_or(pin_path);
     for directory in [links.as_path(), map_pins.as_path(), version, pin_path] {
@@ -87,7 +87,7 @@ fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError
     Ok(removed)
 }
 
-fn remove_files(directory: &Path) -> Result<usize, OpenError> {
+fn remove_files(directory: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<usize, OpenError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -96,7 +96,7 @@ fn remove_files(directory: &Path) -> Result<usize, OpenError> {
     let mut removed = 0;
     for entry in entries {
         let path = entry.map_err(|source| path_error("list", directory, source))?.path();
-        fs::remove_file(&path).map_err(|source| path_error("remove", &path, source))?;
+        remove(&path).map_err(|source| path_error("remove", &path, source))?;
         removed += 1;
     }
     Ok(removed)

@@ -1,11 +1,16 @@
-//! `bpf(2)` where aya 0.14 has no call for it: batch lookups.
+//! `bpf(2)` where aya 0.14 has no call for it: batch lookups, and detaching a link that others may hold.
 //!
 //! The only `unsafe` of the user half.
 
 use std::{
+    ffi::CString,
     io,
     mem::{offset_of, size_of},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use aya::Pod;
@@ -13,6 +18,25 @@ use aya::Pod;
 /// `BPF_MAP_LOOKUP_BATCH`, Linux 5.6.
 /// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L952>
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// `BPF_OBJ_GET`, Linux 4.4.
+const BPF_OBJ_GET: libc::c_long = 7;
+/// `BPF_LINK_DETACH`, Linux 5.9.
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// The member of `union bpf_attr` for `BPF_OBJ_GET`.
+#[repr(C)]
+struct PathAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The member of `union bpf_attr` for `BPF_LINK_DETACH`.
+#[repr(C)]
+struct LinkAttr {
+    link_fd: u32,
+}
 
 /// The `batch` member of `union bpf_attr`.
 #[repr(C)]
@@ -87,4 +111,33 @@ pub(super) fn lookup_batch<K: Pod + Default, V: Pod + Default>(
         }
         position = Some(next);
     }
+}
+
+/// Detaches the link that is pinned at `path`, before this returns; the pin stays.
+///
+/// Removing the last pin detaches as well, but some time later: frames would still count at a hook that is said to
+/// have gone.
+///
+/// # Errors
+///
+/// What the kernel says, such as `ENOENT` where nothing is pinned, or `EINVAL` where that is no link.
+pub(super) fn detach_link(path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: `attr` is the 16 bytes that this command reads, and `name`, to which it points, ends in 0 and lives
+    // through the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, std::ptr::from_mut(&mut attr), size_of::<PathAttr>())
+    };
+    let fd = match RawFd::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+        Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
+        _ => return Err(io::Error::last_os_error()),
+    };
+    let mut attr = LinkAttr { link_fd: fd.as_raw_fd().cast_unsigned() };
+    // SAFETY: `attr` is the 4 bytes that this command reads; it writes to no memory of ours.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, std::ptr::from_mut(&mut attr), size_of::<LinkAttr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -14,6 +14,8 @@ use lab::netns::Netns;
 use meter_agent::datapath::kernel::OBJECT;
 use meter_ebpf::abi::{Direction, SlotBlock, SlotCounters, UNBOUND_SLOT, map};
 
+use super::programs::load;
+
 /// A program that is not ours. What it is attached to it leaves when it is dropped.
 pub(crate) struct Foreign<'a> {
     netns: &'a Netns,
@@ -49,7 +51,7 @@ impl<'a> Foreign<'a> {
         };
         let program: &mut SchedClassifier = self.ebpf.program_mut(name).unwrap().try_into().unwrap();
         if program.fd().is_err() {
-            program.load().unwrap();
+            load(|| program.load());
         }
         self.netns.run_in(|| program.attach_with_options(netdev, attach_type, options)).unwrap().unwrap();
     }
@@ -57,14 +59,14 @@ impl<'a> Foreign<'a> {
     /// Attaches by XDP in the driver.
     pub(crate) fn xdp(&mut self, netdev: &str) {
         let program: &mut Xdp = self.ebpf.program_mut("meter_up_xdpf").unwrap().try_into().unwrap();
-        program.load().unwrap();
+        load(|| program.load());
         self.netns.run_in(|| program.attach(netdev, XdpMode::Driver)).unwrap().unwrap();
     }
 
     /// Pins a program at a path.
     pub(crate) fn pin(&mut self, path: &Path) {
         let program: &mut SchedClassifier = self.ebpf.program_mut("meter_in").unwrap().try_into().unwrap();
-        program.load().unwrap();
+        load(|| program.load());
         program.pin(path).unwrap();
     }
 

@@ -1,8 +1,10 @@
 //! The object's programs over the maps of an open datapath, run on frames that no netdev carried.
 
+use std::io::ErrorKind;
+
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
+    programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
 };
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
@@ -84,9 +86,11 @@ impl Programs {
         for program in PROGRAMS {
             let loaded = ebpf.program_mut(program.name).unwrap();
             if program.xdp {
-                <&mut Xdp>::try_from(loaded).unwrap().load().unwrap();
+                let xdp: &mut Xdp = loaded.try_into().unwrap();
+                load(|| xdp.load());
             } else {
-                <&mut SchedClassifier>::try_from(loaded).unwrap().load().unwrap();
+                let tc: &mut SchedClassifier = loaded.try_into().unwrap();
+                load(|| tc.load());
             }
         }
         Self(ebpf)
@@ -114,6 +118,16 @@ impl Programs {
         let result = result.unwrap_or_else(|error| panic!("{}: {error}: {frame:02x?}", program.name));
         assert_eq!(result.return_value, next, "{}", program.name);
         assert_eq!(out, frame, "{} changed the frame", program.name);
+    }
+}
+
+/// Loads a program by `load`, again where a signal ended the verifier's work.
+pub(crate) fn load(mut load: impl FnMut() -> Result<(), ProgramError>) {
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {}
+            other => return other.unwrap(),
+        }
     }
 }
 

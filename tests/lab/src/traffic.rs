@@ -1,7 +1,7 @@
 //! Transfers of a known size, each with a deadline, over real sockets in the namespaces.
 
 use std::{
-    io::{ErrorKind, IoSlice, Read as _, Write as _},
+    io::{self, ErrorKind, IoSlice, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     thread,
@@ -108,7 +108,8 @@ fn send(mut stream: &TcpStream, bytes: u64, deadline: Instant, within: Duration)
     while sent < bytes {
         in_time(deadline, "the sending of a stream", within)?;
         let length = usize::try_from(bytes - sent).unwrap_or(CHUNK).min(CHUNK);
-        let written = stream.write(&chunk[..length]).doing(|| "send a stream".to_owned())?;
+        let written =
+            uninterrupted(|| stream.write(&chunk[..length])).doing(|| "send a stream".to_owned())?;
         sent += u64::try_from(written).unwrap_or(0);
     }
     stream.shutdown(Shutdown::Write).doing(|| "close the connection".to_owned())?;
@@ -122,9 +123,20 @@ fn receive(mut stream: &TcpStream, deadline: Instant, within: Duration) -> Resul
     let mut received = 0;
     loop {
         in_time(deadline, "the end of a stream", within)?;
-        match stream.read(&mut buffer).doing(|| "receive a stream".to_owned())? {
+        match uninterrupted(|| stream.read(&mut buffer)).doing(|| "receive a stream".to_owned())? {
             0 => return Ok(received),
             length => received += u64::try_from(length).unwrap_or(0),
+        }
+    }
+}
+
+/// Calls again where a signal ended the call. One with a timeout ends so for any signal, such as those by which a
+/// virtual machine's processes are stopped and go on.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }
@@ -234,7 +246,7 @@ fn exchange(
         let mut buffer = vec![0; 1 << 16];
         sink.set_read_timeout(Some(LAST)).doing(|| "set a timeout".to_owned())?;
         loop {
-            match sink.recv(&mut buffer) {
+            match uninterrupted(|| sink.recv(&mut buffer)) {
                 Ok(length) => received.add(1, u64::try_from(length).unwrap_or(0)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if sending.is_finished() && received.frames > 0 {
