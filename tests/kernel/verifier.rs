@@ -1,6 +1,10 @@
 //! The object loads, its maps are what the ABI says, and what is in the way gets a clear error.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use aya::maps::{MapInfo, MapType};
 use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
@@ -141,19 +145,24 @@ fn pin_path_with_a_dot_is_refused_with_the_reason() {
     assert!(error.to_string().contains("dot"), "{error}");
 }
 
-/// The environment variable with the pin path that [`opens_as_nobody`] is to use.
+/// The environment variable that makes a test [`open_as_nobody`], with the pin path to use.
 const NOBODYS_PIN_PATH: &str = "METER_TEST_NOBODYS_PIN_PATH";
 
 #[test]
 fn without_privileges_the_error_says_which_are_needed() {
+    if let Some(pin_path) = std::env::var_os(NOBODYS_PIN_PATH) {
+        return open_as_nobody(pin_path.into());
+    }
     if !ready() {
         return;
     }
     let host = Host::new("nobody");
-    // In a process of its own: what the library finds out about the kernel without privileges, it remembers.
+    // In a process of its own, which is this test again: what the library finds out about the kernel without privileges,
+    // it remembers.
     let open = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "--nocapture", "verifier::opens_as_nobody"]);
+        let own_name = "verifier::without_privileges_the_error_says_which_are_needed";
+        command.args(["--exact", "--nocapture", own_name]);
         let output = command.env(NOBODYS_PIN_PATH, &host.pins).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
@@ -170,12 +179,10 @@ fn without_privileges_the_error_says_which_are_needed() {
     assert!(message.contains(host.pins.to_str().unwrap()) && message.contains("root"), "{message}");
 }
 
-#[test]
-#[ignore = "the part without privileges of another test, which runs it"]
-fn opens_as_nobody() {
-    let Some(pin_path) = std::env::var_os(NOBODYS_PIN_PATH) else { return };
+/// Gives up every privilege for good, and says what opening then ends in.
+fn open_as_nobody(pin_path: PathBuf) {
     const NOBODY: libc::uid_t = 65_534;
-    let options = Options { pin_path: pin_path.into(), ..support::small_options() };
+    let options = Options { pin_path, ..support::small_options() };
     // SAFETY: the system call takes numbers only. Called by number, it changes the calling thread alone.
     let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
