@@ -61,7 +61,7 @@ fn every_program_loads_and_every_map_is_the_abis() {
     assert_eq!(meter.reading().ports, []);
 }
 
-fn maps(host: &Host) -> std::path::PathBuf {
+fn maps(host: &Host) -> PathBuf {
     host.pins.join(format!("v{VERSION}")).join("maps")
 }
 
