@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     agent::{Agent, Event},
     config::{Config, ConfigError, HostIdSource},
-    control::BindError,
+    control,
     datapath::kernel::{KernelDatapath, OpenError},
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
@@ -48,9 +48,6 @@ pub enum ServiceError {
     /// The kernel does not tell what netdevs there are.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// The control socket could not be made.
-    #[error("control socket {0}")]
-    Control(#[from] BindError),
     /// A thread, the runtime or a signal handler could not be made.
     #[error("{action}: {source}")]
     Start {
@@ -68,7 +65,8 @@ pub enum ServiceError {
 ///
 /// # Errors
 ///
-/// What keeps it from starting. A port that is in use does not: it is tried again while the rest goes on.
+/// What keeps it from counting. A port that is in use does not: it is tried again while the rest goes on. Nor does a
+/// control socket that can't be made.
 pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), ServiceError> {
     let datapath = KernelDatapath::open(&config.datapath)?;
     let monitor = Monitor::new()?;
@@ -83,7 +81,12 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) ->
         .enable_all()
         .build()
         .map_err(failed("start the runtime"))?;
-    let control = runtime.block_on(async { crate::control::bind(&config.control_socket) })?;
+    let control = runtime.block_on(async { control::bind(&config.control_socket) });
+    if let Err(error) = &control {
+        tracing::error!(error = %error, "no control socket: meter-agent ls can't ask this agent; it counts all the same");
+    }
+    let control = control.ok();
+    let has_control = control.is_some();
 
     let (events, channel) = mpsc::channel();
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -118,7 +121,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) ->
     });
     drop(events.send(Event::Shutdown));
     let result = agent.join().map(drop).map_err(|_| ServiceError::AgentEnded).and(result);
-    if let Err(error) = std::fs::remove_file(&config.control_socket) {
+    if has_control && let Err(error) = std::fs::remove_file(&config.control_socket) {
         tracing::debug!(error = %error, "control socket left behind");
     }
     result

@@ -182,6 +182,9 @@ fn netdev_that_comes_is_metered_and_leaves_its_total() {
     assert_eq!(daemon.port(PORT), Some(total));
     drop(guests);
     daemon.wait("the tap is gone", |daemon| !daemon.get("/metrics").contains(&info));
+    // A veth goes some time after its peer's namespace.
+    let is_there = |netdev: &str| host.netns.netdevs().unwrap().iter().any(|other| other == netdev);
+    daemon.wait("the veth is gone", |_| !is_there("veth2"));
     assert_eq!(daemon.port(PORT), Some(total));
     drop(Guests::new(&host.netns));
     daemon.wait("the port came back", |daemon| daemon.port(PORT).is_some_and(|[rx, _]| rx.0 >= total[0].0));
@@ -316,6 +319,23 @@ fn kernel_half_that_cannot_be_had_is_one_clear_line() {
         second.wait_until_ready();
     }
     second.kill();
+}
+
+#[test]
+fn control_socket_that_cannot_be_made_costs_the_list_only() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("control");
+    let _guests = Guests::new(&host.netns);
+    let mut daemon = Daemon::new(&host, &bound("tap1"));
+    std::fs::create_dir(daemon.control_socket()).unwrap();
+    daemon.start();
+    daemon.wait_until_ready();
+    assert!(daemon.port(PORT).is_some());
+    assert!(daemon.log().contains("no control socket"), "{}", daemon.log());
+    daemon.stop();
+    assert!(daemon.control_socket().is_dir(), "what was there is left alone");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts every server on the current runtime.
-pub(super) fn start(config: &Config, socket: UnixListener, reader: &SnapshotReader) {
+pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &SnapshotReader) {
     for &address in &config.http_listen {
         let reader = reader.clone();
         tokio::spawn(listen("http", address, move |request| {
@@ -38,11 +38,13 @@ pub(super) fn start(config: &Config, socket: UnixListener, reader: &SnapshotRead
             async move { jolokia::answer(&reader, request, &info).await }
         }));
     }
-    let reader = reader.clone();
-    tokio::spawn(serve(socket, Limits::default(), move |request| {
+    if let Some(socket) = control {
         let reader = reader.clone();
-        async move { control::answer(&reader, request).await }
-    }));
+        tokio::spawn(serve(socket, Limits::default(), move |request| {
+            let reader = reader.clone();
+            async move { control::answer(&reader, request).await }
+        }));
+    }
 }
 
 /// Serves on an address. One that is in use is tried again: counting must not wait for it.

@@ -53,9 +53,14 @@ impl<'a> Daemon<'a> {
              [datapath]\npin_path = \"{}\"\nmax_ports = 64\nmax_netdevs = 64\n\
              [control]\nsocket = \"{}\"\n{more}\n",
             self.host.pins.display(),
-            self.scratch.path().join("control.sock").display(),
+            self.control_socket().display(),
         );
         fs::write(self.config(), text).unwrap();
+    }
+
+    /// Where its control socket is to be.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.scratch.path().join("control.sock")
     }
 
     fn config(&self) -> PathBuf {
