@@ -22,6 +22,9 @@ pub struct GsoHeader {
     pub removed: u32,
 }
 
+/// Stands for no headers: those of a super-packet are longer.
+const NO_HEADER: GsoHeader = GsoHeader { length: 0, removed: 0 };
+
 /// Finds the headers of a plain TCP super-packet: no tag in the frame, no options before TCP.
 #[inline(always)]
 pub fn header_fast<F: Frame + ?Sized>(frame: &F) -> Option<GsoHeader> {
@@ -50,23 +53,22 @@ pub fn header_fast<F: Frame + ?Sized>(frame: &F) -> Option<GsoHeader> {
 pub fn header(frame: &(impl Frame + ?Sized), settings: &impl Encapsulations) -> Result<GsoHeader, Fault> {
     let Ethernet { mut ethertype, payload: mut start } = frame.ethernet(0)?;
     let mut removed = 0;
-    // The header of the UDP packet that holds the packet being read, if it turns out not to be a tunnel.
-    let mut merged: Option<GsoHeader> = None;
+    // The header of the UDP packet that holds the packet being read, if it turns out not to be a tunnel. Not an
+    // `Option`: the compiler would load its value where there is none, and Linux 5.10 refuses such a load.
+    let mut merged = NO_HEADER;
     for _ in 0..MAX_NESTING {
         let ip = match frame.ip(ethertype, start) {
             Ok(ip) => ip,
-            Err(stop) => return merged.ok_or_else(|| Fault::from(stop)),
+            Err(stop) if merged == NO_HEADER => return Err(stop.into()),
+            Err(_) => return Ok(merged),
         };
-        if let Some(merged) = merged
-            && ip.end != 0
-            && ip.end < frame.length()
-        {
+        if merged != NO_HEADER && ip.end != 0 && ip.end < frame.length() {
             return Ok(merged);
         }
         if ip.jumbo {
             removed += JUMBO_HEADER;
         }
-        merged = None;
+        merged = NO_HEADER;
         match ip.protocol {
             IP_TCP => {
                 let [offset] = frame.read::<1>(ip.payload + 12).ok_or(Fault::GsoTruncated)?;
@@ -78,7 +80,7 @@ pub fn header(frame: &(impl Frame + ?Sized), settings: &impl Encapsulations) -> 
                 let Some(inner) = udp_tunnel(frame, ip.payload, settings) else {
                     return Ok(plain);
                 };
-                merged = Some(plain);
+                merged = plain;
                 Ethernet { ethertype, payload: start } = match inner.ethertype {
                     ETH_TEB => match frame.ethernet(inner.payload) {
                         Ok(inner) => inner,
