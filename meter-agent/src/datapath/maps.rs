@@ -21,7 +21,7 @@ use meter_ebpf::abi::{
 use super::{
     MapUsage, Options, ReadError,
     ledger::{Slots, Write},
-    open::OpenError,
+    open::{OpenError, pin_error},
     sys,
 };
 
@@ -86,7 +86,7 @@ pub(super) fn check_pin(spec: &Spec, path: &Path) -> Result<Option<u32>, OpenErr
         Ok(_) => {}
     }
     let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: spec.name, found };
-    let info = MapInfo::from_pin(path).map_err(|error| foreign(error.to_string()))?;
+    let info = MapInfo::from_pin(path).map_err(|error| pin_error(spec.name, path, &error))?;
     let found = (
         info.map_type().map_err(|error| foreign(error.to_string()))?,
         usize::try_from(info.key_size()).unwrap_or(usize::MAX),

@@ -163,6 +163,15 @@ pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -
     OpenError::Path { action, path: path.to_owned(), source }
 }
 
+/// Says why a pin can't be opened as a map: nothing of `bpf(2)` is permitted (Linux 5.10 without CAP_BPF), or it is none.
+pub(super) fn pin_error(map: &'static str, path: &Path, error: &MapError) -> OpenError {
+    if is_denied(error) {
+        let action = format!("open the pinned map {}", path.display());
+        return OpenError::Permission { action, missing: missing_capabilities() };
+    }
+    OpenError::ForeignPin { path: path.to_owned(), map, found: describe(error) }
+}
+
 /// Tells a missing permission from everything else that can go wrong when the object is loaded.
 ///
 /// The error alone does not say it: without CAP_BPF aya can't ask the kernel for its features, takes it for one that

@@ -9,7 +9,7 @@ use super::{
     hook::{Hook, describe, remove_link, remove_qdisc},
     kernel::link_directory,
     maps,
-    open::{OpenError, lock, path_error},
+    open::{OpenError, lock, path_error, pin_error},
     record::recorded_target,
 };
 
@@ -59,7 +59,7 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
 
 fn pinned_records(path: &Path) -> Result<Vec<(PortUuid, PortRecord)>, OpenError> {
     let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: map::PORTS, found };
-    let data = MapData::from_pin(path).map_err(|error| foreign(describe(&error)))?;
+    let data = MapData::from_pin(path).map_err(|error| pin_error(map::PORTS, path, &error))?;
     let map: HashMap<MapData, PortUuid, PortRecord> =
         Map::from_map_data(data).and_then(TryInto::try_into).map_err(|error| foreign(describe(&error)))?;
     map.iter().collect::<Result<_, _>>().map_err(|error| foreign(describe(&error)))
