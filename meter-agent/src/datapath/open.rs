@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{maps::MapError, util::KernelVersion};
+use aya::maps::MapError;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{ReadError, hook::describe};
 
 /// The oldest kernel whose verifier takes the programs.
-const OLDEST_KERNEL: (u8, u8) = (5, 10);
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 /// `BPF_FS_MAGIC`.
 /// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/magic.h#L88>
@@ -99,16 +99,23 @@ pub enum OpenError {
 }
 
 pub(super) fn check_kernel() -> Result<(), OpenError> {
-    let (major, minor) = OLDEST_KERNEL;
-    let oldest = KernelVersion::new(major, minor, 0);
-    if KernelVersion::current().is_ok_and(|current| current >= oldest) {
-        return Ok(());
-    }
     let found = nix::sys::utsname::uname().map_or_else(
         |_| "of unknown release".to_owned(),
         |name| name.release().to_string_lossy().into_owned(),
     );
+    if major_minor(&found) >= Some(OLDEST_KERNEL) {
+        return Ok(());
+    }
     Err(OpenError::OldKernel { found })
+}
+
+/// Returns the first two numbers of a kernel's release.
+///
+/// Not aya's `KernelVersion`, which on Debian is the package's version and, where it can't be parsed, none at all.
+fn major_minor(release: &str) -> Option<(u32, u32)> {
+    let (major, rest) = release.split_once('.')?;
+    let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none.
@@ -218,7 +225,7 @@ fn without(capabilities: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::lacking;
+    use super::{OLDEST_KERNEL, lacking, major_minor};
 
     #[test]
     fn capabilities_that_lack_are_named() {
@@ -226,5 +233,23 @@ mod tests {
         assert_eq!(lacking(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
         assert_eq!(lacking(1 << 39 | 1 << 12), ["CAP_PERFMON"]);
         assert_eq!(lacking(1 << 21), ["CAP_NET_ADMIN"], "CAP_SYS_ADMIN stands in for the newer ones");
+    }
+
+    #[test]
+    fn release_is_compared_by_its_numbers() {
+        for (release, numbers) in [
+            ("5.10.0-32-cloud-amd64", Some((5, 10))),
+            ("6.12.118+deb13-amd64", Some((6, 12))),
+            ("7.0-rc3", Some((7, 0))),
+            ("2.6.78", Some((2, 6))),
+            ("10.1", Some((10, 1))),
+            ("of unknown release", None),
+            ("6", None),
+            ("", None),
+        ] {
+            assert_eq!(major_minor(release), numbers, "{release}");
+        }
+        assert!(Some((10, 1)) > Some(OLDEST_KERNEL) && Some((5, 9)) < Some(OLDEST_KERNEL));
+        assert!(None < Some(OLDEST_KERNEL));
     }
 }
