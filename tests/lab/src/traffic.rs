@@ -241,7 +241,8 @@ fn exchange(
     const LAST: Duration = Duration::from_millis(200);
     let deadline = Instant::now() + within;
     thread::scope(|scope| {
-        let sending = scope.spawn(send);
+        let mut sending = Some(scope.spawn(send));
+        let mut sent = None;
         let mut received = Count::default();
         let mut buffer = vec![0; 1 << 16];
         sink.set_read_timeout(Some(LAST)).doing(|| "set a timeout".to_owned())?;
@@ -249,16 +250,20 @@ fn exchange(
             match uninterrupted(|| sink.recv(&mut buffer)) {
                 Ok(length) => received.add(1, u64::try_from(length).unwrap_or(0)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if sending.is_finished() && received.frames > 0 {
-                        break;
+                    // A send that fails is the answer: nothing will come.
+                    if let Some(thread) = sending.take_if(|thread| thread.is_finished()) {
+                        sent = Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+                    }
+                    if let Some(sent) = sent
+                        && received.frames > 0
+                    {
+                        return Ok(Transferred { sent, received });
                     }
                 }
                 Err(error) => return Err(error).doing(|| "receive datagrams".to_owned()),
             }
             in_time(deadline, "the arrival of datagrams", within)?;
         }
-        let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Transferred { sent, received })
     })
 }
 
