@@ -309,9 +309,9 @@ fn parse_proc_net_dev(line: &str) -> Option<(String, NetdevStats)> {
 pub fn kind_exists(kind: &str) -> bool {
     let Ok(netns) = Netns::new("probe") else { return false };
     let details = match kind {
-        // The loopback netdev takes no VLANs.
+        // The loopback netdev takes no VLANs, and the one below has to be up.
         "vlan" => {
-            return netns.ip("link add probe1 type veth peer name probe2").is_ok()
+            return netns.ip("link add probe1 type veth peer name probe2\nlink set probe1 up").is_ok()
                 && netns.vlan("probe0", "probe1", 2).is_ok();
         }
         "vxlan" => "type vxlan id 1 dstport 4789",
