@@ -15,7 +15,7 @@ use meter_agent::datapath::{
 };
 use meter_ebpf::abi::{Bucket, Counter, Direction};
 
-use super::support::{Host, Meter, frames::between, ready, table::Table};
+use super::support::{Host, Meter, auto_kind, frames::between, ready, table::Table};
 
 /// The port of `eth0`.
 const PORT: u128 = 1;
@@ -124,7 +124,8 @@ fn moved(class: Class, ingress: u64, egress: u64) -> Table {
     table
 }
 
-/// Every hook that `eth0` has with this kind of attachment, for a port or for an uplink.
+/// Every hook that `eth0` has with this kind of attachment, for a port or for an uplink; beside XDP, the TC hook is
+/// the one that [`TcMode::Auto`] takes.
 fn hooks(kind: HookKind, class: Class) -> Vec<String> {
     let [ingress, egress] =
         if class == Class::Uplink { ["meter_up_in", "meter_up_out"] } else { ["meter_in", "meter_out"] };
@@ -133,7 +134,12 @@ fn hooks(kind: HookKind, class: Class) -> Vec<String> {
         HookKind::Clsact => ["eth0 clsact ingress 2", "eth0 clsact egress 65000", "eth0 qdisc clsact"]
             .map(str::to_owned)
             .into(),
-        HookKind::Xdp => vec![format!("eth0 tcx egress {egress}"), "eth0 xdp".to_owned()],
+        HookKind::Xdp if auto_kind() == HookKind::Tcx => {
+            vec![format!("eth0 tcx egress {egress}"), "eth0 xdp".to_owned()]
+        }
+        HookKind::Xdp => {
+            ["eth0 clsact egress 65000", "eth0 qdisc clsact", "eth0 xdp"].map(str::to_owned).into()
+        }
     }
 }
 
@@ -200,22 +206,23 @@ fn xdp_counts_an_uplinks_ingress_in_the_place_of_tc() {
     }
     let pair = Pair::new("xdp");
     let mut meter = pair.host.open();
+    let tc = auto_kind();
     for _ in 0..2 {
         let attachment = meter.attach(&pair.uplink(IngressHook::Xdp));
-        assert_eq!((attachment.ingress, attachment.egress), (HookKind::Xdp, HookKind::Tcx));
+        assert_eq!((attachment.ingress, attachment.egress), (HookKind::Xdp, tc));
         assert_eq!(pair.host.hooks(), hooks(HookKind::Xdp, Class::Uplink));
         pair.count(&mut meter, Class::Uplink, "XDP");
 
         let attachment = meter.attach(&pair.uplink(IngressHook::Tc));
-        assert_eq!((attachment.ingress, attachment.egress), (HookKind::Tcx, HookKind::Tcx));
-        assert_eq!(pair.host.hooks(), hooks(HookKind::Tcx, Class::Uplink));
+        assert_eq!((attachment.ingress, attachment.egress), (tc, tc));
+        assert_eq!(pair.host.hooks(), hooks(tc, Class::Uplink));
         pair.count(&mut meter, Class::Uplink, "TC after XDP");
     }
     meter.attach(&pair.uplink(IngressHook::Xdp));
     // A port is never metered by XDP.
     let port = Target { ingress: IngressHook::Xdp, ..pair.port() };
-    assert_eq!(meter.attach(&port).ingress, HookKind::Tcx);
-    assert_eq!(pair.host.hooks(), hooks(HookKind::Tcx, Class::Port));
+    assert_eq!(meter.attach(&port).ingress, tc);
+    assert_eq!(pair.host.hooks(), hooks(tc, Class::Port));
     pair.count(&mut meter, Class::Port, "a port");
     meter.attach(&pair.uplink(IngressHook::Xdp));
     meter.detach(pair.host.ifindex("eth0"));
@@ -340,7 +347,7 @@ fn port_that_moves_to_another_netdev_leaves_the_first() {
         meter.attach(&pair.port());
         pair.count(&mut meter, Class::Port, "on the second netdev");
         assert_eq!(meter.datapath.attachments().len(), 1);
-        let kind = if tc == TcMode::Auto { HookKind::Tcx } else { HookKind::Clsact };
+        let kind = if tc == TcMode::Auto { auto_kind() } else { HookKind::Clsact };
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
         meter.detach(pair.host.ifindex("eth1"));
         pair.count(&mut meter, Class::Port, "after the first was detached again");

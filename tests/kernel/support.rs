@@ -17,7 +17,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
-        AttachError, Attachment, Class, Datapath as _, IngressHook, Reading, Target,
+        AttachError, Attachment, Class, Datapath as _, HookKind, IngressHook, Reading, Target,
         kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
@@ -139,6 +139,11 @@ impl Drop for Host {
         assert!(!self.pins.exists(), "{} is left", self.pins.display());
         assert_eq!(self.hooks(), [""; 0], "hooks are left");
     }
+}
+
+/// Returns the TC hook that [`TcMode::Auto`] takes in this kernel.
+pub(crate) fn auto_kind() -> HookKind {
+    if require::is_kernel(6, 6) { HookKind::Tcx } else { HookKind::Clsact }
 }
 
 /// Returns options of a small datapath, without a pin path.

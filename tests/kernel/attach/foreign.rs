@@ -1,7 +1,7 @@
 //! What others attached stays as it is, in its order, and sees its frames.
 
 use super::{
-    super::support::{foreign::Foreign, until},
+    super::support::{auto_kind, foreign::Foreign, until},
     Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, ready,
 };
 
@@ -145,7 +145,7 @@ fn xdp_program_of_another_is_left_in_place() {
         return;
     }
     for (label, tc, kind) in
-        [("busy", TcMode::Auto, HookKind::Tcx), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)]
+        [("busy", TcMode::Auto, auto_kind()), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)]
     {
         let pair = Pair::new(label);
         let mut foreign = Foreign::load(&pair.host.netns);

@@ -1,8 +1,8 @@
 //! An agent ends, in whatever way, and the next one goes on: nothing is lost and nothing counts twice.
 
 use super::{
-    super::support::until, Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode,
-    hooks, moved, ready,
+    super::support::{auto_kind, until},
+    Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode, hooks, moved, ready,
 };
 
 /// An agent dies, its hooks go on, and the next one adopts them.
@@ -74,7 +74,7 @@ fn next_agent_adopts_clsact() {
 fn next_agent_adopts_xdp() {
     if ready() {
         let uplink = |pair: &Pair| pair.uplink(IngressHook::Xdp);
-        die_and_go_on("adopt-xdp", TcMode::Auto, uplink, [HookKind::Xdp, HookKind::Tcx]);
+        die_and_go_on("adopt-xdp", TcMode::Auto, uplink, [HookKind::Xdp, auto_kind()]);
     }
 }
 

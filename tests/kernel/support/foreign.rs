@@ -58,7 +58,7 @@ impl<'a> Foreign<'a> {
 
     /// Attaches by XDP in the driver.
     pub(crate) fn xdp(&mut self, netdev: &str) {
-        let program: &mut Xdp = self.ebpf.program_mut("meter_up_xdpf").unwrap().try_into().unwrap();
+        let program: &mut Xdp = self.ebpf.program_mut("meter_up_xdp").unwrap().try_into().unwrap();
         load(|| program.load());
         self.netns.run_in(|| program.attach(netdev, XdpMode::Driver)).unwrap().unwrap();
     }

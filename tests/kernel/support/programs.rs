@@ -39,7 +39,12 @@ const fn program(name: &'static str, direction: Direction, underlay: bool, xdp: 
 }
 
 impl Program {
-    /// Returns whether the kernel takes such a frame for a test run.
+    /// Returns whether the kernel loads it: XDP over several buffers came with Linux 5.18.
+    fn loads(self) -> bool {
+        self.name != "meter_up_xdpf" || lab::require::is_kernel(5, 18)
+    }
+
+    /// Returns whether the kernel loads it and takes such a frame for a test run.
     ///
     /// Super-packets are TC's only; and TC has to be given a complete IP header where the ethertype is IP's (Linux 6.18).
     pub(crate) fn takes(self, frame: &[u8], gso: Option<Gso>) -> bool {
@@ -48,7 +53,7 @@ impl Program {
             [0x86, 0xdd] => 14 + 40,
             _ => 15,
         };
-        if self.xdp { gso.is_none() } else { frame.len() >= shortest }
+        self.loads() && if self.xdp { gso.is_none() } else { frame.len() >= shortest }
     }
 }
 
@@ -69,7 +74,7 @@ pub(crate) type Gso = (u32, u32);
 pub(crate) struct Programs(Ebpf);
 
 impl Programs {
-    /// Loads them over the maps that a datapath with these options has pinned.
+    /// Loads those that this kernel has over the maps that a datapath with these options has pinned.
     pub(crate) fn load(options: &Options) -> Self {
         let maps = options.pin_path.join(format!("v{VERSION}")).join("maps");
         let settings = Settings {
@@ -83,7 +88,7 @@ impl Programs {
         }
         loader.override_global("SETTINGS", &settings, true);
         let mut ebpf = loader.load(OBJECT).unwrap();
-        for program in PROGRAMS {
+        for program in PROGRAMS.into_iter().filter(|program| program.loads()) {
             let loaded = ebpf.program_mut(program.name).unwrap();
             if program.xdp {
                 let xdp: &mut Xdp = loaded.try_into().unwrap();

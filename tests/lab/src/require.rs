@@ -47,16 +47,21 @@ pub fn netdev_kind(kind: &str) -> bool {
 /// When it is older and [`VARIABLE`] names `kernel`.
 #[must_use]
 pub fn kernel(major: u32, minor: u32, what: &str) -> bool {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let missing = format!("{what} (requires Linux >= {major}.{minor}, this is {})", release());
+    met("kernel", is_kernel(major, minor), &missing)
+}
+
+/// Returns whether the running kernel is at least `major.minor`: for a test of what differs between kernels.
+#[must_use]
+pub fn is_kernel(major: u32, minor: u32) -> bool {
+    let release = release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0_u32));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    met(
-        "kernel",
-        found >= (major, minor),
-        &format!("{what} (requires Linux >= {major}.{minor}, this is {release})"),
-    )
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+fn release() -> String {
+    let name = nix::sys::utsname::uname();
+    name.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Returns `met`; when it is false, prints that `missing` is what the calling test lacks.
