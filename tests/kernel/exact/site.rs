@@ -50,6 +50,8 @@ pub(crate) struct End<'a> {
     pub(crate) mac: Mac,
     /// IPv4 and IPv6.
     pub(crate) addresses: [IpAddr; 2],
+    /// Whether its netdev computes checksums; the end of a wire does not.
+    pub(crate) checksums: bool,
 }
 
 const MACS: [Mac; 3] = [Mac::local(1), Mac::local(2), Mac::local(9)];
@@ -143,7 +145,8 @@ impl Site {
             [(self.vm.netns(), NETDEV), (self.container.netns(), NETDEV), (&self.far, self.far_netdev())];
         let mut index = 0;
         ends.map(|(netns, netdev)| {
-            let end = End { netns, netdev, mac: MACS[index], addresses: addresses(index) };
+            let checksums = index != 2 || self.path != Path::Bridge;
+            let end = End { netns, netdev, mac: MACS[index], addresses: addresses(index), checksums };
             index += 1;
             end
         })
