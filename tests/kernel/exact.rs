@@ -121,6 +121,10 @@ fn streams_over_vlan_netdevs() {
             let [vm, container, far] = ends;
             for (number, end) in [(1, &vm), (2, &container), (9, &far)] {
                 end.netns.vlan("tagged0", end.netdev, 5).unwrap();
+                if path != Path::Bridge {
+                    // Room for the tag, or the tunnel's packets would be fragments.
+                    end.netns.ip(&format!("link set tagged0 mtu {}", site.guest_mtu - 4)).unwrap();
+                }
                 end.netns.address("tagged0", IpAddr::from([10, 8, 0, number]), 24).unwrap();
             }
             for (netns, number, mac) in [
