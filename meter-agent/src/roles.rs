@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-use self::underlay::lowest;
+use self::underlay::{all_below, lowest};
 use crate::{
     binding::{Bound, Conflict, Source},
     datapath::{Class, IngressHook},
@@ -97,6 +97,9 @@ fn role(netdev: &Netdev, bound: &Bound, rules: &Rules, uplink: Option<&String>) 
             }
             (_, None, Some(uplink)) => uplink_role(netdev, uplink, rules),
             (_, Some(port), None) => Role::of(Class::Port, port),
+            (_, None, None) if rules.uplinks.iter().any(|pattern| pattern.matches(netdev)) => {
+                Role::none("uplinks.netdevs names a netdev below it as well, where its frames are counted")
+            }
             (kind, None, None) => by_kind(kind),
         }
     })
@@ -153,11 +156,11 @@ fn by_kind(kind: &Kind) -> Role {
 /// Returns the uplinks by ifindex, each with why it is one.
 fn uplinks(table: &NetdevTable, rules: &Rules) -> BTreeMap<u32, String> {
     if !rules.uplinks.is_empty() {
-        let named = table.netdevs.values().filter_map(|netdev| {
-            let pattern = rules.uplinks.iter().find(|pattern| pattern.matches(netdev))?;
-            Some((netdev.ifindex, format!("uplinks.netdevs has \"{pattern}\"")))
-        });
-        return named.collect();
+        let mut named = named_uplinks(table, rules);
+        let names: BTreeSet<u32> = named.keys().copied().collect();
+        // A frame passes both a netdev and what it lies on, and would be counted at each.
+        named.retain(|&ifindex, _| all_below(table, ifindex).is_disjoint(&names));
+        return named;
     }
     let mut uplinks = BTreeMap::new();
     for (ifindex, why) in underlay_netdevs(table) {
@@ -168,6 +171,15 @@ fn uplinks(table: &NetdevTable, rules: &Rules) -> BTreeMap<u32, String> {
         }
     }
     uplinks
+}
+
+/// Returns the netdevs that the configuration names as uplinks, whatever lies on what.
+fn named_uplinks(table: &NetdevTable, rules: &Rules) -> BTreeMap<u32, String> {
+    let named = table.netdevs.values().filter_map(|netdev| {
+        let pattern = rules.uplinks.iter().find(|pattern| pattern.matches(netdev))?;
+        Some((netdev.ifindex, format!("uplinks.netdevs has \"{pattern}\"")))
+    });
+    named.collect()
 }
 
 /// Returns the netdevs that tunnel packets are routed to, each with why; the strongest reason first.

@@ -221,6 +221,26 @@ fn configuration_overrides_what_the_kinds_say() {
 }
 
 #[test]
+fn named_uplinks_that_lie_on_one_another_count_once() {
+    let host = Host {
+        rules: Rules { uplinks: vec!["*".parse().unwrap()], ..Rules::default() },
+        ..Host::default()
+            .netdev(2, "eth0", Kind::Physical)
+            .netdev(3, "bond0", Kind::Bond)
+            .netdev(4, "bond0.9", Kind::Vlan)
+            .netdev(5, "br0", Kind::Bridge)
+            .netdev(6, "eth1", Kind::Physical)
+            .master(2, 3)
+            .lower(4, 3)
+            .master(4, 5)
+    };
+    assert_eq!(host.words(), ["uplink", "-", "-", "-", "uplink"]);
+    assert!(host.roles()[&5].reason.contains("below it"), "{}", host.roles()[&5].reason);
+    let upper = Host { rules: Rules { uplinks: vec!["br0".parse().unwrap()], ..Rules::default() }, ..host };
+    assert_eq!(upper.words(), ["-", "-", "-", "uplink", "-"], "the operator's word where nothing overlaps");
+}
+
+#[test]
 fn xdp_is_for_physical_netdevs_and_the_reason_says_so() {
     let host = Host {
         rules: Rules { uplink_ingress: IngressHook::Xdp, ..Rules::default() },

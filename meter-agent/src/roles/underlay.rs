@@ -10,21 +10,23 @@ const OPENVSWITCH: &str = "openvswitch";
 /// Returns the netdevs at the bottom: a VLAN netdev's lower one, a bond's members, a bridge's or switch's physical ones.
 /// A netdev without anything below is its own bottom; loopbacks, tunnels and netdevs without Ethernet have none.
 pub(super) fn lowest(table: &NetdevTable, ifindex: u32) -> BTreeSet<u32> {
-    let mut bottoms = BTreeSet::new();
+    let mut netdevs = all_below(table, ifindex);
+    netdevs.insert(ifindex);
+    netdevs.retain(|&netdev| below(table, netdev).is_empty() && is_bottom(table, netdev));
+    netdevs
+}
+
+/// Returns every netdev on whose frames this one's lie, itself left out.
+pub(super) fn all_below(table: &NetdevTable, ifindex: u32) -> BTreeSet<u32> {
     let mut seen = BTreeSet::new();
-    let mut waiting = vec![ifindex];
-    while let Some(ifindex) = waiting.pop() {
+    let mut waiting = below(table, ifindex);
+    while let Some(netdev) = waiting.pop() {
         // Netdevs can't be stacked in a circle; a dump taken while they change might show one.
-        if !seen.insert(ifindex) {
-            continue;
+        if netdev != ifindex && seen.insert(netdev) {
+            waiting.extend(below(table, netdev));
         }
-        let below = below(table, ifindex);
-        if below.is_empty() && is_bottom(table, ifindex) {
-            bottoms.insert(ifindex);
-        }
-        waiting.extend(below);
     }
-    bottoms
+    seen
 }
 
 fn is_bottom(table: &NetdevTable, ifindex: u32) -> bool {
