@@ -1,4 +1,4 @@
-//! Removing our filter from a clsact qdisc, and a qdisc that we added once it is empty.
+//! What is at the place of a clsact qdisc; removing our filter from it, and a qdisc that we added once it is empty.
 //!
 //! aya attaches by netlink and detaches what it attached itself; a filter that an earlier agent left is found by its
 //! preference and handle, and by ifindex, not by a name that may have changed.
@@ -7,11 +7,11 @@ use std::io;
 
 use meter_ebpf::abi::Direction;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcHandle, TcMessage},
+    tc::{TcAttribute, TcHandle, TcMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -41,12 +41,30 @@ pub(super) fn remove_filter(
     absent_is_fine(request(RouteNetlinkMessage::DelTrafficFilter(message), NLM_F_ACK).map(drop))
 }
 
+/// Returns the kind of the qdisc at the place of clsact: `clsact`, or `ingress`, whose one hook both of ours would hang on.
+pub(super) fn qdisc_kind(ifindex: u32) -> io::Result<Option<String>> {
+    let ask =
+        RouteNetlinkMessage::GetQueueDiscipline(message(ifindex, TcHandle { major: CLSACT, minor: 0xfff1 })?);
+    // Without NLM_F_ECHO the kernel tells everybody who listens, and not who asks.
+    let answers = request(ask, NLM_F_ACK | NLM_F_ECHO)?;
+    let kind = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
+            qdisc.attributes.into_iter().find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    Ok(kind)
+}
+
 /// Removes the clsact qdisc if no filter hangs on it.
 pub(super) fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
     for direction in Direction::ALL {
         let dump = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, parent(direction))?);
         match request(dump, NLM_F_DUMP) {
-            Ok(0) => {}
+            Ok(filters) if filters.is_empty() => {}
             Ok(_) => return Ok(()),
             Err(error) => return absent_is_fine(Err(error)),
         }
@@ -73,8 +91,8 @@ fn message(ifindex: u32, parent: TcHandle) -> io::Result<TcMessage> {
     Ok(message)
 }
 
-/// Sends one request and reads its answer to the end; returns the number of objects in it.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
+/// Sends one request and reads its answer to the end; returns the objects in it.
+fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -87,7 +105,7 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
     packet.serialize(&mut buffer);
     socket.send(&buffer, 0)?;
 
-    let mut objects = 0;
+    let mut objects = Vec::new();
     loop {
         let (answer, _) = socket.recv_from_full()?;
         let mut rest = answer.as_slice();
@@ -102,7 +120,7 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
                     };
                 }
                 NetlinkPayload::Done(_) => return Ok(objects),
-                NetlinkPayload::InnerMessage(_) => objects += 1,
+                NetlinkPayload::InnerMessage(object) => objects.push(object),
                 _ => {}
             }
             let length = usize::try_from(message.header.length).unwrap_or(0).next_multiple_of(4);

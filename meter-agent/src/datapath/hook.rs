@@ -122,6 +122,9 @@ impl Hook<'_> {
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
             Err(error) => return Err(self.program_error(&error.into())),
         };
+        if !ours {
+            self.check_qdisc()?;
+        }
         match self.attach_filter(program) {
             Ok(()) => Ok(ours),
             Err(error) => {
@@ -129,6 +132,24 @@ impl Hook<'_> {
                     remove_qdisc(self.target.ifindex);
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Refuses the qdisc of another if it is not clsact: an `ingress` qdisc takes the filter of egress for one of ingress.
+    fn check_qdisc(&self) -> Result<(), AttachError> {
+        let io_error = |error: io::Error| {
+            self.error(&format!("ask for the qdisc that is there: {error}"), "qdisc", Retry::Later)
+        };
+        match clsact::qdisc_kind(self.target.ifindex).map_err(io_error)?.as_deref() {
+            Some("clsact") => Ok(()),
+            kind => {
+                let kind = kind.unwrap_or("unknown");
+                let why = format!(
+                    "a qdisc of kind {kind} is at clsact's place and left there; have its owner use clsact, or a \
+                     kernel with TCX (6.6)"
+                );
+                Err(self.error(&why, "foreign_qdisc", Retry::Later))
             }
         }
     }
@@ -208,9 +229,9 @@ impl Hook<'_> {
                     Retry::Never,
                 ),
                 Some(libc::ERANGE | libc::EINVAL) => self.error(
-                    "its driver refuses XDP with this MTU; set uplinks.ingress = \"tc\"",
+                    "its driver refuses XDP, as most do with this MTU; lower it, or set uplinks.ingress = \"tc\"",
                     "xdp_mtu",
-                    Retry::Never,
+                    Retry::Later,
                 ),
                 _ => self.program_error(&error),
             },

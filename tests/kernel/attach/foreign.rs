@@ -60,6 +60,28 @@ fn tcx_programs_of_others_keep_their_order() {
 }
 
 #[test]
+fn ingress_qdisc_of_another_is_refused_and_left_in_place() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("foreign-ingress");
+    let netns = &pair.host.netns;
+    netns.run("tc", &["qdisc", "add", "dev", "eth0", "ingress"]).unwrap();
+    let mut meter = pair.host.open_with(&pair.options(TcMode::Clsact));
+    let error = meter.try_attach(&pair.port()).unwrap_err();
+    assert_eq!((error.reason, error.retry), ("foreign_qdisc", Retry::Later));
+    assert!(error.message.contains("eth0") && error.message.contains("kind ingress"), "{error}");
+    let qdiscs = || netns.run("tc", &["qdisc", "show", "dev", "eth0"]).unwrap();
+    assert!(qdiscs().contains("qdisc ingress ffff:"), "{}", qdiscs());
+    for direction in ["ingress", "egress"] {
+        assert_eq!(netns.run("tc", &["filter", "show", "dev", "eth0", direction]).unwrap(), "");
+    }
+    netns.run("tc", &["qdisc", "del", "dev", "eth0", "ingress"]).unwrap();
+    meter.attach(&pair.port());
+    pair.count(&mut meter, Class::Port, "once it has gone");
+}
+
+#[test]
 fn clsact_and_its_filters_of_others_stay() {
     if !ready() {
         return;
