@@ -387,8 +387,8 @@ pub struct TunnelCounter {
     pub inner_bytes: u64,
     /// Bytes of the outer frames.
     pub outer_bytes: u64,
-    /// When the last frame came: jiffies of the kernel.
-    pub last_seen: u64,
+    /// Always 0.
+    pub padding: u64,
 }
 
 /// Tunnels in one value of `TUNNEL_COUNTERS` (16 KiB).
@@ -464,7 +464,7 @@ reasons! {
         UnknownEncapsulation = "unknown_encapsulation",
         /// More VLAN tags or IPv6 extension headers than are followed.
         TooManyHeaders = "too_many_headers",
-        /// The table of tunnels is full; raise tunnels.max_tunnels.
+        /// The table of tunnels is full; raise tunnels.max_tunnels and `meter-agent detach`, which ends all totals.
         TunnelTableFull = "tunnel_table_full",
     }
 }

@@ -406,10 +406,22 @@ fn bind_error(target: &Target, why: &str, reason: &'static str) -> AttachError {
 
 fn full_error(target: &Target, full: Full) -> AttachError {
     let (why, reason) = match full {
-        Full::Slots => ("every slot is in use; raise datapath.max_netdevs and detach", "slots_full"),
-        Full::Ports => ("no room for another port; raise datapath.max_ports and detach", "ports_full"),
-        Full::Members => ("no room for another port of a device; raise datapath.max_ports", "members_full"),
-        Full::Uplinks => ("63 netdevs are or were uplinks; no room for another", "uplinks_full"),
+        Full::Slots => (
+            "every slot is in use; raise datapath.max_netdevs and `meter-agent detach`, which ends all totals",
+            "slots_full",
+        ),
+        Full::Ports => (
+            "no room for another port; raise datapath.max_ports and `meter-agent detach`, which ends all totals",
+            "ports_full",
+        ),
+        Full::Members => (
+            "no room for another port of a device; raise datapath.max_ports and `meter-agent detach`, which ends all totals",
+            "members_full",
+        ),
+        Full::Uplinks => (
+            "63 netdevs are or were uplinks; name fewer in uplinks.netdevs and `meter-agent detach`, which ends all totals",
+            "uplinks_full",
+        ),
     };
     bind_error(target, why, reason)
 }

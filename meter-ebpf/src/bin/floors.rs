@@ -118,7 +118,7 @@ fn floor_tun_hash(context: TcContext) -> i32 {
         }
         None => {
             let counter =
-                TunnelCounter { packets: 1, inner_bytes, outer_bytes: u64::from(length), last_seen: 0 };
+                TunnelCounter { packets: 1, inner_bytes, outer_bytes: u64::from(length), padding: 0 };
             if BY_TUNNEL.insert(key, counter, u64::from(BPF_ANY)).is_err() {
                 return 0;
             }
