@@ -14,6 +14,7 @@ mod open;
 mod record;
 mod remove;
 mod sys;
+mod tunnels;
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
@@ -79,8 +80,6 @@ pub struct Options {
     pub max_netdevs: u32,
     /// Tunnels, by source, destination, VNI, uplink and direction.
     pub max_tunnels: u32,
-    /// Entries of each CPU's tunnel cache: a power of two.
-    pub tunnel_cache_entries: u32,
     /// UDP destination ports of VXLAN, at most [`meter_ebpf::abi::VXLAN_PORTS`].
     pub vxlan_ports: Vec<u16>,
     /// UDP destination ports of GENEVE, at most [`meter_ebpf::abi::GENEVE_PORTS`].

@@ -3,6 +3,18 @@
 //! All integers are in host byte order unless a field says otherwise; addresses are in network byte order.
 //! Counters wrap modulo 2^64, which no host reaches.
 
+mod port;
+mod reason;
+mod tunnel;
+
+pub use self::{
+    port::{Member, MemberKey, PortRecord, PortUuid, hooks},
+    reason::{Bucket, Buckets, Fault, Faults, MAX_REASONS},
+    tunnel::{
+        Address, Encap, LONG_ADDRESSES, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, TunnelPlace,
+    },
+};
+
 /// Version of everything in this module; part of the pin path.
 pub const VERSION: u32 = 1;
 
@@ -18,12 +30,12 @@ pub mod map {
     pub const PORTS: &str = "PORTS";
     /// Hash: [`MemberKey`](super::MemberKey) to [`Member`](super::Member). Only user space reads and writes it.
     pub const MEMBERS: &str = "MEMBERS";
-    /// Hash: [`TunnelKey`](super::TunnelKey) to the tunnel's index (`u32`).
+    /// Hash: [`TunnelKey`](super::TunnelKey) to the tunnel's place (`u32`).
     pub const TUNNELS: &str = "TUNNELS";
-    /// Queue of the tunnel indexes (`u32`) that are free.
-    pub const TUNNEL_FREE: &str = "TUNNEL_FREE";
-    /// Per-CPU array: direct-mapped cache of [`TunnelCacheEntry`](super::TunnelCacheEntry) before `TUNNELS`.
-    pub const TUNNEL_CACHE: &str = "TUNNEL_CACHE";
+    /// Hash: a place (`u32`) that a tunnel's hash leads to, once it is taken.
+    pub const TUNNEL_TAKEN: &str = "TUNNEL_TAKEN";
+    /// Queue of the spare places (`u32`) that are free.
+    pub const TUNNEL_SPARE: &str = "TUNNEL_SPARE";
     /// Per-CPU array of [`TunnelBlock`](super::TunnelBlock).
     pub const TUNNEL_COUNTERS: &str = "TUNNEL_COUNTER";
     /// Per-CPU array: uplink * 2 + direction to [`Buckets`](super::Buckets).
@@ -178,330 +190,6 @@ pub struct SlotBlock {
     pub slots: [SlotCounters; SLOTS_PER_BLOCK as usize],
 }
 
-/// Key of `PORTS`: the UUID as its 16 bytes, in the order in which it is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct PortUuid {
-    /// The bytes.
-    pub uuid: [u8; 16],
-}
-
-/// What user space remembers of a metered netdev across its own restarts.
-///
-/// A total is `saved` plus the slot's counters, modulo 2^64; without a slot it is `saved` alone. A slot is never
-/// zeroed, since that could not be done beside programs that count: whoever gets it next subtracts what it holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct PortRecord {
-    /// Index of the counters; [`UNBOUND_SLOT`] for none. A port keeps its slot after its netdev has gone, until
-    /// another port needs it.
-    pub slot: u32,
-    /// Index of the uplink's buckets, 0 for none.
-    pub uplink: u32,
-    /// The netdev that carries it now, 0 for none.
-    pub ifindex: u32,
-    /// 0 port, 1 uplink, 2 tunnel netdev.
-    pub class: u32,
-    /// How it is attached: see [`hooks`].
-    pub hooks: u32,
-    /// Always 0.
-    pub padding: u32,
-    /// When the first packet could be counted: nanoseconds since the Unix epoch.
-    pub created_ns: u64,
-    /// What to add to the slot's counters.
-    pub saved: SlotCounters,
-    /// The device that the port belongs to, zeros for none.
-    pub device: PortUuid,
-}
-
-/// Bits of [`PortRecord::hooks`].
-pub mod hooks {
-    /// Ingress is a TCX link.
-    pub const INGRESS_TCX: u32 = 1;
-    /// Ingress is a clsact filter.
-    pub const INGRESS_CLSACT: u32 = 2;
-    /// Ingress is an XDP link.
-    pub const INGRESS_XDP: u32 = 4;
-    /// Egress is a TCX link.
-    pub const EGRESS_TCX: u32 = 8;
-    /// Egress is a clsact filter.
-    pub const EGRESS_CLSACT: u32 = 16;
-    /// The clsact qdisc is ours: it was not there before.
-    pub const CLSACT_OURS: u32 = 32;
-}
-
-/// Key of `MEMBERS`: a port's time in a device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct MemberKey {
-    /// The port.
-    pub port: PortUuid,
-    /// The device.
-    pub device: PortUuid,
-}
-
-/// What came into a device through one of its ports.
-///
-/// While the port belongs to the device that is `accrued` plus the port's ingress less `base`, modulo 2^64; after it
-/// has left it is `accrued`. Both fields are written at once, so that a crash at any point changes no sum.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Member {
-    /// Wire units that came in until `base`.
-    pub accrued: Counter,
-    /// The port's ingress in wire units when `accrued` was written.
-    pub base: Counter,
-}
-
-/// Which encapsulation a tunnel uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Encap {
-    /// RFC 7348.
-    Vxlan = 1,
-    /// RFC 8926.
-    Geneve = 2,
-    /// RFC 2784 and 2890, and NVGRE (RFC 7637).
-    Gre = 3,
-}
-
-impl Encap {
-    /// Every encapsulation, in the order of its number.
-    pub const ALL: [Self; 3] = [Self::Vxlan, Self::Geneve, Self::Gre];
-
-    /// Returns the encapsulation with this number.
-    #[must_use]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Vxlan),
-            2 => Some(Self::Geneve),
-            3 => Some(Self::Gre),
-            _ => None,
-        }
-    }
-
-    /// Returns the kernel's word for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vxlan => "vxlan",
-            Self::Geneve => "geneve",
-            Self::Gre => "gre",
-        }
-    }
-}
-
-/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d`: its 16 bytes in network order, held as two words.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct Address {
-    /// The bytes, eight to a word as they lie in memory.
-    pub words: [u64; 2],
-}
-
-impl Address {
-    /// Makes it of an IPv4 address, its four bytes as they lie in memory.
-    #[inline(always)]
-    #[must_use]
-    pub const fn v4(bytes: u32) -> Self {
-        let low = if cfg!(target_endian = "little") {
-            (bytes as u64) << 32 | 0xffff_0000
-        } else {
-            (bytes as u64) | 0xffff_0000_0000
-        };
-        Self { words: [0, low] }
-    }
-
-    /// Returns the 16 bytes.
-    #[must_use]
-    pub const fn bytes(&self) -> [u8; 16] {
-        let [a, b, c, d, e, f, g, h] = self.words[0].to_ne_bytes();
-        let [i, j, k, l, m, n, o, p] = self.words[1].to_ne_bytes();
-        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-    }
-}
-
-/// Key of `TUNNELS`: one tunnel at one hook of one uplink.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct TunnelKey {
-    /// Outer source address.
-    pub src: Address,
-    /// Outer destination address.
-    pub dst: Address,
-    /// From the lowest bit: VNI of 24 bits or GRE key of 32 (0 for a GRE packet without a key), uplink * 2 +
-    /// direction in 16, number of the [`Encap`] in 8, zeros.
-    pub labels: u64,
-}
-
-impl TunnelKey {
-    /// Makes the key of a tunnel at one hook (uplink * 2 + direction).
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(src: Address, dst: Address, vni: u32, encap: Encap, hook: u16) -> Self {
-        Self { src, dst, labels: (vni as u64) | (hook as u64) << 32 | (encap as u64) << 48 }
-    }
-
-    /// Returns the VNI or GRE key.
-    #[must_use]
-    pub const fn vni(&self) -> u32 {
-        let [a, b, c, d, ..] = self.labels.to_le_bytes();
-        u32::from_le_bytes([a, b, c, d])
-    }
-
-    /// Returns uplink * 2 + direction.
-    #[must_use]
-    pub const fn hook(&self) -> u16 {
-        let [_, _, _, _, low, high, ..] = self.labels.to_le_bytes();
-        u16::from_le_bytes([low, high])
-    }
-
-    /// Returns the encapsulation.
-    #[must_use]
-    pub const fn encap(&self) -> Option<Encap> {
-        Encap::from_number(self.labels.to_le_bytes()[6])
-    }
-
-    /// Makes the key of its [`TunnelKey::words`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_words([a, b, c, d, labels]: [u64; 5]) -> Self {
-        Self { src: Address { words: [a, b] }, dst: Address { words: [c, d] }, labels }
-    }
-
-    /// Returns the key as five words, for hashing and comparing.
-    #[inline(always)]
-    #[must_use]
-    pub const fn words(&self) -> [u64; 5] {
-        [self.src.words[0], self.src.words[1], self.dst.words[0], self.dst.words[1], self.labels]
-    }
-}
-
-/// Traffic of one tunnel at one hook, in wire units.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct TunnelCounter {
-    /// Outer frames.
-    pub packets: u64,
-    /// Bytes of the frames inside, as MidoNet counts them.
-    pub inner_bytes: u64,
-    /// Bytes of the outer frames.
-    pub outer_bytes: u64,
-    /// Always 0.
-    pub padding: u64,
-}
-
-/// Tunnels in one value of `TUNNEL_COUNTERS` (16 KiB).
-pub const TUNNELS_PER_BLOCK: u32 = 512;
-
-/// One value of `TUNNEL_COUNTERS`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct TunnelBlock {
-    /// The tunnels of this block, by `index % TUNNELS_PER_BLOCK`.
-    pub tunnels: [TunnelCounter; TUNNELS_PER_BLOCK as usize],
-}
-
-/// One entry of `TUNNEL_CACHE`; a key of zeros (no encapsulation has the number 0) is an empty entry.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub struct TunnelCacheEntry {
-    /// The tunnel.
-    pub key: TunnelKey,
-    /// Its index.
-    pub index: u32,
-    /// Always 0.
-    pub padding: u32,
-}
-
-/// Declares an enum of reasons whose numbers are array indexes, whose names are label values and whose doc
-/// sentences are HELP texts.
-macro_rules! reasons {
-    ($(#[$meta:meta])* $name:ident { $($(#[doc = $help:literal])+ $variant:ident = $label:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum $name { $($(#[doc = $help])+ $variant,)+ }
-
-        impl $name {
-            /// Every reason, in the order of its number.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// Returns the reason with this number.
-            #[must_use]
-            pub const fn from_number(number: u32) -> Option<Self> {
-                if (number as usize) < Self::ALL.len() { Some(Self::ALL[number as usize]) } else { None }
-            }
-
-            /// Returns the label value.
-            #[must_use]
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$variant => $label,)+ }
-            }
-
-            /// Returns the sentence that explains it to an operator.
-            #[must_use]
-            pub const fn help(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($help),+),)+ }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// Why a frame at an uplink is in no tunnel's meter. For each uplink and direction the tunnels and these buckets
-    /// add up to what the hook saw.
-    Bucket {
-        /// No tunnel header: ordinary traffic of the underlay.
-        Plain = "plain",
-        /// The frame ends inside its outer headers.
-        TruncatedHeader = "truncated_header",
-        /// A later fragment of an outer packet: the tunnel header is in the first one.
-        OuterFragment = "outer_fragment",
-        /// The tunnel header is not valid, such as a VXLAN header without a VNI.
-        BadTunnelHeader = "bad_tunnel_header",
-        /// A kind of tunnel header that has no meter, such as GRE version 1.
-        UnknownEncapsulation = "unknown_encapsulation",
-        /// More VLAN tags or IPv6 extension headers than are followed.
-        TooManyHeaders = "too_many_headers",
-        /// The table of tunnels is full; raise tunnels.max_tunnels and `meter-agent detach`, which ends all totals.
-        TunnelTableFull = "tunnel_table_full",
-    }
-}
-
-reasons! {
-    /// Why a super-packet was counted as one frame. These frames are in their port's meter as well.
-    Fault {
-        /// The headers of a super-packet end beyond the frame.
-        GsoTruncated = "gso_truncated",
-        /// A super-packet of a protocol whose headers are not known.
-        GsoUnknownProtocol = "gso_unknown_protocol",
-        /// A super-packet with more nested headers than are followed.
-        GsoTooManyHeaders = "gso_too_many_headers",
-        /// A super-packet without a number of segments.
-        GsoNoSegments = "gso_no_segments",
-    }
-}
-
-/// Room for reasons in [`Buckets`] and [`Faults`]; more than there are, so that adding one does not change a size.
-pub const MAX_REASONS: usize = 16;
-
-/// Frames at one hook of one uplink that no tunnel meter counts, by [`Bucket`], in wire units.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Buckets {
-    /// By the number of the [`Bucket`].
-    pub reasons: [Counter; MAX_REASONS],
-}
-
-/// Frames that were counted, but not in full, by [`Fault`]; bytes are skb bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Faults {
-    /// By the number of the [`Fault`].
-    pub reasons: [Counter; MAX_REASONS],
-}
-
 /// Uplinks that can have buckets, the unused index 0 included.
 pub const MAX_UPLINKS: u32 = 64;
 
@@ -511,7 +199,7 @@ pub const MAX_UPLINKS: u32 = 64;
 pub struct Meta {
     /// [`VERSION`] of the agent that made the maps.
     pub version: u32,
-    /// 1 once `TUNNEL_FREE` holds every index.
+    /// 1 once `TUNNEL_SPARE` holds every spare place.
     pub tunnels_ready: u32,
 }
 
@@ -528,8 +216,9 @@ pub struct Settings {
     pub vxlan_ports: [u16; VXLAN_PORTS],
     /// UDP destination ports that carry GENEVE; 0 behind the last.
     pub geneve_ports: [u16; GENEVE_PORTS],
-    /// Entries of `TUNNEL_CACHE` less one; the number of entries is a power of two.
-    pub cache_mask: u32,
+    /// Places of tunnels that their hashes lead to, less one; their number is a power of two. Behind them are the
+    /// spare ones.
+    pub tunnel_mask: u32,
     /// 1 when GRE packets that carry Ethernet are NVGRE: the VNI is the upper 24 bits of the key.
     pub nvgre: u32,
 }
@@ -539,7 +228,7 @@ impl Settings {
     pub const DEFAULT: Self = Self {
         vxlan_ports: [4789, 8472, 6677, 0, 0, 0, 0, 0],
         geneve_ports: [6081, 0, 0, 0],
-        cache_mask: 8192 - 1,
+        tunnel_mask: 8192 - 1,
         nvgre: 0,
     };
 }
@@ -555,9 +244,9 @@ const _: () = {
     assert!(size_of::<MemberKey>() == 32);
     assert!(size_of::<Member>() == 32);
     assert!(size_of::<TunnelKey>() == 40);
-    assert!(size_of::<TunnelCounter>() == 32);
+    assert!(size_of::<TunnelCounter>() == 24);
+    assert!(size_of::<TunnelPlace>() == 64);
     assert!(size_of::<TunnelBlock>() == 16 * 1024);
-    assert!(size_of::<TunnelCacheEntry>() == 48);
     assert!(size_of::<Buckets>() == 256);
     assert!(size_of::<Faults>() == 256);
     assert!(size_of::<Settings>() == 32);
@@ -568,7 +257,7 @@ const _: () = {
 mod pod {
     use super::{
         Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef,
-        TunnelBlock, TunnelCacheEntry, TunnelKey,
+        TunnelBlock, TunnelCounter, TunnelKey,
     };
 
     macro_rules! pod {
@@ -580,5 +269,5 @@ mod pod {
     }
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
-    pod!(TunnelBlock, TunnelCacheEntry, TunnelKey);
+    pod!(TunnelBlock, TunnelCounter, TunnelKey);
 }

@@ -1,6 +1,6 @@
 //! [`Frame`] for the two kinds of context: the only packet-pointer `unsafe` of the programs.
 
-use core::mem::MaybeUninit;
+use core::{mem::MaybeUninit, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
@@ -10,6 +10,12 @@ use meter_ebpf::{
     packet::{self, Ethernet, Frame, Ip, Stop},
     register::Register,
 };
+
+/// What passes a hook of a netdev.
+pub(crate) trait OnNetdev {
+    /// Returns the netdev's ifindex. Read from the context each time, which is cheaper than keeping it.
+    fn ifindex(&self) -> u32;
+}
 
 /// An skb at a TC hook. Headers outside its linear part are copied by a helper; nothing is pulled.
 #[derive(Clone, Copy)]
@@ -36,12 +42,6 @@ impl Skb {
     }
 
     #[inline(always)]
-    pub(crate) fn ifindex(self) -> u32 {
-        // SAFETY: only the field's address is taken.
-        self.field(|skb| unsafe { &raw const (*skb).ifindex })
-    }
-
-    #[inline(always)]
     pub(crate) fn gso_size(self) -> u32 {
         // SAFETY: only the field's address is taken.
         self.field(|skb| unsafe { &raw const (*skb).gso_size })
@@ -53,11 +53,28 @@ impl Skb {
         self.field(|skb| unsafe { &raw const (*skb).gso_segs })
     }
 
+    /// Returns whether the skb is one frame on the wire, all of it in its data.
+    #[inline(always)]
+    pub(crate) fn is_plain(self) -> bool {
+        self.gso_size() == 0 && self.tag_bytes() == 0
+    }
+
     /// Bytes of a VLAN tag that is kept beside the data.
     #[inline(always)]
     pub(crate) fn tag_bytes(self) -> u32 {
+        // A tag has a protocol; only what a removed tag may leave behind needs the second question, which is dearer.
+        // SAFETY: only the fields' addresses are taken.
+        let untagged = self.field(|skb| unsafe { &raw const (*skb).vlan_proto }) == 0
+            || self.field(|skb| unsafe { &raw const (*skb).vlan_present }) == 0;
+        if untagged { 0 } else { 4 }
+    }
+}
+
+impl OnNetdev for Skb {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
         // SAFETY: only the field's address is taken.
-        if self.field(|skb| unsafe { &raw const (*skb).vlan_present }) == 0 { 0 } else { 4 }
+        self.field(|skb| unsafe { &raw const (*skb).ifindex })
     }
 }
 
@@ -70,12 +87,17 @@ impl Frame for Skb {
         let end = self.field(|skb| unsafe { &raw const (*skb).data_end }) as usize;
         // SAFETY: the N bytes lie below `data_end`, and the verifier holds us to it. Nobody writes to the packet
         // while the program runs.
-        (data + N <= end).then(|| unsafe { &*(data as *const [u8; N]) })
+        (data + N <= end).then(|| unsafe { NonNull::new_unchecked(data as *mut [u8; N]).as_ref() })
     }
 
     #[inline(always)]
     fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
         aligned_half(head, at)
+    }
+
+    #[inline(always)]
+    fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+        aligned_word(head, at)
     }
 
     #[inline(always)]
@@ -116,6 +138,14 @@ fn aligned_half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
     unsafe { head.as_ptr().add(at).cast::<u16>().read() }
 }
 
+/// Reads four bytes by one load, where an aligned IP header has a number of four.
+#[inline(always)]
+fn aligned_word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+    // SAFETY: as in `aligned_half`: a constant below N - 3. With `NET_IP_ALIGN` the IP header is aligned to 4 bytes;
+    // the kernel leaves it out only for machines that load any address.
+    unsafe { head.as_ptr().add(at).cast::<u32>().read() }
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn skb_ethernet(skb: *mut __sk_buff, start: u32) -> u64 {
@@ -130,6 +160,7 @@ extern "C" fn skb_ip(skb: *mut __sk_buff, ethertype: u32, start: u32) -> u64 {
 
 /// A frame at an XDP hook: what lies in its first buffer.
 pub(crate) struct Xdp {
+    context: *mut xdp_md,
     data: usize,
     end: usize,
     length: u32,
@@ -145,23 +176,37 @@ impl Xdp {
         let (data, end) = unsafe {
             ((&raw const (*context).data).read_volatile(), (&raw const (*context).data_end).read_volatile())
         };
-        Self { data: data as usize, end: end as usize, length }
+        Self { context, data: data as usize, end: end as usize, length }
     }
 }
 
 /// How deep headers are followed at an XDP hook, in bytes: the verifier wants a bound.
 const REACH: usize = 0x1ff;
 
+impl OnNetdev for Xdp {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+}
+
 impl Frame for Xdp {
     #[inline(always)]
     fn head<const N: usize>(&self) -> Option<&[u8; N]> {
         // SAFETY: as for `Skb`.
-        (self.data + N <= self.end).then(|| unsafe { &*(self.data as *const [u8; N]) })
+        (self.data + N <= self.end)
+            .then(|| unsafe { NonNull::new_unchecked(self.data as *mut [u8; N]).as_ref() })
     }
 
     #[inline(always)]
     fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
         aligned_half(head, at)
+    }
+
+    #[inline(always)]
+    fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+        aligned_word(head, at)
     }
 
     #[inline(always)]

@@ -17,11 +17,12 @@ use aya_ebpf::{
 use context::{Skb, Xdp};
 use maps::HookSlot;
 use meter_ebpf::{
-    abi::{Address, Bucket, Counter, Direction, Encap, Fault, Settings, TunnelKey},
+    abi::{Bucket, Counter, Direction, Fault, Settings, SlotRef, TunnelKey},
     packet::{
         Frame,
+        encapsulations::Encapsulations,
         gso::{self, GsoHeader},
-        tunnel::{self, Encapsulations, Inner, Tunnel},
+        tunnel::{self, FoundV4, Inner, Tunnel, TunnelV4},
     },
     register::Register,
 };
@@ -97,78 +98,54 @@ fn meter_up_xdpf(context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// What one skb is on the wire.
-struct Wire {
-    counter: Counter,
-    tag: u32,
-    gso: bool,
-}
-
-/// Where a frame is counted, found before anything else of it is read: so a plain frame has nothing to keep across the
-/// look-ups.
-struct Place {
-    uplink: u32,
-    hook: Option<HookSlot>,
-    length: u32,
-}
-
-/// Counts an skb for itself.
+/// Counts an skb of a port.
+///
+/// At once, before anything else of it is read: so a plain frame has nothing to keep across the look-ups.
 #[inline(always)]
-fn count_skb(skb: Skb, direction: Direction) -> Place {
-    let slot = maps::slot_of(skb.ifindex());
-    let hook = maps::hook_slot(slot.slot, direction);
-    let length = skb.length();
-    if let Some(hook) = &hook {
-        hook.count(length);
+fn count_port_skb(skb: Skb, direction: Direction) {
+    let slot = maps::slot_of(&skb);
+    let Some(hook) = maps::hook_slot(slot.slot, direction) else { return };
+    hook.count(skb.length());
+    let gso_size = skb.gso_size();
+    if gso_size != 0 {
+        match gso_extra_fast(skb, gso_size) {
+            Some(Ok(extra)) => hook.count_extra(with_tags(extra, skb.tag_bytes())),
+            _ => count_gso(skb.context(), hook),
+        }
+    } else if skb.tag_bytes() != 0 {
+        hook.count_extra(with_tags(NOTHING, skb.tag_bytes()));
     }
-    Place { uplink: slot.uplink, hook, length }
 }
 
-/// Returns whether the skb is the one frame that it seems, with nothing kept beside its data.
-#[inline(always)]
-fn is_one_frame(skb: Skb) -> bool {
-    skb.gso_size() == 0 && skb.tag_bytes() == 0
-}
+const NOTHING: Counter = Counter { packets: 0, bytes: 0 };
 
-/// Counts what an skb stands for beyond itself, and returns what it is on the wire.
-#[inline(always)]
-fn count_extra(skb: Skb, place: &Place) -> Wire {
-    let tag = skb.tag_bytes();
-    let gso = skb.gso_size() != 0;
-    let extra = if !gso {
-        Counter { packets: 0, bytes: u64::from(tag) }
-    } else if let Some(Ok(extra)) = gso_extra_fast(skb) {
-        with_tags(extra, tag)
-    } else {
-        gso_extra(skb, tag)
-    };
-    if let Some(hook) = &place.hook {
-        hook.count_extra(extra);
-    }
-    let bytes = u64::from(place.length).wrapping_add(extra.bytes);
-    Wire { counter: Counter { packets: 1 + extra.packets, bytes }, tag, gso }
+/// Counts a super-packet that is no plain TCP. Apart, so that the programs of ports save no registers for it.
+#[inline(never)]
+fn count_gso(skb: *mut __sk_buff, hook: HookSlot) {
+    let skb = Skb::new(skb);
+    hook.count_extra(gso_extra(skb, skb.gso_size()));
 }
 
 /// Computes what a plain TCP super-packet adds on the wire, without its tags.
 #[inline(always)]
-fn gso_extra_fast(skb: Skb) -> Option<Result<Counter, Fault>> {
+fn gso_extra_fast(skb: Skb, gso_size: u32) -> Option<Result<Counter, Fault>> {
     let header = gso::header_fast(&skb)?;
-    Some(gso::extra(skb.length(), header, skb.gso_size(), skb.gso_segs()))
+    Some(gso::extra(skb.length(), header, gso_size, skb.gso_segs()))
 }
 
 /// Computes what a super-packet adds on the wire; one whose headers can't be followed adds nothing but its tag.
 #[inline(always)]
-fn gso_extra(skb: Skb, tag: u32) -> Counter {
+fn gso_extra(skb: Skb, gso_size: u32) -> Counter {
     let length = skb.length();
     let header: Result<GsoHeader, Fault> = Register::unpack(walk_gso_header(skb.context()));
     let extra = header
-        .and_then(|header| gso::extra(length, header, skb.gso_size(), skb.gso_segs()))
+        .and_then(|header| gso::extra(length, header, gso_size, skb.gso_segs()))
         .unwrap_or_else(|fault| {
             maps::count_fault(fault, length);
             log::fault(fault, length);
-            Counter { packets: 0, bytes: 0 }
+            NOTHING
         });
-    with_tags(extra, tag)
+    with_tags(extra, skb.tag_bytes())
 }
 
 /// Adds the tag that each frame of a super-packet has.
@@ -177,59 +154,37 @@ fn with_tags(extra: Counter, tag: u32) -> Counter {
     Counter { packets: extra.packets, bytes: extra.bytes.wrapping_add(u64::from(tag) * (extra.packets + 1)) }
 }
 
-#[inline(always)]
-fn count_port_skb(skb: Skb, direction: Direction) {
-    let Some(hook) = count_skb(skb, direction).hook else { return };
-    if skb.gso_size() != 0 {
-        match gso_extra_fast(skb) {
-            Some(Ok(extra)) => hook.count_extra(with_tags(extra, skb.tag_bytes())),
-            _ => count_gso(skb.context(), hook),
-        }
-    } else if skb.tag_bytes() != 0 {
-        hook.count_extra(Counter { packets: 0, bytes: u64::from(skb.tag_bytes()) });
-    }
-}
-
-/// Counts a super-packet that is no plain TCP. Apart, so that the programs of ports save no registers for it.
-#[inline(never)]
-fn count_gso(skb: *mut __sk_buff, hook: HookSlot) {
-    let skb = Skb::new(skb);
-    hook.count_extra(gso_extra(skb, skb.tag_bytes()));
-}
-
+/// Counts an skb of an uplink at its hook, and in its tunnel or its bucket.
+///
+/// Nothing but the context is needed behind the look-ups of the hook, and four numbers behind those of the tunnel: as
+/// many as there are registers that a call leaves alone.
 #[inline(always)]
 fn count_uplink_skb(skb: Skb, direction: Direction) {
-    let place = count_skb(skb, direction);
-    let hook = place.uplink * 2 + direction as u32;
-    let wire = if is_one_frame(skb) {
-        if count_plain_vxlan(skb, hook, place.length) {
-            return;
-        }
-        one_frame(place.length)
-    } else {
-        count_extra(skb, &place)
-    };
-    match tunnel::outer_fast(&skb, &Loaded, wire.gso) {
-        Some(tunnel) => count_tunnel(&wire, hook, tunnel),
-        None => {
-            let mut key = MaybeUninit::uninit();
-            let inner = walk_outer(skb.context(), u32::from(wire.gso), hook, key.as_mut_ptr());
-            count_walked(&wire, hook, &key, Register::unpack(inner));
-        }
+    let slot = maps::slot_of(&skb);
+    if let Some(hook) = maps::hook_slot(slot.slot, direction) {
+        hook.count(skb.length());
+    }
+    if !(skb.is_plain() && count_outer_v4(&skb, hook_number(slot, direction))) {
+        count_uplink_rest(skb.context(), direction as u32);
     }
 }
 
+/// Counts an XDP frame of an uplink at its hook, and in its tunnel or its bucket.
+///
+/// Without the short path of [`count_uplink_skb`]: each way that leads from there to the complete walk would have the
+/// verifier check the walk once more, which is long here, where a frame is read without a helper.
 #[inline(always)]
 fn count_uplink_xdp(context: &XdpContext, length: u32) {
     let frame = Xdp::new(context.ctx, length);
-    // SAFETY: the kernel passes a valid context.
-    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
-    let slot = maps::slot_of(ifindex);
+    let slot = maps::slot_of(&frame);
     if let Some(hook) = maps::hook_slot(slot.slot, Direction::Ingress) {
         hook.count(length);
     }
-    let hook = slot.uplink * 2 + Direction::Ingress as u32;
-    let wire = one_frame(length);
+    if slot.uplink == NO_UPLINK {
+        return;
+    }
+    let hook = hook_number(slot, Direction::Ingress);
+    let wire = Wire { counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0 };
     match tunnel::outer_fast(&frame, &Loaded, false) {
         Some(tunnel) => count_tunnel(&wire, hook, tunnel),
         None => {
@@ -240,23 +195,88 @@ fn count_uplink_xdp(context: &XdpContext, length: u32) {
     }
 }
 
+/// A netdev that nobody claimed has no tunnels: they would be nobody's, and keep others out of the table.
+const NO_UPLINK: u32 = 0;
+
+/// Returns uplink * 2 + direction.
 #[inline(always)]
-fn one_frame(length: u32) -> Wire {
-    Wire { counter: Counter { packets: 1, bytes: u64::from(length) }, tag: 0, gso: false }
+fn hook_number(slot: SlotRef, direction: Direction) -> u32 {
+    slot.uplink * 2 + direction as u32
 }
 
-/// Counts what nearly every frame of an underlay is; returns whether this one is.
-#[inline(always)]
-fn count_plain_vxlan(skb: Skb, hook: u32, length: u32) -> bool {
-    let Some(vxlan) = tunnel::plain_vxlan(&skb, &Loaded, length) else { return false };
-    let (src, dst) = (Address::v4(vxlan.src), Address::v4(vxlan.dst));
-    let key = TunnelKey::new(src, dst, vxlan.vni, Encap::Vxlan, hook as u16);
-    let wire = Counter { packets: 1, bytes: u64::from(length) };
-    if !maps::count_tunnel(&key, setting!(cache_mask), wire, u64::from(vxlan.inner_bytes)) {
-        maps::count_bucket(hook, Bucket::TunnelTableFull, wire);
-        log::bucket(hook, Bucket::TunnelTableFull, wire);
+/// Counts a frame in its tunnel where this CPU knows it; says whether it does.
+struct CountV4<'a, F> {
+    frame: &'a F,
+    hook: u32,
+}
+
+impl<F: Frame> FoundV4 for CountV4<'_, F> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn found(&self, tunnel: TunnelV4) -> bool {
+        maps::count_tunnel_v4(self.frame, &tunnel, self.hook as u16, setting!(tunnel_mask))
     }
-    true
+}
+
+/// Counts a frame that is one frame on the wire where that is simple: in a tunnel over IPv4, or as no tunnel's.
+/// Returns whether it did.
+#[inline(always)]
+fn count_outer_v4(frame: &impl Frame, hook: u32) -> bool {
+    match tunnel::outer_fast_v4(frame, &Loaded, &CountV4 { frame, hook }) {
+        Some(Ok(counted)) => counted,
+        Some(Err(Bucket::Plain)) => {
+            maps::count_plain(hook, frame.length());
+            true
+        }
+        _ => false,
+    }
+}
+
+/// What an skb or XDP frame is on the wire.
+struct Wire {
+    counter: Counter,
+    tag: u32,
+}
+
+/// Counts an skb in its tunnel or its bucket, and at its hook what it adds there.
+///
+/// Apart, and it begins anew: so the common path has nothing to keep for what is rare.
+#[inline(never)]
+fn count_uplink_rest(context: *mut __sk_buff, direction: u32) {
+    let skb = Skb::new(context);
+    let direction =
+        if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
+    let slot = maps::slot_of(&skb);
+    let tag = skb.tag_bytes();
+    let gso_size = skb.gso_size();
+    let gso = gso_size != 0;
+    let extra = if !gso {
+        with_tags(NOTHING, tag)
+    } else if let Some(Ok(extra)) = gso_extra_fast(skb, gso_size) {
+        with_tags(extra, tag)
+    } else {
+        gso_extra(skb, gso_size)
+    };
+    if extra != NOTHING
+        && let Some(hook) = maps::hook_slot(slot.slot, direction)
+    {
+        hook.count_extra(extra);
+    }
+    if slot.uplink == NO_UPLINK {
+        return;
+    }
+    let bytes = u64::from(skb.length()).wrapping_add(extra.bytes);
+    let wire = Wire { counter: Counter { packets: 1 + extra.packets, bytes }, tag };
+    let hook = hook_number(slot, direction);
+    match tunnel::outer_fast(&skb, &Loaded, gso) {
+        Some(tunnel) => count_tunnel(&wire, hook, tunnel),
+        None => {
+            let mut key = MaybeUninit::uninit();
+            let inner = walk_outer(context, u32::from(gso), hook, key.as_mut_ptr());
+            count_walked(&wire, hook, &key, Register::unpack(inner));
+        }
+    }
 }
 
 /// Writes the tunnel's key whenever it returns an [`Inner`].
@@ -287,7 +307,7 @@ fn count_outer(wire: &Wire, hook: u32, tunnel: Result<(TunnelKey, Inner), Bucket
     let bucket = match tunnel {
         Ok((key, inner)) => {
             let inner_bytes = inner.bytes(wire.counter, wire.tag);
-            if maps::count_tunnel(&key, setting!(cache_mask), wire.counter, inner_bytes) {
+            if maps::count_tunnel(&key, setting!(tunnel_mask), wire.counter, inner_bytes) {
                 return;
             }
             Bucket::TunnelTableFull

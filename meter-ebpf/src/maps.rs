@@ -9,11 +9,16 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, Queue},
     macros::btf_map,
 };
-use meter_ebpf::abi::{
-    Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, MAX_REASONS, MAX_UPLINKS, Member,
-    MemberKey, Meta, PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef, TUNNELS_PER_BLOCK,
-    TunnelBlock, TunnelCacheEntry, TunnelKey,
+use meter_ebpf::{
+    abi::{
+        Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, LONG_ADDRESSES, MAX_REASONS,
+        MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef,
+        TUNNELS_PER_BLOCK, TunnelBlock, TunnelKey, TunnelPlace,
+    },
+    packet::{Frame, tunnel::TunnelV4},
 };
+
+use crate::context::OnNetdev;
 
 /// Sizes in the object; user space sets those that its configuration names before it loads.
 const SLOT_ENTRIES: usize = 65_536;
@@ -33,11 +38,11 @@ pub(crate) static MEMBERS: HashMap<MemberKey, Member, 65_536, { BPF_F_NO_PREALLO
 #[btf_map]
 pub(crate) static TUNNELS: HashMap<TunnelKey, u32, 8_192> = HashMap::new();
 #[btf_map]
-pub(crate) static TUNNEL_FREE: Queue<u32, 8_192> = Queue::new();
+pub(crate) static TUNNEL_TAKEN: HashMap<u32, u32, 8_192> = HashMap::new();
 #[btf_map]
-pub(crate) static TUNNEL_CACHE: PerCpuArray<TunnelCacheEntry, 8_192> = PerCpuArray::new();
+pub(crate) static TUNNEL_SPARE: Queue<u32, 4_096> = Queue::new();
 #[btf_map]
-pub(crate) static TUNNEL_COUNTER: PerCpuArray<TunnelBlock, 16> = PerCpuArray::new();
+pub(crate) static TUNNEL_COUNTER: PerCpuArray<TunnelBlock, 48> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static BUCKETS: PerCpuArray<Buckets, { 2 * MAX_UPLINKS as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -46,8 +51,11 @@ pub(crate) static FAULTS: PerCpuArray<Faults, 1> = PerCpuArray::new();
 pub(crate) static META: Array<Meta, 1> = Array::new();
 
 /// Returns where the netdev's counters are.
+///
+/// The ifindex is asked for again where the first map doesn't reach, so that it need not be kept until then.
 #[inline(always)]
-pub(crate) fn slot_of(ifindex: u32) -> SlotRef {
+pub(crate) fn slot_of(frame: &impl OnNetdev) -> SlotRef {
+    let ifindex = frame.ifindex();
     if let Some(slot) = SLOTS.get(ifindex) {
         return *slot;
     }
@@ -98,6 +106,16 @@ pub(crate) fn count_bucket(hook: u32, bucket: Bucket, wire: Counter) {
     counter.bytes += wire.bytes;
 }
 
+/// Counts a frame of an uplink that has no tunnel header and is one frame on the wire.
+#[inline(always)]
+pub(crate) fn count_plain(hook: u32, length: u32) {
+    let Some(buckets) = BUCKETS.get_ptr_mut(hook) else { return };
+    // SAFETY: as in `hook_slot`.
+    let counter = unsafe { &mut (*buckets).reasons[Bucket::Plain as usize] };
+    counter.packets += 1;
+    counter.bytes += u64::from(length);
+}
+
 /// Counts a frame that was counted, but not in full.
 #[inline(always)]
 pub(crate) fn count_fault(fault: Fault, length: u32) {
@@ -118,73 +136,169 @@ fn reason_index(number: u32) -> usize {
     number as usize & (MAX_REASONS - 1)
 }
 
-/// Counts frames of a tunnel; returns whether it has counters.
+/// Counts frames of a tunnel; returns whether it has a place.
 #[inline(always)]
-pub(crate) fn count_tunnel(key: &TunnelKey, cache_mask: u32, wire: Counter, inner_bytes: u64) -> bool {
-    let Some(index) = tunnel_index(key, cache_mask) else { return false };
-    let Some(block) = TUNNEL_COUNTER.get_ptr_mut(index / TUNNELS_PER_BLOCK) else { return false };
+pub(crate) fn count_tunnel(key: &TunnelKey, mask: u32, wire: Counter, inner_bytes: u64) -> bool {
+    let Some(place) = place_of(key, mask) else { return false };
     // SAFETY: as in `hook_slot`.
-    let tunnel = unsafe { &mut (*block).tunnels[(index % TUNNELS_PER_BLOCK) as usize] };
-    tunnel.packets += wire.packets;
-    tunnel.inner_bytes += inner_bytes;
-    tunnel.outer_bytes += wire.bytes;
+    let counter = unsafe { &mut (*place).counter };
+    counter.packets += wire.packets;
+    counter.inner_bytes += inner_bytes;
+    counter.outer_bytes += wire.bytes;
     true
 }
 
-/// Finds the tunnel's index through this CPU's cache.
+/// Counts a frame that is one frame on the wire, where this CPU knows its tunnel, which is over IPv4; returns whether
+/// it does.
 ///
-/// The cache holds indexes and no counters, so displacing an entry loses nothing and a reader needs to look at one
-/// place only.
+/// The frame's length is asked for where it is needed, so that it need not be kept across the look-up.
 #[inline(always)]
-fn tunnel_index(key: &TunnelKey, cache_mask: u32) -> Option<u32> {
-    let words = key.words();
-    let entry = TUNNEL_CACHE.get_ptr_mut(hash(words) & cache_mask)?;
+pub(crate) fn count_tunnel_v4(frame: &impl Frame, tunnel: &TunnelV4, hook: u16, mask: u32) -> bool {
+    let addresses = pair(tunnel.src, tunnel.dst);
+    let labels = TunnelKey::new_labels(tunnel.vni, tunnel.encap, hook);
+    let home = hash(addresses, labels) & mask;
+    let Some(block) = tunnel_block(home) else { return false };
+    let mut place = place_in(block, home);
+    if !is_of(place, labels, addresses) {
+        place = place_in(block, second(home));
+        if !is_of(place, labels, addresses) {
+            return false;
+        }
+    }
+    let length = frame.length();
     // SAFETY: as in `hook_slot`.
-    let entry = unsafe { &mut *entry };
-    let cached = entry.key.words();
-    let differs = (cached[0] ^ words[0])
-        | (cached[1] ^ words[1])
-        | (cached[2] ^ words[2])
-        | (cached[3] ^ words[3])
-        | (cached[4] ^ words[4]);
-    if differs == 0 {
-        return Some(entry.index);
-    }
-    // Only here is the key needed in memory; made any earlier, the hit would pay for writing it there.
-    let key = TunnelKey::from_words(words);
-    let index = u32::try_from(resolve(&key)).ok()?;
-    entry.key = key;
-    entry.index = index;
-    Some(index)
+    let counter = unsafe { &mut (*place).counter };
+    counter.packets += 1;
+    counter.inner_bytes += u64::from(length - tunnel.offset);
+    counter.outer_bytes += u64::from(length);
+    true
 }
 
-/// Mixes the words. Addresses are folded to the low half first: a product carries upwards only, and an IPv4 address is
-/// in the upper half of its word. The VNI is added where a prefix is that the tunnels of a host share.
+/// Returns this CPU's block of tunnels for a place; `None` only beyond the map.
 #[inline(always)]
-fn hash(words: [u64; 5]) -> u32 {
-    let addresses = words[0] ^ words[1] ^ ((words[2] ^ words[3]) >> 5);
-    let addresses = addresses ^ (addresses >> 32);
-    (addresses.wrapping_add(words[4]).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+fn tunnel_block(place: u32) -> Option<*mut TunnelBlock> {
+    TUNNEL_COUNTER.get_ptr_mut(place / TUNNELS_PER_BLOCK)
 }
 
-/// Looks the tunnel up in the table that all CPUs share, and enters it there; negative when the table is full.
+#[inline(always)]
+fn place_in(block: *mut TunnelBlock, place: u32) -> *mut TunnelPlace {
+    // SAFETY: the index is below the block's length.
+    unsafe { &raw mut (*block).places[(place % TUNNELS_PER_BLOCK) as usize] }
+}
+
+/// Returns whether a place is that of a tunnel over IPv4.
+#[inline(always)]
+fn is_of(place: *mut TunnelPlace, labels: u64, addresses: u64) -> bool {
+    // SAFETY: as in `hook_slot`.
+    let place = unsafe { &*place };
+    place.labels == labels && place.addresses[0] == addresses
+}
+
+/// Returns the other place that a hash leads to. It is in the same block.
+#[inline(always)]
+const fn second(home: u32) -> u32 {
+    home ^ 1
+}
+
+#[inline(always)]
+const fn pair(src: u32, dst: u32) -> u64 {
+    (src as u64) | (dst as u64) << 32
+}
+
+/// Finds the place of a tunnel; `None` where there is none for it.
+#[inline(always)]
+fn place_of(key: &TunnelKey, mask: u32) -> Option<*mut TunnelPlace> {
+    let (labels, addresses) = place_key(key);
+    let folded = if labels & LONG_ADDRESSES == 0 {
+        addresses[0]
+    } else {
+        fold(addresses[0] ^ addresses[1]) | fold(addresses[2] ^ addresses[3]) << 32
+    };
+    let home = hash(folded, labels) & mask;
+    for place in [home, second(home)] {
+        let place = place_in(tunnel_block(place)?, place);
+        // SAFETY: as in `hook_slot`.
+        let found = unsafe { &*place };
+        let differs = (found.labels ^ labels)
+            | (found.addresses[0] ^ addresses[0])
+            | (found.addresses[1] ^ addresses[1])
+            | (found.addresses[2] ^ addresses[2])
+            | (found.addresses[3] ^ addresses[3]);
+        if differs == 0 {
+            return Some(place);
+        }
+    }
+    let place = u32::try_from(resolve(key, home)).ok()?;
+    let place = place_in(tunnel_block(place)?, place);
+    // SAFETY: as in `hook_slot`. The place is this tunnel's for good: nobody else's key is replaced.
+    let known = unsafe { &mut *place };
+    known.labels = labels;
+    known.addresses = addresses;
+    Some(place)
+}
+
+/// Returns a key as a place has it.
+#[inline(always)]
+fn place_key(key: &TunnelKey) -> (u64, [u64; 4]) {
+    let [src_high, src_low, dst_high, dst_low, labels] = key.words();
+    match (key.src.as_v4(), key.dst.as_v4()) {
+        (Some(src), Some(dst)) => (labels, [pair(src, dst), 0, 0, 0]),
+        _ => (labels | LONG_ADDRESSES, [src_high, src_low, dst_high, dst_low]),
+    }
+}
+
+/// Mixes both halves of a word into its lower one.
+#[inline(always)]
+fn fold(word: u64) -> u64 {
+    (word ^ (word >> 32)) & 0xffff_ffff
+}
+
+/// Mixes two addresses and the labels. A product carries upwards only, so what differs most between the tunnels of one
+/// host comes first into the lower bits: the last bytes of the addresses by the swap, and the VNI above those of one.
+#[inline(always)]
+fn hash(addresses: u64, labels: u64) -> u32 {
+    ((addresses.swap_bytes() ^ (labels << 16)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+}
+
+/// Looks the tunnel's place up in the table that all CPUs share, and gives it one there; negative when the table is
+/// full.
 #[inline(never)]
-fn resolve(key: &TunnelKey) -> i64 {
-    // SAFETY: an entry's index never changes while the entry exists.
-    if let Some(index) = unsafe { TUNNELS.get(key) } {
-        return i64::from(*index);
+fn resolve(key: &TunnelKey, home: u32) -> i64 {
+    // SAFETY: a tunnel's place never changes.
+    if let Some(place) = unsafe { TUNNELS.get(key) } {
+        return i64::from(*place);
     }
-    let Ok(Some(index)) = TUNNEL_FREE.pop() else { return -1 };
-    if TUNNELS.insert(key, index, u64::from(BPF_NOEXIST)).is_ok() {
-        return i64::from(index);
+    let Some(place) = take_place(home) else { return -1 };
+    if TUNNELS.insert(key, place, u64::from(BPF_NOEXIST)).is_ok() {
+        return i64::from(place);
     }
-    // Another CPU was faster, or the table refused. The index goes back; a queue that held it has room for it.
-    if TUNNEL_FREE.push(index, 0).is_err() {
-        return -1;
-    }
+    // Another CPU was faster, or the table refused.
+    give_back(place, home);
     // SAFETY: as above.
     match unsafe { TUNNELS.get(key) } {
-        Some(index) => i64::from(*index),
+        Some(place) => i64::from(*place),
         None => -1,
+    }
+}
+
+/// Takes a place that the hash leads to, or else a spare one.
+#[inline(always)]
+fn take_place(home: u32) -> Option<u32> {
+    for place in [home, second(home)] {
+        // The one CPU for which it succeeds has the place.
+        if TUNNEL_TAKEN.insert(place, 1, u64::from(BPF_NOEXIST)).is_ok() {
+            return Some(place);
+        }
+    }
+    TUNNEL_SPARE.pop().ok().flatten()
+}
+
+#[inline(always)]
+fn give_back(place: u32, home: u32) {
+    // Neither can fail: the place was taken from there.
+    if place == home || place == second(home) {
+        let _ = TUNNEL_TAKEN.remove(place);
+    } else {
+        let _ = TUNNEL_SPARE.push(place, 0);
     }
 }

@@ -5,6 +5,7 @@
 //! claims. Both questions have a fast path, which looks at fixed offsets of what nearly every frame is, and a complete
 //! walk; where the fast path answers, the walk would answer the same (a property test holds that).
 
+pub mod encapsulations;
 pub mod gso;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,13 @@ pub trait Frame {
     #[inline(always)]
     fn half<const N: usize>(head: &[u8; N], at: usize) -> u16 {
         u16::from_ne_bytes([head[at], head[at + 1]])
+    }
+
+    /// Reads four bytes of a head, as they lie in memory. `at + 2` is divisible by 4, as in an IP header of a plain
+    /// Ethernet frame.
+    #[inline(always)]
+    fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
+        u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
     }
 
     /// Copies `N` bytes at `offset`.
@@ -120,19 +128,11 @@ fn half<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u16 {
     u16::from_be(F::half(head, at))
 }
 
-/// Reads four bytes of a head, as they lie in memory.
-#[inline(always)]
-fn word<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u32 {
-    let first = u32::from(F::half(head, at));
-    let second = u32::from(F::half(head, at + 2));
-    if cfg!(target_endian = "little") { first | second << 16 } else { first << 16 | second }
-}
-
 /// Reads eight bytes of a head, as they lie in memory.
 #[inline(always)]
 fn double_word<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u64 {
-    let first = u64::from(word::<F, N>(head, at));
-    let second = u64::from(word::<F, N>(head, at + 4));
+    let first = u64::from(F::word(head, at));
+    let second = u64::from(F::word(head, at + 4));
     if cfg!(target_endian = "little") { first | second << 32 } else { first << 32 | second }
 }
 

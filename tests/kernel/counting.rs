@@ -7,7 +7,7 @@ mod rows;
 use lab::traffic::RawSocket;
 use meter_agent::datapath::{Class, kernel::Options};
 use meter_ebpf::{
-    abi::{Bucket, Counter, Direction, Encap, Fault, Settings},
+    abi::{Bucket, Counter, Direction, Encap, Fault, Settings, map},
     packet,
 };
 
@@ -168,6 +168,41 @@ fn tunnel_without_room_in_the_table_counts_in_its_bucket() {
     // Those that have an entry keep it.
     rows.push(row("known", frame(2)).tunnel(Encap::Vxlan, false, 2, length(&inner)));
     with_programs("full", |options| options.max_tunnels = 6, |meter, programs| check(meter, programs, &rows));
+}
+
+#[test]
+fn as_many_tunnels_as_are_allowed_count_apart() {
+    if !ready() {
+        return;
+    }
+    const TUNNELS: u32 = 512;
+    let inner = ethernet(&[], IPV4, &[0; 46]);
+    // Two hooks each, both families: by now many have no place that their hash leads to.
+    let cases: Vec<Case> = (0..TUNNELS / 2)
+        .map(|vni| match vni % 2 {
+            0 => ethernet(&[], IPV4, &ipv4(frames::UDP, &vxlan(4789, vni, &inner))),
+            _ => ethernet(&[], IPV6, &ipv6(frames::UDP, &vxlan(4789, vni, &inner))),
+        })
+        .map(|frame| Case { frame, gso: None })
+        .collect();
+    with_programs(
+        "many",
+        |options| options.max_tunnels = TUNNELS,
+        |meter, programs| {
+            agree(meter, programs, &cases);
+            let mut usage = |name: &str| {
+                let maps = meter.reading().maps;
+                let found = maps.iter().find(|usage| usage.map == name).unwrap();
+                (found.entries, found.capacity)
+            };
+            assert_eq!(usage(map::TUNNELS), (TUNNELS.into(), TUNNELS.into()));
+            let (taken, places) = usage(map::TUNNEL_TAKEN);
+            let (free, spares) = usage(map::TUNNEL_SPARE);
+            assert_eq!((places, spares, taken + spares - free), (512, 256, 512));
+            assert!(free < spares, "no tunnel had to take a spare place");
+            agree(meter, programs, &cases);
+        },
+    );
 }
 
 #[test]

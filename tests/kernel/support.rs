@@ -154,7 +154,6 @@ pub(crate) fn small_options() -> Options {
         max_ports: 64,
         max_netdevs: 200,
         max_tunnels: 1024,
-        tunnel_cache_entries: 64,
         vxlan_ports: vec![4789, 8472, 6677],
         geneve_ports: vec![6081],
         nvgre: false,

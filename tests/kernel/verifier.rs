@@ -10,7 +10,7 @@ use aya::maps::{MapInfo, MapType};
 use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
-    TunnelBlock, TunnelCacheEntry, TunnelKey, VERSION, map,
+    TunnelBlock, TunnelKey, VERSION, map,
 };
 
 use super::support::{self, Host, foreign::Foreign, programs::Programs, ready, table::Table};
@@ -34,9 +34,10 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::PORTS, hash, size(size_of::<PortUuid>()), size(size_of::<PortRecord>()), 77),
         (map::MEMBERS, hash, size(size_of::<MemberKey>()), size(size_of::<Member>()), 77),
         (map::TUNNELS, hash, size(size_of::<TunnelKey>()), 4, 1_000),
-        (map::TUNNEL_FREE, MapType::Queue, 0, 4, 1_000),
-        (map::TUNNEL_CACHE, per_cpu, 4, size(size_of::<TunnelCacheEntry>()), 64),
-        (map::TUNNEL_COUNTERS, per_cpu, 4, size(size_of::<TunnelBlock>()), 2),
+        // As many places as hashes lead to, and half as many to spare, in blocks of 256.
+        (map::TUNNEL_TAKEN, hash, 4, 4, 1_024),
+        (map::TUNNEL_SPARE, MapType::Queue, 0, 4, 512),
+        (map::TUNNEL_COUNTERS, per_cpu, 4, size(size_of::<TunnelBlock>()), 6),
         (map::BUCKETS, per_cpu, 4, size(size_of::<Buckets>()), 2 * MAX_UPLINKS),
         (map::FAULTS, per_cpu, 4, size(size_of::<Faults>()), 1),
         (map::META, array, 4, size(size_of::<Meta>()), 1),

@@ -51,20 +51,6 @@ where
     }
 }
 
-/// Reads a power of two of a range.
-pub(super) fn power_of_two(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Result<u32, String> {
-    let integer = integer(range);
-    move |value| {
-        let number = integer(value)?;
-        if number.is_power_of_two() {
-            Ok(number)
-        } else {
-            let above = number.next_power_of_two();
-            Err(format!("{number} is not a power of two; use {} or {above}", above / 2))
-        }
-    }
-}
-
 /// Reads a string, and what it says by another function.
 pub(super) fn string<T>(
     read: impl Fn(&str) -> Result<T, String>,

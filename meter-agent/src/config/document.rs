@@ -31,7 +31,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("datapath", &["pin_path", "tc", "max_ports", "max_netdevs"]),
-    ("tunnels", &["vxlan_ports", "geneve_ports", "nvgre", "max_tunnels", "cache_entries"]),
+    ("tunnels", &["vxlan_ports", "geneve_ports", "nvgre", "max_tunnels"]),
     ("uplinks", &["netdevs", "ingress"]),
     ("ports", &["netdevs", "ignore"]),
     ("http", &["listen"]),

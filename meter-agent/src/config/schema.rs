@@ -122,14 +122,12 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let [vxlan_ports, geneve_ports] = udp_ports(&section, report);
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
-    let cache_entries = section.one(report, "cache_entries", check::power_of_two(64..=1_048_576));
     Options {
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
         tc: or(tc, TcMode::default()).value,
         max_ports,
         max_netdevs: max_netdevs.value,
         max_tunnels: or(max_tunnels, 8192).value,
-        tunnel_cache_entries: or(cache_entries, 8192).value,
         vxlan_ports,
         geneve_ports,
         nvgre: or(nvgre, false).value,

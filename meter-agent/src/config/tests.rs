@@ -34,7 +34,6 @@ fn defaults() -> Config {
             max_ports: 65536,
             max_netdevs: 4096,
             max_tunnels: 8192,
-            tunnel_cache_entries: 8192,
             vxlan_ports: vec![4789, 8472, 6677],
             geneve_ports: vec![6081],
             nvgre: false,

@@ -18,12 +18,13 @@ use uuid::Uuid;
 
 use super::{
     AttachError, Attachment, BucketReading, Datapath, HookKind, IngressHook, PortReading, ReadError, Reading,
-    Retry, Target, TunnelReading,
+    Retry, Target,
     hook::{Hook, describe, load, remove_qdisc},
     ledger::{Capacity, Claim, Full, Ledger, Slots as _},
     maps::{self, LiveSlots, Maps},
     open::{check_kernel, load_error, lock, make_directory},
     record::{adopted, class_number, hook_bits, port_id, port_reading, port_uuid},
+    tunnels,
 };
 pub use super::{
     Options, TcMode,
@@ -41,6 +42,8 @@ const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_u
 pub struct KernelDatapath {
     ebpf: Ebpf,
     maps: Maps,
+    /// Places that the tunnels' hashes lead to; behind them are the spare ones.
+    tunnel_places: u32,
     ledger: Ledger,
     attached: BTreeMap<u32, Attachment>,
     tc: TcMode,
@@ -90,7 +93,8 @@ impl KernelDatapath {
         let entries_of =
             |name: &str| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
         let mut settings = settings(options);
-        settings.cache_mask = entries_of(map::TUNNEL_CACHE).max(1) - 1;
+        let tunnel_places = entries_of(map::TUNNEL_TAKEN);
+        settings.tunnel_mask = tunnel_places.saturating_sub(1);
 
         let mut loader = EbpfLoader::new();
         for spec in &specs {
@@ -110,7 +114,7 @@ impl KernelDatapath {
         }
 
         let mut maps = Maps::take(&mut ebpf, &specs)?;
-        maps.prepare(entries_of(map::TUNNEL_FREE))?;
+        maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
         let capacity = Capacity {
             slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
             ports: usize::try_from(entries_of(map::PORTS)).unwrap_or(usize::MAX),
@@ -118,7 +122,7 @@ impl KernelDatapath {
         };
         let ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
         let attached = adopted(&ledger);
-        Ok(Self { ebpf, maps, ledger, attached, tc: options.tc, links, logger, _lock: lock })
+        Ok(Self { ebpf, maps, tunnel_places, ledger, attached, tc: options.tc, links, logger, _lock: lock })
     }
 
     /// Returns what is attached, after [`KernelDatapath::open`] what an earlier agent left attached.
@@ -280,7 +284,7 @@ impl Datapath for KernelDatapath {
             logger.flush();
         }
         let slots = self.maps.slot_counters(self.ledger.last_slot())?;
-        let tunnels = self.read_tunnels()?;
+        let tunnels = self.maps.tunnel_entries()?;
         let mut buckets = Vec::new();
         for (uuid, record) in self.ledger.records().iter().filter(|(_, record)| record.uplink != 0) {
             for direction in Direction::ALL {
@@ -303,6 +307,7 @@ impl Datapath for KernelDatapath {
                 (DeviceId(Uuid::from_bytes(device.uuid)), stats)
             })
             .collect();
+        let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
         let usage = self.maps.usage(|name, capacity| match name {
             map::SLOTS => count(self.attached.range(..maps::SLOT_ENTRIES).count()),
             map::SLOTS_HIGH => count(self.attached.range(maps::SLOT_ENTRIES..).count()),
@@ -311,17 +316,16 @@ impl Datapath for KernelDatapath {
             }
             map::PORTS => count(self.ledger.records().len()),
             map::MEMBERS => count(self.ledger.members()),
-            map::TUNNELS => count(tunnels.len()),
-            map::TUNNEL_FREE => u64::from(capacity).saturating_sub(count(tunnels.len())),
-            map::TUNNEL_COUNTERS => {
-                count(tunnels.len()).div_ceil(u64::from(meter_ebpf::abi::TUNNELS_PER_BLOCK))
-            }
+            map::TUNNELS => count(tunnel_use.hashed + tunnel_use.spare),
+            map::TUNNEL_TAKEN => count(tunnel_use.hashed),
+            map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
+            map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
             _ => u64::from(capacity),
         });
         Ok(Reading {
             ports,
             devices,
-            tunnels,
+            tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
@@ -330,35 +334,7 @@ impl Datapath for KernelDatapath {
     }
 }
 
-impl KernelDatapath {
-    fn read_tunnels(&self) -> Result<Vec<TunnelReading>, ReadError> {
-        let entries = self.maps.tunnel_entries()?;
-        let Some(last) = entries.iter().map(|(_, index)| *index).max() else { return Ok(Vec::new()) };
-        let counters = self.maps.tunnel_counters(last)?;
-        let uplinks: BTreeMap<u32, PortId> = self
-            .ledger
-            .records()
-            .iter()
-            .filter(|(_, record)| record.uplink != 0)
-            .map(|(uuid, record)| (record.uplink, port_id(*uuid)))
-            .collect();
-        let reading = entries.into_iter().filter_map(|(key, index)| {
-            let counter = counters.get(usize::try_from(index).ok()?)?;
-            Some(TunnelReading {
-                uplink: *uplinks.get(&u32::from(key.hook() / 2))?,
-                direction: if key.hook() % 2 == 0 { Direction::Ingress } else { Direction::Egress },
-                src: maps::ip_address(&key.src),
-                dst: maps::ip_address(&key.dst),
-                vni: key.vni(),
-                encap: key.encap()?,
-                packets: counter.packets,
-                inner_bytes: counter.inner_bytes,
-                outer_bytes: counter.outer_bytes,
-            })
-        });
-        Ok(reading.collect())
-    }
-}
+impl KernelDatapath {}
 
 fn hooks_of<'a>(target: &'a Target, links: &'a Path) -> [Hook<'a>; 2] {
     Direction::ALL.map(|direction| Hook { target, direction, links })

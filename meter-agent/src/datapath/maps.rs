@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs, io,
+    ops::Range,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -14,15 +15,15 @@ use aya::{
 };
 use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
-    SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCacheEntry,
-    TunnelCounter, TunnelKey, VERSION, map,
+    SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter,
+    TunnelKey, VERSION, map,
 };
 
 use super::{
     MapUsage, Options, ReadError,
     ledger::{Slots, Write},
     open::{OpenError, pin_error},
-    sys,
+    sys, tunnels,
 };
 
 /// Entries of the array `SLOTS`; ifindexes from here on are in `SLOTS_HIGH`.
@@ -47,7 +48,8 @@ pub(super) struct Spec {
 pub(super) fn specs(options: &Options) -> Vec<Spec> {
     use MapType::{Array as A, Hash as H, PerCpuArray as P, Queue as Q};
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
-    let tunnel_blocks = options.max_tunnels.div_ceil(TUNNELS_PER_BLOCK);
+    let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
+    let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
     let rows: [(&'static str, MapType, usize, usize, u32); 12] = [
         (map::SLOTS, A, 4, size_of::<SlotRef>(), SLOT_ENTRIES),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
@@ -55,8 +57,8 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::PORTS, H, size_of::<PortUuid>(), size_of::<PortRecord>(), options.max_ports),
         (map::MEMBERS, H, size_of::<MemberKey>(), size_of::<Member>(), options.max_ports),
         (map::TUNNELS, H, size_of::<TunnelKey>(), 4, options.max_tunnels),
-        (map::TUNNEL_FREE, Q, 0, 4, options.max_tunnels),
-        (map::TUNNEL_CACHE, P, 4, size_of::<TunnelCacheEntry>(), options.tunnel_cache_entries),
+        (map::TUNNEL_TAKEN, H, 4, 4, tunnel_places),
+        (map::TUNNEL_SPARE, Q, 0, 4, tunnel_spares),
         (map::TUNNEL_COUNTERS, P, 4, size_of::<TunnelBlock>(), tunnel_blocks),
         (map::BUCKETS, P, 4, size_of::<Buckets>(), 2 * MAX_UPLINKS),
         (map::FAULTS, P, 4, size_of::<Faults>(), 1),
@@ -109,7 +111,7 @@ pub(super) struct Maps {
     ports: HashMap<MapData, PortUuid, PortRecord>,
     members: HashMap<MapData, MemberKey, Member>,
     tunnels: MapData,
-    tunnel_free: Queue<MapData, u32>,
+    tunnel_spare: Queue<MapData, u32>,
     tunnel_counters: PerCpuArray<MapData, TunnelBlock>,
     buckets: PerCpuArray<MapData, Buckets>,
     faults: PerCpuArray<MapData, Faults>,
@@ -132,7 +134,7 @@ impl Maps {
                 Map::HashMap(data) => data,
                 _ => return Err(OpenError::Object(format!("map {} is not a hash", map::TUNNELS))),
             },
-            tunnel_free: typed(ebpf, map::TUNNEL_FREE)?,
+            tunnel_spare: typed(ebpf, map::TUNNEL_SPARE)?,
             tunnel_counters: typed(ebpf, map::TUNNEL_COUNTERS)?,
             buckets: typed(ebpf, map::BUCKETS)?,
             faults: typed(ebpf, map::FAULTS)?,
@@ -142,21 +144,23 @@ impl Maps {
     }
 
     /// Brings new maps into their first state; finishes what an agent that was killed here left undone.
-    pub(super) fn prepare(&mut self, max_tunnels: u32) -> Result<(), OpenError> {
+    ///
+    /// `spares` are the places behind those that the tunnels' hashes lead to.
+    pub(super) fn prepare(&mut self, spares: Range<u32>) -> Result<(), OpenError> {
         let failed = |map: &'static str| move |source: MapError| OpenError::Write { map, source };
         let mut meta = self.meta.get(&0, 0).map_err(failed(map::META))?;
         if meta.tunnels_ready == 1 {
             return Ok(());
         }
-        while self.tunnel_free.pop(0).is_ok() {}
+        while self.tunnel_spare.pop(0).is_ok() {}
         let used: Vec<u32> = self
             .tunnel_entries()
             .map_err(|error| OpenError::Object(error.to_string()))?
             .into_iter()
-            .map(|(_, index)| index)
+            .map(|(_, place)| place)
             .collect();
-        for index in (0..max_tunnels).filter(|index| !used.contains(index)) {
-            self.tunnel_free.push(index, 0).map_err(failed(map::TUNNEL_FREE))?;
+        for place in spares.filter(|place| !used.contains(place)) {
+            self.tunnel_spare.push(place, 0).map_err(failed(map::TUNNEL_SPARE))?;
         }
         meta.version = VERSION;
         meta.tunnels_ready = 1;
@@ -206,28 +210,22 @@ impl Maps {
         &self.members
     }
 
-    /// Returns every tunnel with its index.
+    /// Returns every tunnel with its place.
     pub(super) fn tunnel_entries(&self) -> Result<Vec<(TunnelKey, u32)>, ReadError> {
         sys::lookup_batch(self.tunnels.fd().as_fd(), TUNNEL_CHUNK)
             .map_err(|source| ReadError { map: map::TUNNELS, source })
     }
 
-    /// Returns the counters of the tunnels, by index, up to and with `last`.
-    pub(super) fn tunnel_counters(&self, last: u32) -> Result<Vec<TunnelCounter>, ReadError> {
-        let mut counters = Vec::new();
-        for block in 0..=last / TUNNELS_PER_BLOCK {
-            let values = self.tunnel_counters.get(&block, 0).map_err(unreadable(map::TUNNEL_COUNTERS))?;
-            let mut sums = vec![TunnelCounter::default(); TUNNELS_PER_BLOCK as usize];
-            for value in values.iter() {
-                for (sum, tunnel) in sums.iter_mut().zip(&value.tunnels) {
-                    sum.packets = sum.packets.wrapping_add(tunnel.packets);
-                    sum.inner_bytes = sum.inner_bytes.wrapping_add(tunnel.inner_bytes);
-                    sum.outer_bytes = sum.outer_bytes.wrapping_add(tunnel.outer_bytes);
-                }
+    /// Returns the counters of the tunnels of one block, by place.
+    pub(super) fn tunnel_block(&self, block: u32) -> Result<Vec<TunnelCounter>, ReadError> {
+        let values = self.tunnel_counters.get(&block, 0).map_err(unreadable(map::TUNNEL_COUNTERS))?;
+        let mut sums = vec![TunnelCounter::default(); TUNNELS_PER_BLOCK as usize];
+        for value in values.iter() {
+            for (sum, place) in sums.iter_mut().zip(&value.places) {
+                sum.add(&place.counter);
             }
-            counters.append(&mut sums);
         }
-        Ok(counters)
+        Ok(sums)
     }
 
     /// Returns the buckets of one uplink and direction (`uplink * 2 + direction`).

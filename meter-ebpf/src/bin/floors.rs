@@ -14,13 +14,10 @@ use aya_ebpf::{
     macros::{btf_map, classifier},
     programs::TcContext,
 };
-use context::Skb;
+use context::{OnNetdev, Skb};
 use meter_ebpf::{
     abi::{Counter, Settings, TunnelCounter, TunnelKey},
-    packet::{
-        Frame,
-        tunnel::{self, Encapsulations},
-    },
+    packet::{Frame, encapsulations::Encapsulations, tunnel},
 };
 
 /// The usual VXLAN port, known when the object is built.
@@ -117,8 +114,7 @@ fn floor_tun_hash(context: TcContext) -> i32 {
             counter.outer_bytes += u64::from(length);
         }
         None => {
-            let counter =
-                TunnelCounter { packets: 1, inner_bytes, outer_bytes: u64::from(length), padding: 0 };
+            let counter = TunnelCounter { packets: 1, inner_bytes, outer_bytes: u64::from(length) };
             if BY_TUNNEL.insert(key, counter, u64::from(BPF_ANY)).is_err() {
                 return 0;
             }
@@ -135,8 +131,9 @@ fn vary(context: TcContext) -> i32 {
         let [count, next] = unsafe { &mut *sources };
         let source = *next;
         *next = if source + 1 >= *count { 0 } else { source + 1 };
-        let low = [(source >> 8) as u8, source as u8];
-        if context.store(28, &low, 0).is_err() {
+        // The whole address: a load that is wider than the store before it would wait for that store.
+        let address = [10, 1, (source >> 8) as u8, source as u8];
+        if context.store(26, &address, 0).is_err() {
             return 0;
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     ETH_IPV4, ETH_IPV6, ETH_TEB, Ethernet, Frame, IP_GRE, IP_IPV4, IP_IPV6, IP_SCTP, IP_TCP, IP_UDP,
-    JUMBO_HEADER, Stop, UDP, UDP_TUNNEL, be16, gre, half, tunnel::Encapsulations,
+    JUMBO_HEADER, Stop, UDP, UDP_TUNNEL, be16, encapsulations::Encapsulations, gre, half,
 };
 use crate::abi::{Counter, Fault};
 

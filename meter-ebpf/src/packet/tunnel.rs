@@ -1,73 +1,10 @@
 //! Tunnels: which one a frame of the underlay belongs to, and how much of it is inside.
 
 use super::{
-    ETH_IPV4, ETH_IPV6, ETH_TEB, ETHERNET, Ethernet, Fragment, Frame, IP_GRE, IP_UDP, Stop, UDP, UDP_TUNNEL,
-    be16, double_word, gre, half, word,
+    ETH_IPV4, ETH_IPV6, ETHERNET, Ethernet, Fragment, Frame, IP_GRE, IP_TCP, IP_UDP, Stop, UDP, UDP_TUNNEL,
+    be16, double_word, encapsulations::Encapsulations, gre, half,
 };
-use crate::abi::{Address, Bucket, Counter, Encap, GENEVE_PORTS, Settings, TunnelKey, VXLAN_PORTS};
-
-/// What the walk needs to know of the configuration.
-///
-/// A trait, since a program reads each number from memory that user space fills and the verifier treats as constant,
-/// while everything else has [`Settings`] at hand.
-pub trait Encapsulations {
-    /// Returns one of the VXLAN ports, 0 behind the last.
-    fn vxlan_port(&self, index: usize) -> u16;
-    /// Returns one of the GENEVE ports, 0 behind the last.
-    fn geneve_port(&self, index: usize) -> u16;
-    /// Returns whether GRE packets that carry Ethernet are NVGRE.
-    fn nvgre(&self) -> bool;
-
-    /// Returns whether UDP packets to this port are VXLAN.
-    #[inline(always)]
-    fn is_vxlan(&self, port: u16) -> bool {
-        for index in 0..VXLAN_PORTS {
-            match self.vxlan_port(index) {
-                0 => return false,
-                known if known == port => return true,
-                _ => {}
-            }
-        }
-        false
-    }
-
-    /// Returns whether UDP packets to this port are GENEVE.
-    #[inline(always)]
-    fn is_geneve(&self, port: u16) -> bool {
-        for index in 0..GENEVE_PORTS {
-            match self.geneve_port(index) {
-                0 => return false,
-                known if known == port => return true,
-                _ => {}
-            }
-        }
-        false
-    }
-
-    /// Returns the VNI of a GRE packet; 0 where it has no key.
-    #[inline(always)]
-    fn gre_vni(&self, gre_ethertype: u16, key: Option<u32>) -> u32 {
-        match key {
-            None => 0,
-            Some(key) if self.nvgre() && gre_ethertype == ETH_TEB => key >> 8,
-            Some(key) => key,
-        }
-    }
-}
-
-impl Encapsulations for Settings {
-    fn vxlan_port(&self, index: usize) -> u16 {
-        self.vxlan_ports[index]
-    }
-
-    fn geneve_port(&self, index: usize) -> u16 {
-        self.geneve_ports[index]
-    }
-
-    fn nvgre(&self) -> bool {
-        self.nvgre != 0
-    }
-}
+use crate::abi::{Address, Bucket, Counter, Encap, TunnelKey};
 
 /// What a tunnel packet holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,51 +55,54 @@ impl Tunnel {
     }
 }
 
-/// One frame in VXLAN over IPv4.
+/// A tunnel over IPv4 that holds a frame up to the end of its packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlainVxlan {
+pub struct TunnelV4 {
     /// Outer source address, its bytes as they lie in memory.
     pub src: u32,
     /// Outer destination address, likewise.
     pub dst: u32,
-    /// The VNI.
+    /// VNI of 24 bits, or a GRE key of 32.
     pub vni: u32,
-    /// Bytes of the frame inside.
-    pub inner_bytes: u32,
+    /// The encapsulation.
+    pub encap: Encap,
+    /// Bytes before the inner frame; not beyond the frame's length.
+    pub offset: u32,
 }
 
-/// Reads what nearly every frame of an underlay is: VXLAN over IPv4 without options, fragments or a tag, and no
-/// super-packet. `length` is the frame's.
-///
-/// `None` leaves the frame to [`outer_fast`], which would answer the same.
-#[inline(always)]
-pub fn plain_vxlan<F: Frame + ?Sized>(
-    frame: &F,
-    settings: &impl Encapsulations,
-    length: u32,
-) -> Option<PlainVxlan> {
-    const HEADERS: u32 = 50;
-    let head = frame.head::<50>()?;
-    let is_plain = half::<F, 50>(head, 12) == ETH_IPV4
-        && head[14] == 0x45
-        && half::<F, 50>(head, 20) & 0x3fff == 0
-        && head[23] == IP_UDP
-        && head[42] & 0x08 != 0;
-    if !is_plain || !settings.is_vxlan(half::<F, 50>(head, 36)) {
-        return None;
+impl From<TunnelV4> for Tunnel {
+    #[inline(always)]
+    fn from(TunnelV4 { src, dst, vni, encap, offset }: TunnelV4) -> Self {
+        let inner = Inner { offset, trailer: 0, fragmented: 0 };
+        Self { src: Address::v4(src), dst: Address::v4(dst), vni, encap, inner }
     }
-    let end = ETHERNET + u32::from(half::<F, 50>(head, 16));
-    // What lies behind the outer packet's end is padding.
-    let inner_end = if end < HEADERS || end > length { length } else { end };
-    Some(PlainVxlan {
-        src: word::<F, 50>(head, 26),
-        dst: word::<F, 50>(head, 30),
-        vni: u32::from_be(word::<F, 50>(head, 46)) >> 8,
-        inner_bytes: inner_end - HEADERS,
-    })
 }
 
-/// Reads the tunnel of an IPv4 or IPv6 packet without options, fragments or a tag in the frame.
+/// What to do with a tunnel over IPv4.
+///
+/// A trait and no closure, since only a method can be told to be inlined. It is, where each encapsulation is
+/// recognised: so it is compiled for each, with what is constant for it.
+pub trait FoundV4 {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn found(&self, tunnel: TunnelV4) -> Self::Output;
+}
+
+/// Makes it a [`Tunnel`].
+struct Widen;
+
+impl FoundV4 for Widen {
+    type Output = Tunnel;
+
+    #[inline(always)]
+    fn found(&self, tunnel: TunnelV4) -> Tunnel {
+        Tunnel::from(tunnel)
+    }
+}
+
+/// Reads the tunnel of an IPv4 or IPv6 packet without options, fragments, padding or a tag in the frame.
 ///
 /// `None` leaves the frame to [`outer`].
 #[inline(always)]
@@ -171,67 +111,104 @@ pub fn outer_fast<F: Frame + ?Sized>(
     settings: &impl Encapsulations,
     gso: bool,
 ) -> Option<Result<Tunnel, Bucket>> {
-    let head = frame.head::<38>()?;
-    match half::<F, 38>(head, 12) {
-        ETH_IPV4 => outer_ipv4(frame, head, settings, gso),
+    let head = frame.head::<50>()?;
+    match half::<F, 50>(head, 12) {
+        ETH_IPV4 => outer_ipv4(frame, head, settings, gso, &Widen),
         ETH_IPV6 => outer_ipv6(frame, head, settings, gso),
         _ => None,
     }
 }
 
+/// What [`outer_fast`] says of an IPv4 packet that is no super-packet, with the addresses as short as they are.
+///
+/// `None` for every other frame as well.
 #[inline(always)]
-fn outer_ipv4<F: Frame + ?Sized>(
+pub fn outer_fast_v4<F: Frame + ?Sized, T: FoundV4>(
     frame: &F,
-    head: &[u8; 38],
     settings: &impl Encapsulations,
-    gso: bool,
-) -> Option<Result<Tunnel, Bucket>> {
-    // No options, and neither an offset nor more fragments.
-    if head[14] != 0x45 || half::<F, 38>(head, 20) & 0x3fff != 0 {
+    then: &T,
+) -> Option<Result<T::Output, Bucket>> {
+    let head = frame.head::<50>()?;
+    if half::<F, 50>(head, 12) != ETH_IPV4 {
         return None;
     }
-    let (encap, vni, offset) = match head[23] {
+    outer_ipv4(frame, head, settings, false, then)
+}
+
+#[inline(always)]
+fn outer_ipv4<F: Frame + ?Sized, T: FoundV4>(
+    frame: &F,
+    head: &[u8; 50],
+    settings: &impl Encapsulations,
+    gso: bool,
+    then: &T,
+) -> Option<Result<T::Output, Bucket>> {
+    // No options, and neither an offset nor more fragments.
+    if head[14] != 0x45 || half::<F, 50>(head, 20) & 0x3fff != 0 {
+        return None;
+    }
+    match head[23] {
         IP_UDP => {
-            let port = half::<F, 38>(head, 36);
+            let port = half::<F, 50>(head, 36);
             let vxlan = settings.is_vxlan(port);
             if !vxlan && !settings.is_geneve(port) {
                 return Some(Err(Bucket::Plain));
             }
-            let head = frame.head::<50>()?;
-            match udp_tunnel_header(vxlan, head[42], u32::from_be(word::<F, 50>(head, 46))) {
-                Ok((encap, vni, options)) => (encap, vni, 50 + options),
-                Err(bucket) => return Some(Err(bucket)),
+            if !fills_v4(frame, head, gso) {
+                return None;
             }
+            let second = u32::from_be(F::word(head, 46));
+            // A branch for each, so that each has its constants.
+            if vxlan {
+                return Some(match udp_tunnel_header(true, head[42], second) {
+                    Ok((encap, vni, _)) => Ok(then.found(tunnel_v4::<F>(head, encap, vni, 50))),
+                    Err(bucket) => Err(bucket),
+                });
+            }
+            Some(match udp_tunnel_header(false, head[42], second) {
+                Ok((_, _, options)) if 50 + options > frame.length() => Err(Bucket::TruncatedHeader),
+                Ok((encap, vni, options)) => Ok(then.found(tunnel_v4::<F>(head, encap, vni, 50 + options))),
+                Err(bucket) => Err(bucket),
+            })
         }
-        // A key and nothing else.
-        IP_GRE if half::<F, 38>(head, 34) == 0x2000 => {
-            let ethertype = half::<F, 38>(head, 36);
-            let head = frame.head::<42>()?;
-            let key = u32::from_be(word::<F, 42>(head, 38));
-            (Encap::Gre, settings.gre_vni(ethertype, Some(key)), 42)
+        IP_GRE => {
+            // A key and nothing else.
+            if half::<F, 50>(head, 34) != 0x2000 || !fills_v4(frame, head, gso) {
+                return None;
+            }
+            let vni = settings.gre_vni(half::<F, 50>(head, 36), Some(u32::from_be(F::word(head, 38))));
+            Some(Ok(then.found(tunnel_v4::<F>(head, Encap::Gre, vni, 42))))
         }
-        IP_GRE => return None,
-        _ => return Some(Err(Bucket::Plain)),
-    };
-    let end = ETHERNET + u32::from(half::<F, 38>(head, 16));
-    let inner = match inside(frame, offset, end, gso) {
-        Ok(inner) => inner,
-        Err(bucket) => return Some(Err(bucket)),
-    };
-    let src = Address::v4(word::<F, 38>(head, 26));
-    let dst = Address::v4(word::<F, 38>(head, 30));
-    Some(Ok(Tunnel { src, dst, vni, encap, inner }))
+        _ => Some(Err(Bucket::Plain)),
+    }
+}
+
+/// Returns whether the packet fills the frame: no padding, and no length that lies. A super-packet may say a length
+/// that is its first segment's.
+#[inline(always)]
+fn fills_v4<F: Frame + ?Sized>(frame: &F, head: &[u8; 50], gso: bool) -> bool {
+    gso || ETHERNET + u32::from(half::<F, 50>(head, 16)) == frame.length()
+}
+
+#[inline(always)]
+fn tunnel_v4<F: Frame + ?Sized>(head: &[u8; 50], encap: Encap, vni: u32, offset: u32) -> TunnelV4 {
+    TunnelV4 { src: F::word(head, 26), dst: F::word(head, 30), vni, encap, offset }
 }
 
 #[inline(always)]
 fn outer_ipv6<F: Frame + ?Sized>(
     frame: &F,
-    head: &[u8; 38],
+    head: &[u8; 50],
     settings: &impl Encapsulations,
     gso: bool,
 ) -> Option<Result<Tunnel, Bucket>> {
-    if head[14] >> 4 != 6 || head[20] != IP_UDP {
+    if head[14] >> 4 != 6 {
         return None;
+    }
+    match head[20] {
+        IP_UDP => {}
+        IP_TCP => return Some(Err(Bucket::Plain)),
+        _ => return None,
     }
     let head = frame.head::<70>()?;
     let port = half::<F, 70>(head, 56);
@@ -239,11 +216,10 @@ fn outer_ipv6<F: Frame + ?Sized>(
     if !vxlan && !settings.is_geneve(port) {
         return Some(Err(Bucket::Plain));
     }
-    let (encap, vni, options) =
-        match udp_tunnel_header(vxlan, head[62], u32::from_be(word::<F, 70>(head, 66))) {
-            Ok(header) => header,
-            Err(bucket) => return Some(Err(bucket)),
-        };
+    let (encap, vni, options) = match udp_tunnel_header(vxlan, head[62], u32::from_be(F::word(head, 66))) {
+        Ok(header) => header,
+        Err(bucket) => return Some(Err(bucket)),
+    };
     let length = u32::from(half::<F, 70>(head, 18));
     let end = if length == 0 { 0 } else { ETHERNET + 40 + length };
     let inner = match inside(frame, 70 + options, end, gso) {

@@ -169,13 +169,7 @@ fn pinned_maps_keep_their_sizes() {
     pair.count(&mut meter, Class::Port, "small");
     let before = meter.table();
     drop(meter);
-    let larger = Options {
-        max_ports: 1_000,
-        max_netdevs: 1_000,
-        max_tunnels: 4_096,
-        tunnel_cache_entries: 1_024,
-        ..pair.host.options()
-    };
+    let larger = Options { max_ports: 1_000, max_netdevs: 1_000, max_tunnels: 4_096, ..pair.host.options() };
     let mut meter = pair.host.open_with(&larger);
     assert_eq!(meter.table(), before);
     let capacity = |meter: &mut Meter<'_>| -> Vec<u64> {

@@ -16,8 +16,8 @@ const MAPS: [&str; 12] = [
     map::PORTS,
     map::MEMBERS,
     map::TUNNELS,
-    map::TUNNEL_FREE,
-    map::TUNNEL_CACHE,
+    map::TUNNEL_TAKEN,
+    map::TUNNEL_SPARE,
     map::TUNNEL_COUNTERS,
     map::BUCKETS,
     map::FAULTS,
@@ -78,7 +78,7 @@ impl Programs {
     pub(crate) fn load(options: &Options) -> Self {
         let maps = options.pin_path.join(format!("v{VERSION}")).join("maps");
         let settings = Settings {
-            cache_mask: options.tunnel_cache_entries - 1,
+            tunnel_mask: options.max_tunnels.next_power_of_two().max(2) - 1,
             nvgre: u32::from(options.nvgre),
             ..Settings::DEFAULT
         };

@@ -84,7 +84,6 @@ prop_compose! {
         tc in prop::sample::select(vec![TcMode::Auto, TcMode::Tcx, TcMode::Clsact]),
         (max_netdevs, max_ports) in (1..=1_000_000_u32).prop_flat_map(|least| (Just(least), least..=1_000_000)),
         max_tunnels in 1..=1_000_000_u32,
-        cache_bits in 6..=20_u32,
         udp_ports in prop::collection::btree_set(1..=u16::MAX, 0..=12),
         nvgre in any::<bool>(),
         name in "[a-z]{1,8}",
@@ -97,7 +96,6 @@ prop_compose! {
             max_ports,
             max_netdevs,
             max_tunnels,
-            tunnel_cache_entries: 1 << cache_bits,
             vxlan_ports: vxlan.to_vec(),
             geneve_ports: geneve.to_vec(),
             nvgre,
@@ -161,7 +159,7 @@ fn written(config: &Config) -> String {
     let mut text = format!(
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
-         cache_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
+         \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[http]\nlisten = {}\n\n[jolokia]\nlisten = {}\n\n[control]\nsocket = {}\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
         config.host_id,
@@ -173,7 +171,6 @@ fn written(config: &Config) -> String {
         datapath.geneve_ports,
         datapath.nvgre,
         datapath.max_tunnels,
-        datapath.tunnel_cache_entries,
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),

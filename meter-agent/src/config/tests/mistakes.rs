@@ -140,20 +140,18 @@ fn values_out_of_range() {
             ],
         ),
         (
-            "[tunnels]\nmax_tunnels = 0\ncache_entries = 32\nvxlan_ports = [1, 0, 65536]",
+            "[tunnels]\nmax_tunnels = 0\nvxlan_ports = [1, 0, 65536]",
             &[
                 "a.toml:2:1: tunnels.max_tunnels: 0 is out of range (1 to 1000000)",
-                "a.toml:3:1: tunnels.cache_entries: 32 is out of range (64 to 1048576)",
-                "a.toml:4:19: tunnels.vxlan_ports: 0 is out of range (1 to 65535)",
-                "a.toml:4:22: tunnels.vxlan_ports: 65536 is out of range (1 to 65535)",
+                "a.toml:3:19: tunnels.vxlan_ports: 0 is out of range (1 to 65535)",
+                "a.toml:3:22: tunnels.vxlan_ports: 65536 is out of range (1 to 65535)",
             ],
         ),
         (
-            "[tunnels]\ncache_entries = 1000\nvxlan_ports = [1,2,3,4,5,6,7,8,9]\ngeneve_ports = [11,12,13,14,15]",
+            "[tunnels]\nvxlan_ports = [1,2,3,4,5,6,7,8,9]\ngeneve_ports = [11,12,13,14,15]",
             &[
-                "a.toml:2:1: tunnels.cache_entries: 1000 is not a power of two; use 512 or 1024",
-                "a.toml:3:1: tunnels.vxlan_ports: has 9 values, at most 8 are possible",
-                "a.toml:4:1: tunnels.geneve_ports: has 5 values, at most 4 are possible",
+                "a.toml:2:1: tunnels.vxlan_ports: has 9 values, at most 8 are possible",
+                "a.toml:3:1: tunnels.geneve_ports: has 5 values, at most 4 are possible",
             ],
         ),
     ]);
