@@ -14,10 +14,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value as Json, json};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{
-    BASE,
-    metering::{GET_METER, LIST_METERS, METERING},
-};
+use super::BASE;
+use crate::jmx::metering::{GET_METER, LIST_METERS, NAME};
 
 /// Bytes of an answer. A host with 100,000 meters lists them in a tenth of it.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -120,8 +118,7 @@ impl Client {
         operation: &str,
         arguments: &[&str],
     ) -> Result<T, ClientError> {
-        let call =
-            json!({"type": "exec", "mbean": METERING.name, "operation": operation, "arguments": arguments});
+        let call = json!({"type": "exec", "mbean": NAME, "operation": operation, "arguments": arguments});
         let answer = self.post(Bytes::from(call.to_string())).await?;
         let not_jolokia = |why: String| ClientError::NotJolokia(self.agent(), why);
         let envelope: Envelope =
