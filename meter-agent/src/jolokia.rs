@@ -1,6 +1,6 @@
 //! The Jolokia protocol: JMX as JSON over HTTP, for everything that used to ask MidoNet's agent by JMX.
 //!
-//! A request is parsed by [`request`], dispatched here to the [beans](crate::jmx), whose values [`extract`] makes
+//! A request is parsed by [`request`], dispatched here to the [beans](crate::jmx), whose values [`mod@extract`] makes
 //! smaller, and answered in the envelope of [`response`]. [`client`] is the side that `mm-meter` is.
 //!
 //! Spoken is what Jolokia 2 speaks, protocol 8.2: `read`, `exec`, `search`, `list`, `version` and `config` by GET and

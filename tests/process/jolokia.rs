@@ -1,5 +1,6 @@
 //! The protocol over HTTP: what the agent says of itself, bulks, and the bounds.
 
+mod clients;
 mod replay;
 
 use serde_json::{Value, json};
