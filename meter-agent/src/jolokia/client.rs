@@ -165,7 +165,7 @@ impl Client {
             // After an exchange, the connection takes a moment to be ready for the next, or to find its end.
             connection.ready().await.map_err(Lost::Closed)?;
             let response = connection.send_request(request).await.map_err(|error| {
-                if error.is_canceled() || error.is_incomplete_message() || error.is_closed() {
+                if is_closed(&error) {
                     Lost::Closed(error)
                 } else {
                     Lost::Final(ClientError::Http(self.agent(), causes(&error)))
@@ -206,6 +206,22 @@ impl Client {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
+}
+
+/// Returns whether the agent closed the connection before it answered. Where it closes while a request is on its way, the
+/// kernel resets the connection.
+fn is_closed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe
+            );
+        }
+        source = cause.source();
+    }
+    error.is_canceled() || error.is_incomplete_message() || error.is_closed()
 }
 
 /// Returns an error with its causes, which hyper keeps apart.
