@@ -43,9 +43,9 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no I/O and know no
-//!    clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the HTTP library to
-//!    [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
+//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no
+//!    I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 

@@ -95,3 +95,69 @@ fn what_is_not_there_says_where_to_look() {
     let (status, line) = served.exchange("PUT", "/jolokia/", "{}");
     assert_eq!((status, line.as_str()), (405, "HTTP Method PUT is not supported: use GET or POST.\n"));
 }
+
+#[test]
+fn requests_as_telegraf_and_metricbeat_write_them_get_the_echo_that_they_match_answers_by() {
+    let served = Served::start(snapshot());
+    let mbean = "org.midonet.midolman:type=Metering";
+    let timer = "metrics:name=meter-agent.JolokiaTimer.requests";
+    let statuses_and_echoes = |path: &str, body: Value| -> Vec<(u64, Value)> {
+        let (status, answer) = served.exchange("POST", path, &body.to_string());
+        assert_eq!(status, 200);
+        let answers: Vec<Value> = serde_json::from_str(&answer).unwrap();
+        let matched = |answer: &Value| {
+            let mut echo = answer["request"].clone();
+            echo.as_object_mut().unwrap().remove("type");
+            (answer["status"].as_u64().unwrap(), echo)
+        };
+        answers.iter().map(matched).collect()
+    };
+    // Telegraf posts below the base, and skips what has status 404 without a word.
+    let asked = [
+        json!({"mbean": mbean, "attribute": "ConsolidatedMeters", "path": "meters"}),
+        json!({"mbean": mbean, "attribute": ["Meters", "ConsolidatedMeters"]}),
+        json!({"mbean": "metrics:name=meter-agent.*", "attribute": "Count"}),
+        json!({"mbean": "no.such:type=X", "attribute": "Y"}),
+    ];
+    let with_type = |one: &Value, config: Option<Value>| {
+        let mut one = one.clone();
+        one["type"] = json!("read");
+        if let Some(config) = config {
+            one["config"] = config;
+        }
+        one
+    };
+    let bulk: Vec<Value> = asked.iter().map(|one| with_type(one, None)).collect();
+    let expected: Vec<(u64, Value)> = [200, 200, 200, 404].into_iter().zip(asked).collect();
+    assert_eq!(statuses_and_echoes("/jolokia/read", bulk.into()), expected);
+    // Metricbeat drops an answer whose attribute is null.
+    let asked = json!({"mbean": timer, "attribute": ["Count", "OneMinuteRate", "Nope"]});
+    let config = json!({"ignoreErrors": true, "canonicalNaming": true});
+    let bulk = json!([with_type(&asked, Some(config))]);
+    assert_eq!(statuses_and_echoes("/jolokia/", bulk), [(200, asked)]);
+    let path = "/jolokia/read/metrics:name=meter-agent!.JolokiaTimer!.requests/Count,OneMinuteRate";
+    let (status, answer) =
+        served.exchange("GET", &format!("{path}?ignoreErrors=true&canonicalNaming=false"), "");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((status, &answer["status"]), (200, &json!(200)));
+    assert_eq!(
+        answer["request"],
+        json!({"type": "read", "mbean": timer, "attribute": ["Count", "OneMinuteRate"]})
+    );
+}
+
+#[test]
+fn answer_comes_in_the_form_that_is_asked_for() {
+    let served = Served::start(snapshot());
+    for (query, content_type, before, after) in [
+        ("", "application/json; charset=utf-8", "", ""),
+        ("?mimeType=application/json", "application/json; charset=utf-8", "", ""),
+        ("?mimeType=text/plain", "text/plain; charset=utf-8", "", ""),
+        ("?callback=a.b", "text/javascript; charset=utf-8", "a.b(", ");"),
+    ] {
+        let (head, body) = served.whole("GET", &format!("/jolokia/version{query}"), &[], "");
+        assert!(head.contains(&format!("content-type: {content_type}\r\n")), "{query}: {head}");
+        let json = body.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(json).unwrap()["status"], 200, "{query}");
+    }
+}

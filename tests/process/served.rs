@@ -108,18 +108,25 @@ impl Served {
         headers: &[&str],
         body: &str,
     ) -> (u16, String) {
+        let (head, body) = self.whole(method, path, headers, body);
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    /// Sends a request with further headers; returns the answer's head and body.
+    pub(crate) fn whole(&self, method: &str, path: &str, headers: &[&str], body: &str) -> (String, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let length = body.len();
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\
+             {headers}\r\n{body}"
         )
         .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        (format!("{head}\r\n"), body.to_owned())
     }
 }
 
