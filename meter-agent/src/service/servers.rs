@@ -1,18 +1,10 @@
 //! The listeners: which address serves what.
 
-use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    net::{TcpListener, UnixListener},
-    time::{MissedTickBehavior, interval},
-};
+use tokio::net::{TcpListener, UnixListener};
 
+use super::beans;
 use crate::{
     config::{self, Config},
     control,
@@ -20,7 +12,6 @@ use crate::{
         Request, Response, routes,
         server::{Limits, serve},
     },
-    jmx::{BeanServer, Identity, rates},
     jolokia,
     publish::SnapshotReader,
 };
@@ -37,16 +28,15 @@ pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &Sna
             async move { routes::answer(&reader, request).await }
         }));
     }
-    let beans = Arc::new(BeanServer::new(identity(config), now()));
-    for &address in &config.jolokia_listen {
-        let (reader, beans) = (reader.clone(), Arc::clone(&beans));
-        tokio::spawn(listen("jolokia", address, move |request| {
-            let (reader, beans) = (reader.clone(), Arc::clone(&beans));
-            async move { jolokia::answer(&beans, &reader, request).await }
-        }));
-    }
     if !config.jolokia_listen.is_empty() {
-        tokio::spawn(tick(beans, reader.clone()));
+        let beans = beans::start(config, reader);
+        for &address in &config.jolokia_listen {
+            let (reader, beans) = (reader.clone(), Arc::clone(&beans));
+            tokio::spawn(listen("jolokia", address, move |request| {
+                let (reader, beans) = (reader.clone(), Arc::clone(&beans));
+                async move { jolokia::answer(&beans, &reader, request).await }
+            }));
+        }
     }
     if let Some(socket) = control {
         let reader = reader.clone();
@@ -55,30 +45,6 @@ pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &Sna
             async move { control::answer(&reader, request).await }
         }));
     }
-}
-
-fn identity(config: &Config) -> Identity {
-    Identity {
-        host: config.host_name.clone(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-/// Moves the rates of the beans on, for ever: each time with totals of that moment, so that rates are those of what
-/// was counted, not of when somebody asked.
-async fn tick(beans: Arc<BeanServer>, reader: SnapshotReader) {
-    let mut ticks = interval(rates::TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        beans.tick(&*reader.fresh().await, now());
-    }
-}
-
-/// Returns the time since the Unix epoch.
-fn now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Serves on an address. One that is in use is tried again: counting must not wait for it.
