@@ -9,8 +9,8 @@
 //! (another agent that this one would ask) an error. All values of one HTTP request are of one snapshot.
 //!
 //! Errors are worded as Jolokia 2 words them and, as Jolokia 1 does, always sent with HTTP status 200 and their own
-//! in the body: so one bad request of a bulk costs only its own answer, and every answer is JSON. A list's path may lead
-//! into a section, as in Jolokia 1.
+//! in the body: so one bad request of a bulk costs only its own answer, and every answer is JSON. A list's path may
+//! lead into a section, as in Jolokia 1.
 //!
 //! Bounds: the body and the time for an answer, by [`crate::http::server::Limits`]; the body's depth, 128; a bulk's
 //! length, [`request::MAX_BULK`], and its answer's, [`MAX_ANSWER`].

@@ -1,8 +1,9 @@
 //! The domain `metrics`: the agent's own health, in the form in which dropwizard's JmxReporter shows metrics.
 //!
 //! Under MidoNet's names stands what is the same thing here; a *flow* of MidoNet's datapath is an entry of the kernel's
-//! tables of tunnels, one for each direction, encapsulation, VNI and pair of addresses. What else there is has names of its own,
-//! which begin with `meter-agent.`. Counts that live in pinned maps go on over restarts of the agent; rates begin with it.
+//! tables of tunnels, one for each direction, encapsulation, VNI and pair of addresses. What else there is has names of
+//! its own, which begin with `meter-agent.`. Counts that live in pinned maps go on over restarts of the agent; rates begin
+//! with it.
 
 mod table;
 

@@ -6,10 +6,12 @@ use super::bean::Exception;
 
 /// A bean's name, or a pattern that names may match.
 ///
-/// Keys come in any order; it is written with its keys in order, as Java's canonical name is. In a pattern, `*` and `?` stand for characters of the domain and of values, and a `*`
-/// among the keys for further ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Keys come in any order, which is kept for messages and else means nothing. In a pattern, `*` and `?` stand for
+/// characters of the domain and of values, and a `*` among the keys for further ones.
+#[derive(Debug, Clone)]
 pub struct ObjectName {
+    /// As it was written.
+    text: String,
     domain: String,
     keys: BTreeMap<String, String>,
     open: bool,
@@ -25,7 +27,8 @@ impl ObjectName {
         let bad = |what: &str| Exception::illegal_argument(what);
         let (domain, properties) =
             text.split_once(':').ok_or_else(|| bad("Key properties cannot be empty"))?;
-        let mut name = Self { domain: domain.to_owned(), keys: BTreeMap::new(), open: false };
+        let mut name =
+            Self { text: text.to_owned(), domain: domain.to_owned(), keys: BTreeMap::new(), open: false };
         if properties.is_empty() {
             return Err(bad("Key properties cannot be empty"));
         }
@@ -46,7 +49,9 @@ impl ObjectName {
 
     /// Makes the name of a bean with one key.
     pub fn of(domain: impl Into<String>, key: &str, value: impl Into<String>) -> Self {
-        Self { domain: domain.into(), keys: [(key.to_owned(), value.into())].into(), open: false }
+        let (domain, value) = (domain.into(), value.into());
+        let text = format!("{domain}:{key}={value}");
+        Self { text, domain, keys: [(key.to_owned(), value)].into(), open: false }
     }
 
     /// Returns the domain.
@@ -61,7 +66,13 @@ impl ObjectName {
         &self.keys
     }
 
-    /// Returns the keys with their values as a name has them behind its domain.
+    /// Returns it with its keys in order: Java's canonical name.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        format!("{}:{}", self.domain, self.properties())
+    }
+
+    /// Returns the keys with their values as a canonical name has them behind its domain.
     #[must_use]
     pub fn properties(&self) -> String {
         let keys = self.keys.iter().map(|(key, value)| format!("{key}={value}"));
@@ -86,9 +97,18 @@ impl ObjectName {
     }
 }
 
+impl PartialEq for ObjectName {
+    fn eq(&self, other: &Self) -> bool {
+        self.open == other.open && self.domain == other.domain && self.keys == other.keys
+    }
+}
+
+impl Eq for ObjectName {}
+
+/// Writes it as it was written.
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.domain, self.properties())
+        f.write_str(&self.text)
     }
 }
 
@@ -154,16 +174,21 @@ mod tests {
     }
 
     #[test]
-    fn name_is_written_with_its_keys_in_order() {
+    fn canonical_name_has_its_keys_in_order() {
         for (given, canonical) in [
             ("a:type=T,name=\"x,y\\\",z\"", "a:name=\"x,y\\\",z\",type=T"),
             ("*:type=Metering,*", "*:type=Metering,*"),
             ("a:*", "a:*"),
         ] {
-            assert_eq!(ObjectName::parse(given).unwrap().to_string(), canonical);
+            let name = ObjectName::parse(given).unwrap();
+            assert_eq!((name.canonical().as_str(), name.to_string().as_str()), (canonical, given));
+            assert_eq!(ObjectName::parse(canonical), Ok(name));
         }
         let name = ObjectName::of("metrics", "name", "a.b");
-        assert_eq!((name.to_string().as_str(), name.properties().as_str()), ("metrics:name=a.b", "name=a.b"));
+        assert_eq!(
+            (name.to_string(), name.canonical()),
+            ("metrics:name=a.b".to_owned(), "metrics:name=a.b".to_owned())
+        );
     }
 
     #[test]

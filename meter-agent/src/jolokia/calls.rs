@@ -51,7 +51,7 @@ pub(super) fn read(
             Attributes::All => several(bean, names_of(bean), facts, options)?,
         };
         if value != Value::Map(Vec::new()) {
-            items.push((Cow::Owned(bean.name.to_string()), value));
+            items.push((Cow::Owned(bean.name.canonical()), value));
         }
     }
     if items.is_empty() {
@@ -96,7 +96,7 @@ pub(super) fn write(server: &BeanServer, bean: &ObjectName, attribute: &str) -> 
 /// Returns the names of the beans that a pattern matches.
 #[must_use]
 pub(super) fn search(server: &BeanServer, beans: &ObjectName) -> Value {
-    Value::List(server.matching(beans).map(|bean| Value::text(bean.name.to_string())).collect())
+    Value::List(server.matching(beans).map(|bean| Value::text(bean.name.canonical())).collect())
 }
 
 /// A call of an operation.
@@ -135,7 +135,7 @@ impl Exec<'_> {
         let mut items = Vec::new();
         for bean in matching(server, self.beans, "EXEC")? {
             if bean.operation(self.operation).is_ok() {
-                items.push((Cow::Owned(bean.name.to_string()), call(bean)?));
+                items.push((Cow::Owned(bean.name.canonical()), call(bean)?));
             }
         }
         if items.is_empty() {

@@ -323,7 +323,7 @@ impl Fields {
             return Err(self.incomplete(kind, &what));
         };
         let name = ObjectName::parse(text)?;
-        echo.insert("mbean".to_owned(), if canonical { name.to_string().into() } else { text.into() });
+        echo.insert("mbean".to_owned(), if canonical { name.canonical().into() } else { text.into() });
         Ok(name)
     }
 

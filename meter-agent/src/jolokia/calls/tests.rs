@@ -63,12 +63,12 @@ fn overloaded_operation_is_told_by_its_signature() {
     assert_eq!(ambiguous["status"], 400);
     assert_eq!(
         ambiguous["error"],
-        "Operation probe on MBean test:name=a,type=Probe is overloaded. Signatures found: \
+        "Operation probe on MBean test:type=Probe,name=a is overloaded. Signatures found: \
          (long),(java.lang.String,long). Use a signature when specifying the operation."
     );
     assert_eq!(
         exec("probe(int)/7")["error"],
-        "No operation probe(int) on MBean test:name=a,type=Probe exists. Known signatures: \
+        "No operation probe(int) on MBean test:type=Probe,name=a exists. Known signatures: \
          (long),(java.lang.String,long)"
     );
     let listed = answer("/list/test/name=a,type=Probe/op/probe");
@@ -81,6 +81,8 @@ fn name_is_repeated_as_sent_unless_its_canonical_form_is_asked_for() {
     let answer = answer(&format!("/search/{name}"));
     assert_eq!(answer["request"]["mbean"], name);
     assert_eq!(answer["value"], json!(["test:name=a,type=Probe"]));
+    let missing = "no.such:type=X,name=a";
+    assert_eq!(self::answer(&format!("/read/{missing}"))["error"], missing);
     let canonical = request::from_path(&format!("/search/{name}"), Some("canonicalNaming=true")).unwrap();
     assert_eq!(canonical.echo["mbean"], "test:name=a,type=Probe");
 }
