@@ -5,7 +5,6 @@
 
 pub mod client;
 pub mod device_stats;
-pub mod process;
 pub mod prometheus;
 pub mod routes;
 pub mod server;
@@ -15,6 +14,8 @@ mod tests;
 use bytes::Bytes;
 pub use hyper::StatusCode;
 use hyper::{HeaderMap, Method, header::HeaderValue};
+
+use crate::process;
 
 /// One request, read to its end.
 #[derive(Debug, Clone)]

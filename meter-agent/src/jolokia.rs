@@ -1,41 +1,41 @@
 //! The Jolokia protocol: JMX as JSON over HTTP, for everything that used to ask MidoNet's agent by JMX.
 //!
-//! A request is parsed by [`request`], dispatched here over the [`bean`]s by name, and answered in the envelope of
-//! [`response`]. [`metering`] is the bean that MidoNet had, [`client`] the side that `mm-meter` is.
+//! A request is parsed by [`request`], dispatched here to the [beans](crate::jmx), whose values [`mod@extract`] makes
+//! smaller, and answered in the envelope of [`response`]. [`client`] is the side that `mm-meter` is.
 //!
-//! Answered are `read`, `exec`, `search` and `version`, by GET and by POST, single and in bulk, with inner paths and
-//! patterns, and of the processing parameters `serializeLong`, `ignoreErrors` and `includeRequest`; others are
-//! ignored, as unknown ones are by the protocol. `list`, `write`, `notification` and `config` get an error of class
-//! `java.lang.UnsupportedOperationException`. All values of one HTTP request are of one snapshot.
+//! Spoken is what Jolokia 2 speaks, protocol 8.2: `read`, `exec`, `search`, `list`, `version` and `config` by GET and
+//! by POST, single and in bulk, with inner paths, patterns and all processing parameters. `write` gets the answer that
+//! an attribute that can't be written gets, `notification` the one of Jolokia 1, which has none, and a `target`
+//! (another agent that this one would ask) an error. All values of one HTTP request are of one snapshot.
 //!
 //! Errors are worded as Jolokia 2 words them and, as Jolokia 1 does, always sent with HTTP status 200 and their own
-//! in the body: so one bad request of a bulk costs only its own answer. An argument too many is such an error, as
-//! in Jolokia 1; Jolokia 2 takes it for an inner path and answers null.
+//! in the body: so one bad request of a bulk costs only its own answer, and every answer is JSON. A list's path may
+//! lead into a section, as in Jolokia 1.
 //!
 //! Bounds: the body and the time for an answer, by [`crate::http::server::Limits`]; the body's depth, 128; a bulk's
 //! length, [`request::MAX_BULK`], and its answer's, [`MAX_ANSWER`].
 
-pub mod bean;
+mod calls;
 pub mod client;
-pub mod metering;
-pub mod name;
+pub mod extract;
+pub mod list;
 pub mod request;
 pub mod response;
 
-use std::{
-    borrow::Cow,
-    collections::BTreeSet,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{Instant, SystemTime};
 
-use bean::{Bean, Totals};
-use metering::METERING;
-use name::ObjectName;
-use request::{Attributes, Call, Options, Parsed, Posted, Request};
-use response::{Failure, LongForm, Value};
+use calls::Exec;
+use extract::extract;
+use request::{
+    Call, Parsed, Posted, Request,
+    parameters::{Form, Options},
+};
+use response::Failure;
+use serde_json::{Map, Value as Json};
 
 use crate::{
     http::{self, Response, StatusCode},
+    jmx::{BeanServer, facts::Facts, value::Value},
     publish::SnapshotReader,
 };
 
@@ -45,54 +45,56 @@ pub const BASE: &str = "/jolokia";
 /// Bytes of a bulk's answer. The request that would make it longer, and all after it, get an error instead.
 pub const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
-/// The protocol's version that `version` claims: Jolokia 1.7's. What 8 adds is mostly in `list`.
-const PROTOCOL: &str = "7.2";
+/// The protocol's version that `version` claims.
+const PROTOCOL: &str = "8.2";
 
-const CONTENT_TYPE: &str = "application/json; charset=utf-8";
+const JSON: &str = "application/json; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const BEANS: &[Bean] = &[METERING];
-
-/// What `version` says of the agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentInfo {
-    /// Which agent it is: the host's name, say.
-    pub id: String,
-    /// The agent's own version.
-    pub version: String,
+/// Answers one HTTP request from totals that are read after it came, where it asks for any.
+pub async fn answer(server: &BeanServer, reader: &SnapshotReader, request: http::Request) -> Response {
+    let started = Instant::now();
+    let posted = match parse(&request) {
+        Ok(posted) => posted,
+        Err(page) => return *page,
+    };
+    let is_fresh = match &posted {
+        Ok(Posted::One(one)) => asks_for_totals(one),
+        Ok(Posted::Bulk(all)) => all.iter().any(asks_for_totals),
+        Err(_) => false,
+    };
+    let snapshot = if is_fresh { reader.fresh().await } else { reader.latest() };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let response = respond(server, &Facts::new(snapshot, now), posted, request.query.as_deref()).await;
+    server.answered_in(started.elapsed());
+    response
 }
 
-/// Answers one HTTP request.
-pub async fn answer(reader: &SnapshotReader, request: http::Request, info: &AgentInfo) -> Response {
+/// Answers one HTTP request from given facts.
+pub async fn answer_from(server: &BeanServer, facts: &Facts, request: http::Request) -> Response {
+    match parse(&request) {
+        Ok(posted) => respond(server, facts, posted, request.query.as_deref()).await,
+        Err(page) => *page,
+    }
+}
+
+/// Reads what is asked; or returns what is said where nothing of the protocol is.
+fn parse(request: &http::Request) -> Result<Result<Posted, Failure>, Box<Response>> {
     let Some(path) = below_base(&request.path) else {
         let line = format!("nothing here: the Jolokia protocol is served below {BASE}/, try {BASE}/version");
-        return Response::text(StatusCode::NOT_FOUND, &line);
+        return Err(Box::new(Response::text(StatusCode::NOT_FOUND, &line)));
     };
     let query = request.query.as_deref();
-    let posted = match request.method.as_str() {
-        "GET" | "HEAD" => Ok(Posted::One(Box::new(request::from_path(path, query)))),
-        "POST" => request::from_body(&request.body, query),
+    match request.method.as_str() {
+        "GET" | "HEAD" | "POST" if is_embedded(request) => Ok(Err(Failure::denied())),
+        "GET" | "HEAD" => Ok(Ok(Posted::One(Box::new(request::from_path(path, query))))),
+        "POST" => Ok(request::from_body(&request.body, query)),
         other => {
-            let line = format!("HTTP method {other} is not supported: GET or POST");
-            return Response::text(StatusCode::METHOD_NOT_ALLOWED, &line);
+            let line = format!("HTTP Method {other} is not supported: use GET or POST.");
+            Err(Box::new(Response::text(StatusCode::METHOD_NOT_ALLOWED, &line)))
         }
-    };
-    let posted = posted.unwrap_or_else(|failure| Posted::One(Box::new(Err(failure))));
-    let parsed = match &posted {
-        Posted::One(one) => std::slice::from_ref(&**one),
-        Posted::Bulk(all) => all.as_slice(),
-    };
-    let totals = if parsed.iter().flatten().any(asks_for_totals) {
-        Totals::fresh(reader).await
-    } else {
-        Totals::latest(reader)
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    let agent = Agent { totals: &totals, info, now };
-    let body = match posted {
-        Posted::One(one) => agent.envelope(&one),
-        Posted::Bulk(all) => agent.bulk(&all, MAX_ANSWER).await,
-    };
-    Response::ok(CONTENT_TYPE, body)
+    }
 }
 
 /// Returns what follows the base; `None` for a path elsewhere.
@@ -101,16 +103,47 @@ fn below_base(path: &str) -> Option<&str> {
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-fn asks_for_totals(request: &Request) -> bool {
-    matches!(request.call, Call::Read { .. } | Call::Exec { .. })
+/// Returns whether a browser asks for another site's page, in a way that the page could not read the answer of anyhow.
+fn is_embedded(request: &http::Request) -> bool {
+    request.header("sec-fetch-site") == Some("cross-site")
+        && request.header("sec-fetch-mode") == Some("no-cors")
+}
+
+fn asks_for_totals(parsed: &Parsed) -> bool {
+    match parsed.as_ref().map(|request| &request.call) {
+        Ok(Call::Read { beans, .. } | Call::Exec { beans, .. }) => beans.domain() != "java.lang",
+        _ => false,
+    }
+}
+
+/// Writes the answer in the form that the query asks for.
+async fn respond(
+    server: &BeanServer,
+    facts: &Facts,
+    posted: Result<Posted, Failure>,
+    query: Option<&str>,
+) -> Response {
+    let agent = Agent { server, facts };
+    let (posted, form) = match Form::from_query(query) {
+        Ok(form) => (posted, form),
+        Err(failure) => (Err(failure), Form::default()),
+    };
+    let body = match posted {
+        Ok(Posted::One(one)) => agent.envelope(&one),
+        Ok(Posted::Bulk(all)) => agent.bulk(&all, MAX_ANSWER).await,
+        Err(failure) => agent.envelope(&Err(failure)),
+    };
+    match form {
+        Form { callback: Some(function), .. } => Response::ok(SCRIPT, format!("{function}({body});")),
+        Form { plain: true, .. } => Response::ok(PLAIN, body),
+        Form { .. } => Response::ok(JSON, body),
+    }
 }
 
 /// What the requests of one HTTP request are answered from.
 struct Agent<'a> {
-    totals: &'a Totals,
-    info: &'a AgentInfo,
-    /// Seconds since the Unix epoch.
-    now: u64,
+    server: &'a BeanServer,
+    facts: &'a Facts,
 }
 
 impl Agent<'_> {
@@ -128,9 +161,9 @@ impl Agent<'_> {
                 None => {
                     full = true;
                     let message = format!("the answer to this bulk is longer than {max} bytes; split it");
+                    let failure = Failure::unexpected("java.lang.IllegalStateException", message);
                     let echo = parsed.as_ref().ok().map(|request| &request.echo);
-                    let failure = Err(Failure::too_long(message));
-                    body.push_str(&response::envelope(echo, &failure, LongForm::Number, self.now));
+                    body.push_str(&self.written(echo, &Err(failure), &Options::default()));
                 }
             }
             // Others have their turn, and the server its chance to end what takes too long.
@@ -143,102 +176,101 @@ impl Agent<'_> {
     fn envelope(&self, parsed: &Parsed) -> String {
         match parsed {
             Ok(request) => {
-                let echo = request.options.include_request.then_some(&request.echo);
-                response::envelope(echo, &self.outcome(request), request.options.long_form, self.now)
+                let mut echo = request.echo.clone();
+                let outcome = self.outcome(request, &mut echo);
+                let echo = request.options.include_request.then_some(&echo);
+                self.written(echo, &outcome, &request.options)
             }
-            Err(failure) => response::envelope(None, &Err(failure.clone()), LongForm::Number, self.now),
+            Err(failure) => self.written(None, &Err(failure.clone()), &Options::default()),
         }
     }
 
-    fn outcome(&self, request: &Request) -> Result<Value, Failure> {
-        match &request.call {
-            Call::Version => Ok(self.version()),
+    fn written(
+        &self,
+        echo: Option<&Map<String, Json>>,
+        outcome: &Result<Option<Value>, Failure>,
+        options: &Options,
+    ) -> String {
+        response::envelope(echo, outcome, options, self.facts.now().as_secs())
+    }
+
+    /// Returns the value, or nothing where it is not modified.
+    fn outcome(&self, request: &Request, echo: &mut Map<String, Json>) -> Result<Option<Value>, Failure> {
+        let Request { call, options, .. } = request;
+        if request.is_for_target {
+            let message = "this agent answers for itself only: leave out the target, or ask that itself";
+            return Err(Failure::unexpected("java.lang.UnsupportedOperationException", message));
+        }
+        if let Some(failure) = &options.broken {
+            return Err(failure.clone());
+        }
+        let (value, path) = match call {
+            Call::Version => (self.version(), Vec::new()),
+            Call::Config => (self.config(), Vec::new()),
+            Call::Search { beans } => (calls::search(self.server, beans), Vec::new()),
+            Call::Write { bean, attribute } => return Err(calls::write(self.server, bean, attribute)),
             Call::Read { beans, attributes, path } => {
-                // A pattern's beans each have their attributes under their names, be it one.
-                let attributes = match attributes {
-                    Attributes::One(name) if beans.is_pattern() => Attributes::Several(vec![name.clone()]),
-                    as_asked => as_asked.clone(),
-                };
-                let read = |bean: &Bean| self.read(bean, &attributes, request.options);
-                Ok(over_beans(beans, &request.echo, "READ", read)?.at(path).unwrap_or(Value::Null))
+                (calls::read(self.server, self.facts, beans, attributes, options)?, path.clone())
             }
             Call::Exec { beans, operation, arguments, path } => {
-                let call = |bean: &Bean| bean.call(operation, arguments, self.totals);
-                Ok(over_beans(beans, &request.echo, "EXEC", call)?.at(path).unwrap_or(Value::Null))
+                let exec = Exec { beans, operation, arguments };
+                let mut inner = calls::rest_as_path(arguments, exec.taken(self.server), echo);
+                inner.extend_from_slice(path);
+                (exec.call(self.server, self.facts)?, inner)
             }
-            Call::Search { beans } => {
-                Ok(Value::List(matching(beans).map(|bean| Value::Text(bean.name.to_owned())).collect()))
+            Call::List { path } => {
+                if self.is_unmodified(options)? {
+                    return Ok(None);
+                }
+                (list::list(self.server, path, options)?, Vec::new())
             }
-            Call::Unanswered(kind) => Err(Failure::unsupported(format!(
-                "{kind} requests are not answered by this agent: read, exec, search and version are"
-            ))),
-        }
+        };
+        extract(value, &path, options).map(Some)
     }
 
-    fn read(&self, bean: &Bean, attributes: &Attributes, options: Options) -> Result<Value, Failure> {
-        // A set, because an object has each key once, however often it is asked for.
-        let names: BTreeSet<&str> = match attributes {
-            Attributes::One(name) => return Ok((bean.attribute(name)?.read)(self.totals)),
-            Attributes::Several(names) => names.iter().map(String::as_str).collect(),
-            Attributes::All => bean.attributes.iter().map(|attribute| attribute.name).collect(),
-        };
-        let mut items = Vec::with_capacity(names.len());
-        for name in names {
-            let value = match bean.attribute(name) {
-                Ok(attribute) => (attribute.read)(self.totals),
-                Err(failure) if options.ignore_errors => Value::Text(failure.as_text()),
-                Err(failure) => return Err(failure),
-            };
-            items.push((Cow::Owned(name.to_owned()), value));
-        }
-        Ok(Value::Map(items))
+    /// Returns whether the client knows all beans already: they are the same for as long as the agent runs.
+    fn is_unmodified(&self, options: &Options) -> Result<bool, Failure> {
+        let Some(text) = &options.if_modified_since else { return Ok(false) };
+        // The Java agent reads an int, and says so after 2038.
+        let since: i32 = text.parse().map_err(|_| Failure::no_number(text))?;
+        Ok(u64::try_from(since).is_ok_and(|since| since >= self.server.since().as_secs()))
+    }
+
+    fn id(&self) -> Value {
+        let identity = self.server.identity();
+        Value::text(format!("{}-{}", identity.host, identity.pid))
     }
 
     fn version(&self) -> Value {
-        let text = |text: &str| Value::Text(text.to_owned());
-        Value::composite([
-            ("agent", text(&self.info.version)),
-            ("protocol", text(PROTOCOL)),
-            ("id", text(&self.info.id)),
+        let version = || Value::text(self.server.identity().version.as_str());
+        let none = || Value::Map(Vec::new());
+        Value::map([
+            ("agent", version()),
+            ("protocol", Value::text(PROTOCOL)),
+            ("decorators", none()),
+            ("id", self.id()),
             (
                 "details",
-                Value::composite([
-                    ("agent_id", text(&self.info.id)),
-                    ("agent_version", text(&self.info.version)),
-                    ("server_product", text("meter-agent")),
+                Value::map([
+                    ("agent_id", self.id()),
+                    ("agent_version", version()),
+                    ("server_product", Value::text("meter-agent")),
                     ("secured", Value::Bool(false)),
                 ]),
             ),
-            ("config", Value::Map(Vec::new())),
-            ("info", Value::Map(Vec::new())),
+            ("config", none()),
+            ("info", Value::map([("jmx", none())])),
         ])
     }
-}
 
-fn matching(pattern: &ObjectName) -> impl Iterator<Item = &'static Bean> {
-    BEANS.iter().filter(|bean| ObjectName::parse(bean.name).is_ok_and(|name| pattern.matches(&name)))
-}
-
-/// Returns what one bean gives or, for a pattern, what each that matches gives, under its name.
-fn over_beans(
-    beans: &ObjectName,
-    echo: &serde_json::Map<String, serde_json::Value>,
-    kind: &str,
-    ask: impl Fn(&Bean) -> Result<Value, Failure>,
-) -> Result<Value, Failure> {
-    let asked = || echo.get("mbean").and_then(serde_json::Value::as_str).unwrap_or_default();
-    if !beans.is_pattern() {
-        let bean = matching(beans).next().ok_or_else(|| Failure::no_bean(asked()))?;
-        return ask(bean);
+    fn config(&self) -> Value {
+        Value::map([
+            ("agent", Value::text(self.server.identity().version.as_str())),
+            ("protocol", Value::text(PROTOCOL)),
+            ("security", Value::map([("authentication", Value::List(Vec::new()))])),
+            ("id", self.id()),
+        ])
     }
-    let mut items = Vec::new();
-    for bean in matching(beans) {
-        items.push((Cow::Borrowed(bean.name), ask(bean)?));
-    }
-    if items.is_empty() {
-        return Err(Failure::no_bean(format!("No MBean with pattern {} found for {kind} request", asked())));
-    }
-    Ok(Value::Map(items))
 }
 
 #[cfg(test)]

@@ -39,12 +39,13 @@
 //! 2. We remove only what we made: a clsact qdisc that was there stays, another's XDP program is left and reported.
 //! 3. One hook per netdev and direction: XDP or TC, never both.
 //! 4. A netdev's map entry exists before its hook, and its totals are on its port before the entry goes.
-//! 5. One thread owns all mutable state ([`agent`]); everybody else sees snapshots.
+//! 5. One thread owns all mutable state ([`agent`]); everybody else sees snapshots. Rates are kept beside it
+//!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`binding`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no I/O and know no
-//!    clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the HTTP library to
-//!    [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
+//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no
+//!    I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 
@@ -55,10 +56,12 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod http;
+pub mod jmx;
 pub mod jolokia;
 pub mod ls;
 pub mod meter;
 pub mod netdev;
+pub mod process;
 pub mod publish;
 pub mod reconcile;
 pub mod roles;

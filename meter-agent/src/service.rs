@@ -4,11 +4,12 @@
 //! |---|---|
 //! | thread `agent` | [`Agent::run`]: owns all mutable state |
 //! | thread `netdevs` | [`Monitor`]: turns netlink into events |
-//! | tokio | the servers, the signals, and one tick a second |
+//! | tokio | the servers, the signals, one tick a second, and one every five seconds for the rates of beans |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
 //! count on; the next one takes them over.
 
+mod beans;
 mod servers;
 
 use std::{

@@ -8,12 +8,20 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use meter_agent::{
-    http::server::{Limits, serve},
-    jolokia::{AgentInfo, answer},
+    http::{
+        Request, Response,
+        server::{Limits, serve},
+    },
+    jmx::{
+        BeanServer, Identity,
+        facts::{Facts, Registry},
+    },
+    jolokia::{answer, answer_from},
     meter::{DeviceId, FlowStats},
     publish::{Refresh, SnapshotReader},
     snapshot::{Snapshot, TunnelId, TunnelTotals},
@@ -50,15 +58,35 @@ impl Served {
             refresh.send(Arc::new(next.unwrap())).unwrap();
         };
         let reader = SnapshotReader::new(Arc::new(ArcSwap::from_pointee(Snapshot::default())), ask);
+        let server = Arc::new(server(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()));
+        Self::serve(asked, move |request| {
+            let (reader, server) = (reader.clone(), Arc::clone(&server));
+            async move { answer(&server, &reader, request).await }
+        })
+    }
+
+    /// Serves registries as MidoNet had several, at the time at which the exchanges were recorded.
+    pub(crate) fn recorded(registries: Vec<Registry>) -> Self {
+        let now = Duration::from_secs(1_795_307_150);
+        let server = Arc::new(server(Duration::from_secs(1_795_305_665)));
+        let facts = Facts::new(Arc::new(Snapshot::default()), now).with_registries(registries);
+        let facts = Arc::new(facts);
+        Self::serve(<_>::default(), move |request| {
+            let (facts, server) = (Arc::clone(&facts), Arc::clone(&server));
+            async move { answer_from(&server, &facts, request).await }
+        })
+    }
+
+    fn serve<A, F>(asked: Arc<AtomicUsize>, answer: A) -> Self
+    where
+        A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response> + Send + 'static,
+    {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let info = Arc::new(AgentInfo { id: "host-1".to_owned(), version: "0.1.0".to_owned() });
-        runtime.spawn(serve(listener, Limits::default(), move |request| {
-            let (reader, info) = (reader.clone(), Arc::clone(&info));
-            async move { answer(&reader, request, &info).await }
-        }));
+        runtime.spawn(serve(listener, Limits::default(), answer));
         Self { port, asked, _runtime: runtime }
     }
 
@@ -69,18 +97,41 @@ impl Served {
 
     /// Sends a request on a connection of its own; returns the answer's status and body.
     pub(crate) fn exchange(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.exchange_with(method, path, &[], body)
+    }
+
+    /// Sends a request with further headers; returns the answer's status and body.
+    pub(crate) fn exchange_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: &str,
+    ) -> (u16, String) {
+        let (head, body) = self.whole(method, path, headers, body);
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    /// Sends a request with further headers; returns the answer's head and body.
+    pub(crate) fn whole(&self, method: &str, path: &str, headers: &[&str], body: &str) -> (String, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let length = body.len();
+        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\
+             {headers}\r\n{body}"
         )
         .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        (format!("{head}\r\n"), body.to_owned())
     }
+}
+
+fn server(since: Duration) -> BeanServer {
+    BeanServer::new(Identity { host: "host-1".to_owned(), pid: 42, version: "0.1.0".to_owned() }, since)
 }
 
 /// Makes a snapshot of two devices and a tunnel, with numbers that a float can't hold.

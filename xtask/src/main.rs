@@ -6,6 +6,7 @@
 mod apt;
 mod bench;
 mod binaries;
+mod clients;
 mod console;
 mod ebpf;
 mod executable;

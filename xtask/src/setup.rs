@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::{
+    clients,
     console::say,
     toolchain::Toolchain,
     tools::{self, TESTS},
@@ -11,6 +12,7 @@ use crate::{
 /// Sets up the test tools and the tool chain.
 pub(crate) fn run() -> Result<()> {
     tools::install(TESTS)?;
+    clients::install()?;
     Toolchain::ready()?;
     say("compiler, linker and test tools are there");
     Ok(())

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use crate::{
+    clients,
     console::say,
     ebpf, executable,
     tools::{self, TESTS},
@@ -23,8 +24,10 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments);
     if workspace::is_root() {
         tools::install(TESTS)?;
+        clients::install()?;
         ebpf::provide_to(&mut command)?;
         command.env("PATH", tools::path()?).env(REQUIRE, required());
+        command.env(clients::VARIABLE, clients::directory());
         executable::run(&mut command)?;
         say("every test passed, the kernel tests among them");
     } else {
@@ -39,7 +42,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
 
 fn required() -> String {
     let words = ["root", "object"].into_iter().chain(TESTS.iter().map(|tool| tool.command));
-    words.collect::<Vec<_>>().join(",")
+    words.chain(clients::REQUIREMENTS).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -48,6 +51,9 @@ mod tests {
 
     #[test]
     fn root_skips_nothing_that_was_set_up() {
-        assert_eq!(required(), "root,object,ip,ping,ethtool,bpftool,promtool");
+        assert_eq!(
+            required(),
+            "root,object,ip,python3,pip3,ping,ethtool,bpftool,promtool,pypi-clients,npm-clients"
+        );
     }
 }

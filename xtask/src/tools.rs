@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{apt, executable, workspace};
+use crate::{apt, clients, executable, workspace};
 
 /// A program and the Debian package that has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) const LAB: &[Tool] = &[IP];
 /// What the tests run, the lab among them.
 pub(crate) const TESTS: &[Tool] = &[
     IP,
+    Tool { command: "python3", package: "python3", from: From::Install },
+    Tool { command: "pip3", package: "python3-pip", from: From::Install },
     Tool { command: "ping", package: "iputils-ping", from: From::Install },
     Tool { command: "ethtool", package: "ethtool", from: From::Install },
     Tool { command: "bpftool", package: "bpftool", from: From::Install },
@@ -87,6 +89,7 @@ fn missing(tools: &[Tool]) -> Vec<&Tool> {
 fn directories() -> Vec<PathBuf> {
     let mut directories = executable::search_path();
     directories.push(directory().join("usr/bin"));
+    directories.push(clients::programs());
     directories
 }
 

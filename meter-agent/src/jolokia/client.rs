@@ -14,10 +14,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value as Json, json};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{
-    BASE,
-    metering::{GET_METER, LIST_METERS, METERING},
-};
+use super::BASE;
+use crate::jmx::metering::{GET_METER, LIST_METERS, NAME};
 
 /// Bytes of an answer. A host with 100,000 meters lists them in a tenth of it.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -120,8 +118,7 @@ impl Client {
         operation: &str,
         arguments: &[&str],
     ) -> Result<T, ClientError> {
-        let call =
-            json!({"type": "exec", "mbean": METERING.name, "operation": operation, "arguments": arguments});
+        let call = json!({"type": "exec", "mbean": NAME, "operation": operation, "arguments": arguments});
         let answer = self.post(Bytes::from(call.to_string())).await?;
         let not_jolokia = |why: String| ClientError::NotJolokia(self.agent(), why);
         let envelope: Envelope =
@@ -168,7 +165,7 @@ impl Client {
             // After an exchange, the connection takes a moment to be ready for the next, or to find its end.
             connection.ready().await.map_err(Lost::Closed)?;
             let response = connection.send_request(request).await.map_err(|error| {
-                if error.is_canceled() || error.is_incomplete_message() || error.is_closed() {
+                if is_closed(&error) {
                     Lost::Closed(error)
                 } else {
                     Lost::Final(ClientError::Http(self.agent(), causes(&error)))
@@ -209,6 +206,22 @@ impl Client {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
+}
+
+/// Returns whether the agent closed the connection before it answered. Where it closes while a request is on its way, the
+/// kernel resets the connection.
+fn is_closed(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe
+            );
+        }
+        source = cause.source();
+    }
+    error.is_canceled() || error.is_incomplete_message() || error.is_closed()
 }
 
 /// Returns an error with its causes, which hyper keeps apart.

@@ -1,12 +1,12 @@
 //! Requests: from the path of a GET or the JSON of a POST, single or in bulk.
 
-use percent_encoding::percent_decode_str;
+pub mod parameters;
+
 use serde_json::{Map, Value as Json};
 
-use super::{
-    name::ObjectName,
-    response::{Failure, LongForm},
-};
+use self::parameters::{Options, decode, pairs};
+use super::response::Failure;
+use crate::jmx::name::ObjectName;
 
 /// Requests in one bulk. More is answered with an error before any is looked at.
 pub const MAX_BULK: usize = 10_000;
@@ -20,6 +20,8 @@ pub struct Request {
     pub echo: Map<String, Json>,
     /// How to answer.
     pub options: Options,
+    /// Whether it is for another agent, which this one would have to ask.
+    pub is_for_target: bool,
 }
 
 /// A call with its arguments.
@@ -27,6 +29,8 @@ pub struct Request {
 pub enum Call {
     /// What the agent is.
     Version,
+    /// How the agent is to be talked to.
+    Config,
     /// Attributes of a bean, or of each bean that a pattern matches.
     Read {
         /// Which beans.
@@ -35,6 +39,13 @@ pub enum Call {
         attributes: Attributes,
         /// Where in the value.
         path: Vec<String>,
+    },
+    /// A new value for an attribute.
+    Write {
+        /// Which bean.
+        bean: ObjectName,
+        /// Which attribute.
+        attribute: String,
     },
     /// An operation of a bean, or of each bean that a pattern matches.
     Exec {
@@ -52,8 +63,11 @@ pub enum Call {
         /// The pattern.
         beans: ObjectName,
     },
-    /// A type of the protocol that this agent doesn't answer.
-    Unanswered(&'static str),
+    /// What the beans say of themselves.
+    List {
+        /// Domain, keys, section, and further.
+        path: Vec<String>,
+    },
 }
 
 /// Attributes of one bean.
@@ -65,55 +79,6 @@ pub enum Attributes {
     Several(Vec<String>),
     /// All, each under its name.
     All,
-}
-
-/// How to answer: the processing parameters that this agent knows. Others are ignored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
-    /// `serializeLong`: how longs are written.
-    pub long_form: LongForm,
-    /// `ignoreErrors`: where several attributes are read, an error stands in for the value that it concerns.
-    pub ignore_errors: bool,
-    /// `includeRequest`: whether the answer repeats the request.
-    pub include_request: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { long_form: LongForm::Number, ignore_errors: false, include_request: true }
-    }
-}
-
-impl Options {
-    fn from_query(query: Option<&str>) -> Self {
-        let mut options = Self::default();
-        for (name, value) in pairs(query.unwrap_or_default()) {
-            options.set(&name, &value);
-        }
-        options
-    }
-
-    fn with_config(mut self, config: Option<&Json>) -> Self {
-        for (name, value) in config.and_then(Json::as_object).into_iter().flatten() {
-            match value {
-                Json::String(text) => self.set(name, text),
-                Json::Null => {}
-                other => self.set(name, &other.to_string()),
-            }
-        }
-        self
-    }
-
-    fn set(&mut self, name: &str, value: &str) {
-        let yes = value.eq_ignore_ascii_case("true");
-        match name {
-            "serializeLong" if value.eq_ignore_ascii_case("string") => self.long_form = LongForm::Text,
-            "serializeLong" => self.long_form = LongForm::Number,
-            "ignoreErrors" => self.ignore_errors = yes,
-            "includeRequest" => self.include_request = yes,
-            _ => {}
-        }
-    }
 }
 
 /// A request, or why it is none.
@@ -134,12 +99,13 @@ pub enum Posted {
 ///
 /// What is wrong with it.
 pub fn from_path(path: &str, query: Option<&str>) -> Parsed {
+    let options = Options::from_query(query)?;
     let alternative = pairs(query.unwrap_or_default()).find(|(name, _)| name == "p");
     let text = match alternative {
         Some((_, text)) => text,
         None => decode(path),
     };
-    let mut segments = split_path(&text).into_iter();
+    let mut segments = split_path(&text).into_iter().filter(|segment| !segment.is_empty());
     let mut fields = Fields::new(Method::Get, segments.next().unwrap_or_else(|| "version".to_owned()));
     match fields.kind.as_str() {
         "read" => {
@@ -153,27 +119,34 @@ pub fn from_path(path: &str, query: Option<&str>) -> Parsed {
             });
             fields.path = join_path(segments);
         }
+        "write" => {
+            fields.mbean = segments.next();
+            fields.attributes = segments.next().map_or(Attributes::All, Attributes::One);
+            fields.value = segments.next().map_or(Json::Null, argument);
+            fields.path = join_path(segments);
+        }
         "exec" => {
             fields.mbean = segments.next();
             fields.operation = segments.next();
             fields.arguments = segments.map(argument).collect();
         }
         "search" => fields.mbean = segments.next(),
+        "list" => fields.path = join_path(segments),
         _ => {}
     }
-    fields.into_request(Options::from_query(query))
+    fields.into_request(options)
 }
 
 /// Reads the body of a POST.
 ///
 /// # Errors
 ///
-/// That it isn't JSON, not an object or an array, or an array of too many.
+/// That it isn't JSON, not an object or an array, or an array of too many; or what is wrong with the query.
 pub fn from_body(body: &[u8], query: Option<&str>) -> Result<Posted, Failure> {
+    let options = Options::from_query(query)?;
     // serde_json ends at a depth of 128, which bounds what a hostile body makes of the stack.
     let json: Json = serde_json::from_slice(body)
         .map_err(|error| Failure::bad_request(format!("Invalid JSON request: {error}")))?;
-    let options = Options::from_query(query);
     match json {
         Json::Object(object) => Ok(Posted::One(Box::new(from_object(&object, options)))),
         Json::Array(items) if items.len() > MAX_BULK => Err(Failure::bad_request(format!(
@@ -184,7 +157,7 @@ pub fn from_body(body: &[u8], query: Option<&str>) -> Result<Posted, Failure> {
             items
                 .iter()
                 .map(|item| match item {
-                    Json::Object(object) => from_object(object, options),
+                    Json::Object(object) => from_object(object, options.clone()),
                     _ => Err(Failure::bad_request("Invalid JSON Request. Expected Object")),
                 })
                 .collect(),
@@ -197,6 +170,10 @@ fn from_object(object: &Map<String, Json>, options: Options) -> Parsed {
     let kind = text_of(object, "type")?.ok_or_else(|| Failure::bad_request("No type given"))?;
     let mut fields = Fields::new(Method::Post, kind);
     fields.mbean = text_of(object, "mbean")?;
+    if fields.kind == "read" && object.get("mbean") == Some(&Json::Null) {
+        // A key that is there without a name is a pattern of all names; one that is not there is an error.
+        fields.mbean = Some("*:*".to_owned());
+    }
     fields.operation = text_of(object, "operation")?;
     fields.attributes = match object.get("attribute") {
         None | Some(Json::Null) => Attributes::All,
@@ -216,6 +193,8 @@ fn from_object(object: &Map<String, Json>, options: Options) -> Parsed {
         Some(Json::Array(arguments)) => arguments.clone(),
         Some(_) => return Err(Failure::bad_request("arguments must be an array")),
     };
+    fields.value = object.get("value").cloned().unwrap_or_default();
+    fields.is_for_target = object.get("target").is_some_and(|target| !target.is_null());
     fields.into_request(options.with_config(object.get("config")))
 }
 
@@ -240,15 +219,6 @@ enum Method {
     Post,
 }
 
-impl Method {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Post => "POST",
-        }
-    }
-}
-
 /// What a request of either form may hold.
 #[derive(Debug)]
 struct Fields {
@@ -258,7 +228,9 @@ struct Fields {
     attributes: Attributes,
     operation: Option<String>,
     arguments: Vec<Json>,
+    value: Json,
     path: Option<String>,
+    is_for_target: bool,
 }
 
 impl Fields {
@@ -270,17 +242,31 @@ impl Fields {
             attributes: Attributes::All,
             operation: None,
             arguments: Vec::new(),
+            value: Json::Null,
             path: None,
+            is_for_target: false,
         }
     }
 
     fn into_request(self, options: Options) -> Parsed {
         let mut echo = Map::new();
-        let path = || split_path(self.path.as_deref().unwrap_or_default());
-        let call = match self.kind.as_str() {
+        let call = self.call(&mut echo, options.canonical_naming)?;
+        if let (Some(path), false) =
+            (self.path, matches!(call, Call::Version | Call::Config | Call::Search { .. }))
+        {
+            echo.insert("path".to_owned(), path.into());
+        }
+        echo.insert("type".to_owned(), self.kind.into());
+        Ok(Request { call, echo, options, is_for_target: self.is_for_target })
+    }
+
+    fn call(&self, echo: &mut Map<String, Json>, canonical: bool) -> Result<Call, Failure> {
+        let path = || inner_path(self.path.as_deref().unwrap_or_default());
+        Ok(match self.kind.as_str() {
             "version" => Call::Version,
+            "config" => Call::Config,
             "read" => {
-                let beans = self.beans(&mut echo, "Read", "an ObjectName to read from (may be a pattern)")?;
+                let beans = self.beans(echo, canonical, "Read", "to read from (may be a pattern)")?;
                 let attribute = match &self.attributes {
                     Attributes::One(name) => Json::from(name.as_str()),
                     Attributes::Several(names) => Json::from(names.as_slice()),
@@ -289,8 +275,19 @@ impl Fields {
                 echo.insert("attribute".to_owned(), attribute);
                 Call::Read { beans, attributes: self.attributes.clone(), path: path() }
             }
+            "write" => {
+                let bean = self.beans(echo, canonical, "Write", "to write to")?;
+                let Attributes::One(attribute) = &self.attributes else {
+                    return Err(self.incomplete("Write", "an attribute name to write"));
+                };
+                echo.insert("attribute".to_owned(), attribute.as_str().into());
+                if !self.value.is_null() {
+                    echo.insert("value".to_owned(), self.value.clone());
+                }
+                Call::Write { bean, attribute: attribute.clone() }
+            }
             "exec" => {
-                let beans = self.beans(&mut echo, "Exec", "an ObjectName to invoke an operation of")?;
+                let beans = self.beans(echo, canonical, "Exec", "to invoke an operation of")?;
                 let operation = self
                     .operation
                     .clone()
@@ -301,28 +298,41 @@ impl Fields {
                 }
                 Call::Exec { beans, operation, arguments: self.arguments.clone(), path: path() }
             }
-            "search" => Call::Search { beans: self.beans(&mut echo, "Search", "an ObjectName pattern")? },
-            "list" => Call::Unanswered("list"),
-            "write" => Call::Unanswered("write"),
-            "notification" => Call::Unanswered("notification"),
-            "config" => Call::Unanswered("config"),
+            "search" => Call::Search { beans: self.beans(echo, canonical, "Search", "pattern")? },
+            "list" => Call::List { path: path() },
+            // `notification` among them, as in Jolokia 1: no bean of this agent sends any.
             other => return Err(Failure::bad_request(format!("No type with name '{other}' exists"))),
-        };
-        if let (Some(path), Call::Read { .. } | Call::Exec { .. }) = (self.path, &call) {
-            echo.insert("path".to_owned(), path.into());
-        }
-        echo.insert("type".to_owned(), self.kind.into());
-        Ok(Request { call, echo, options })
+        })
     }
 
-    fn beans(&self, echo: &mut Map<String, Json>, kind: &str, what: &str) -> Result<ObjectName, Failure> {
-        let text = self.mbean.as_deref().ok_or_else(|| self.incomplete(kind, what))?;
-        echo.insert("mbean".to_owned(), text.into());
-        ObjectName::parse(text)
+    fn beans(
+        &self,
+        echo: &mut Map<String, Json>,
+        canonical: bool,
+        kind: &str,
+        what: &str,
+    ) -> Result<ObjectName, Failure> {
+        let Some(text) = self.mbean.as_deref() else {
+            let what = match self.method {
+                Method::Get => {
+                    let what = what.trim_end_matches(" (may be a pattern)");
+                    format!("at least 1 path element for ObjectName {what}")
+                }
+                Method::Post => format!("an ObjectName {what}"),
+            };
+            return Err(self.incomplete(kind, &what));
+        };
+        let name = ObjectName::parse(text)?;
+        echo.insert("mbean".to_owned(), if canonical { name.canonical().into() } else { text.into() });
+        Ok(name)
     }
 
     fn incomplete(&self, kind: &str, what: &str) -> Failure {
-        Failure::bad_request(format!("{kind} {} requests require {what}", self.method.name()))
+        let method = match self.method {
+            Method::Get => "GET",
+            Method::Post => "POST",
+        };
+        Failure::bad_request(format!("{kind} {method} requests require {what}"))
     }
 }
 
@@ -335,7 +345,16 @@ fn argument(segment: String) -> Json {
     }
 }
 
-/// Splits at slashes. `!` takes the special meaning from the character after it; empty segments are none.
+/// Splits an inner path. Empty segments at its end are none.
+fn inner_path(text: &str) -> Vec<String> {
+    let mut segments = split_path(text);
+    while segments.last().is_some_and(String::is_empty) {
+        segments.pop();
+    }
+    segments
+}
+
+/// Splits at slashes. `!` takes the special meaning from the character after it.
 fn split_path(text: &str) -> Vec<String> {
     let mut segments = vec![String::new()];
     let mut characters = text.chars();
@@ -346,26 +365,13 @@ fn split_path(text: &str) -> Vec<String> {
             other => segments.last_mut().expect("never empty").push(other),
         }
     }
-    segments.retain(|segment| !segment.is_empty());
     segments
 }
 
 /// Joins segments into a text that [`split_path`] splits into the same; `None` where there are none.
-fn join_path(segments: impl Iterator<Item = String>) -> Option<String> {
+pub(super) fn join_path(segments: impl Iterator<Item = String>) -> Option<String> {
     let quoted: Vec<_> = segments.map(|segment| segment.replace('!', "!!").replace('/', "!/")).collect();
     (!quoted.is_empty()).then(|| quoted.join("/"))
-}
-
-fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
-    query.split('&').map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(name), decode(value))
-    })
-}
-
-/// Takes the percent encoding off. A plus sign stays one; what isn't UTF-8 becomes a replacement character.
-fn decode(text: &str) -> String {
-    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

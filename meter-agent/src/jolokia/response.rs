@@ -1,6 +1,4 @@
-//! Values as JMX has them, what can go wrong, and the envelope that both travel in.
-
-use std::borrow::Cow;
+//! What can go wrong, and the envelope that errors and values travel in.
 
 use serde::{
     Serialize, Serializer,
@@ -8,57 +6,8 @@ use serde::{
 };
 use serde_json::{Map, Value as Json};
 
-/// A value of a bean, of the types that an MXBean maps its own to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
-    /// Nothing.
-    Null,
-    /// `java.lang.Boolean`.
-    Bool(bool),
-    /// `java.lang.Integer`.
-    Int(i32),
-    /// `java.lang.Long`, of which a counter uses the positive half.
-    ///
-    /// Written in full, never as a float. Above [`i64::MAX`], where Java has no number, it stays at [`i64::MAX`].
-    Long(u64),
-    /// `java.lang.String`.
-    Text(String),
-    /// An array.
-    List(Vec<Self>),
-    /// A composite's items or a table's rows by their key.
-    Map(Vec<(Cow<'static, str>, Self)>),
-}
-
-impl Value {
-    /// Makes the items of a composite.
-    #[must_use]
-    pub fn composite<const N: usize>(items: [(&'static str, Self); N]) -> Self {
-        Self::Map(items.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect())
-    }
-
-    /// Returns what a path leads to: keys of maps, indices of lists, `*` for each of a level.
-    ///
-    /// `None` where there is no such key or index. A `*` keeps its level and leaves out what the rest of the path
-    /// doesn't lead to.
-    #[must_use]
-    pub fn at(self, path: &[String]) -> Option<Self> {
-        let Some((first, rest)) = path.split_first() else { return Some(self) };
-        match self {
-            Self::Map(items) if first == "*" => Some(Self::Map(
-                items.into_iter().filter_map(|(key, value)| Some((key, value.at(rest)?))).collect(),
-            )),
-            Self::List(items) if first == "*" => {
-                Some(Self::List(items.into_iter().filter_map(|value| value.at(rest)).collect()))
-            }
-            Self::Map(items) => items.into_iter().find(|(key, _)| key == first)?.1.at(rest),
-            Self::List(mut items) => {
-                let index: usize = first.parse().ok()?;
-                (index < items.len()).then(|| items.swap_remove(index))?.at(rest)
-            }
-            _ => None,
-        }
-    }
-}
+use super::request::parameters::Options;
+use crate::jmx::{bean::Exception, open_type::CompositeType, value::Value};
 
 /// How longs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,6 +17,18 @@ pub enum LongForm {
     Number,
     /// As texts, for readers whose numbers are floats.
     Text,
+}
+
+/// Which errors have a stack trace: an empty one, since there is no Java stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StackTrace {
+    /// None.
+    #[default]
+    Never,
+    /// Those that Java code need not declare.
+    Runtime,
+    /// All.
+    Always,
 }
 
 /// A value on its way to JSON.
@@ -80,14 +41,17 @@ impl Serialize for Printed<'_> {
             Value::Null => serializer.serialize_unit(),
             Value::Bool(value) => serializer.serialize_bool(*value),
             Value::Int(value) => serializer.serialize_i32(*value),
-            Value::Long(value) => {
-                let value = (*value).min(i64::MAX.unsigned_abs());
-                match form {
-                    LongForm::Number => serializer.serialize_u64(value),
-                    LongForm::Text => serializer.collect_str(&value),
-                }
-            }
+            Value::Long(value) => match form {
+                LongForm::Number => serializer.serialize_i64(*value),
+                LongForm::Text => serializer.collect_str(value),
+            },
+            Value::Double(value) => serializer.serialize_f64(*value),
             Value::Text(value) => serializer.serialize_str(value),
+            Value::Name(name) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("objectName", name)?;
+                map.end()
+            }
             Value::List(values) => {
                 let mut list = serializer.serialize_seq(Some(values.len()))?;
                 for value in values {
@@ -95,15 +59,29 @@ impl Serialize for Printed<'_> {
                 }
                 list.end()
             }
+            Value::Composite(CompositeType { items: of, .. }, items) => {
+                entries(serializer, of.iter().map(|(name, _)| *name).zip(items), form)
+            }
+            Value::Table(_, rows) => {
+                entries(serializer, rows.iter().map(|(key, value)| (key.as_str(), value)), form)
+            }
             Value::Map(items) => {
-                let mut map = serializer.serialize_map(Some(items.len()))?;
-                for (key, value) in items {
-                    map.serialize_entry(key, &Printed(value, form))?;
-                }
-                map.end()
+                entries(serializer, items.iter().map(|(key, value)| (key.as_ref(), value)), form)
             }
         }
     }
+}
+
+fn entries<'a, S: Serializer>(
+    serializer: S,
+    items: impl Iterator<Item = (&'a str, &'a Value)>,
+    form: LongForm,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    for (key, value) in items {
+        map.serialize_entry(key, &Printed(value, form))?;
+    }
+    map.end()
 }
 
 /// Why a request has no value, in the words of the Java agent.
@@ -120,39 +98,29 @@ pub struct Failure {
 impl Failure {
     /// The request makes no sense.
     pub fn bad_request(message: impl Into<String>) -> Self {
-        Self { status: 400, class: "java.lang.IllegalArgumentException", message: message.into() }
+        Exception::illegal_argument(message).into()
     }
 
     /// There is no such bean.
-    pub fn no_bean(name: impl Into<String>) -> Self {
-        Self { status: 404, class: "javax.management.InstanceNotFoundException", message: name.into() }
+    pub fn no_bean(message: impl Into<String>) -> Self {
+        Exception::no_bean(message).into()
     }
 
-    /// The bean has no such attribute, or not for this use.
-    pub fn no_attribute(message: impl Into<String>) -> Self {
-        Self { status: 404, class: "javax.management.AttributeNotFoundException", message: message.into() }
-    }
-
-    /// The bean has no such operation.
-    pub fn no_operation(name: impl Into<String>) -> Self {
-        Self { status: 500, class: "java.lang.NoSuchMethodException", message: name.into() }
-    }
-
-    /// The operation was called with null for something that must be there.
+    /// A parameter is no number, or none that an int of Java's holds.
     #[must_use]
-    pub fn null_argument() -> Self {
-        let class = "java.lang.NullPointerException";
-        Self { status: 500, class, message: class.to_owned() }
+    pub fn no_number(text: &str) -> Self {
+        Self::unexpected("java.lang.NumberFormatException", format!("For input string: \"{text}\""))
     }
 
-    /// The answer would be too long.
-    pub fn too_long(message: impl Into<String>) -> Self {
-        Self { status: 500, class: "java.lang.IllegalStateException", message: message.into() }
+    /// Something that the Java agent doesn't foresee either.
+    pub fn unexpected(class: &'static str, message: impl Into<String>) -> Self {
+        Self { status: 500, class, message: message.into() }
     }
 
-    /// The agent doesn't do this, though the protocol knows it.
-    pub fn unsupported(message: impl Into<String>) -> Self {
-        Self { status: 500, class: "java.lang.UnsupportedOperationException", message: message.into() }
+    /// The client may not ask.
+    #[must_use]
+    pub fn denied() -> Self {
+        Self { status: 403, class: "java.lang.Exception", message: "Access Denied".to_owned() }
     }
 
     /// Returns the error as one text, which takes a value's place where errors are to be ignored.
@@ -161,13 +129,31 @@ impl Failure {
         to_json(&self.fields())
     }
 
+    fn is_of_jmx(&self) -> bool {
+        self.class.starts_with("javax.management.")
+    }
+
     fn fields(&self) -> ErrorFields<'_> {
         ErrorFields {
             error_type: self.class,
             marker: true,
-            error_type_jmx: self.class.starts_with("javax.management.").then_some(self.class),
+            error_type_jmx: self.is_of_jmx().then_some(self.class),
             error: &self.message,
         }
+    }
+}
+
+impl From<Exception> for Failure {
+    fn from(exception: Exception) -> Self {
+        let Exception { class, message } = exception;
+        let status = match class {
+            "javax.management.InstanceNotFoundException" | "javax.management.AttributeNotFoundException" => {
+                404
+            }
+            "java.lang.IllegalArgumentException" => 400,
+            _ => 500,
+        };
+        Self { status, class, message }
     }
 }
 
@@ -185,7 +171,8 @@ struct ErrorFields<'a> {
 struct SuccessEnvelope<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<&'a Map<String, Json>>,
-    value: Printed<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Printed<'a>>,
     status: u16,
     timestamp: u64,
 }
@@ -196,28 +183,60 @@ struct ErrorEnvelope<'a> {
     request: Option<&'a Map<String, Json>>,
     #[serde(flatten)]
     fields: ErrorFields<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_value: Option<ErrorValue<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stacktrace: Option<&'a str>,
     status: u16,
 }
 
-/// Returns the envelope of one answer. `echo` is what it answers, `timestamp` seconds since the Unix epoch.
+/// The exception as a value.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorValue<'a> {
+    message: &'a str,
+    localized_message: &'a str,
+    cause: Option<&'a str>,
+    suppressed: [&'a str; 0],
+}
+
+/// Returns the envelope of one answer; nothing as its value says that it is not modified.
+///
+/// `echo` is the request that it repeats, `timestamp` seconds since the Unix epoch.
 #[must_use]
 pub fn envelope(
     echo: Option<&Map<String, Json>>,
-    outcome: &Result<Value, Failure>,
-    long_form: LongForm,
+    outcome: &Result<Option<Value>, Failure>,
+    options: &Options,
     timestamp: u64,
 ) -> String {
-    match outcome {
-        Ok(value) => to_json(&SuccessEnvelope {
-            request: echo,
-            value: Printed(value, long_form),
-            status: 200,
-            timestamp,
-        }),
-        Err(failure) => {
-            to_json(&ErrorEnvelope { request: echo, fields: failure.fields(), status: failure.status })
+    let failure = match outcome {
+        Ok(value) => {
+            let status = if value.is_some() { 200 } else { 304 };
+            let value = value.as_ref().map(|value| Printed(value, options.long_form));
+            return to_json(&SuccessEnvelope { request: echo, value, status, timestamp });
         }
-    }
+        Err(failure) => failure,
+    };
+    let error_value = options.serialize_exception.then_some(ErrorValue {
+        message: &failure.message,
+        localized_message: &failure.message,
+        cause: None,
+        suppressed: [],
+    });
+    let has_trace = match options.stack_trace {
+        StackTrace::Never => false,
+        StackTrace::Runtime => !failure.is_of_jmx(),
+        StackTrace::Always => true,
+    };
+    let stacktrace = has_trace.then_some("");
+    to_json(&ErrorEnvelope {
+        request: echo,
+        fields: failure.fields(),
+        error_value,
+        stacktrace,
+        status: failure.status,
+    })
 }
 
 fn to_json(value: &impl Serialize) -> String {
@@ -229,56 +248,45 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
     use serde_json::json;
 
-    use super::{Failure, LongForm, Value, envelope};
+    use super::{Exception, Failure, LongForm, Options, Value, envelope};
 
-    fn registries() -> Value {
-        let registry =
-            |index| Value::composite([("index", Value::Int(index)), ("meters", Value::Map(Vec::new()))]);
-        Value::List(vec![registry(0), registry(1)])
-    }
-
-    fn path(text: &str) -> Vec<String> {
-        text.split_terminator('/').map(ToOwned::to_owned).collect()
+    #[test]
+    fn longs_are_numbers_or_texts_and_always_exact() {
+        let outcome = Ok(Some(Value::List(vec![
+            Value::count(u64::MAX),
+            Value::Long(9_007_199_254_740_993),
+            Value::Int(-1),
+            Value::Double(0.5),
+            Value::Double(f64::NAN),
+        ])));
+        assert_eq!(
+            envelope(None, &outcome, &Options::default(), 7),
+            r#"{"value":[9223372036854775807,9007199254740993,-1,0.5,null],"status":200,"timestamp":7}"#
+        );
+        let options = Options { long_form: LongForm::Text, ..Options::default() };
+        assert_eq!(
+            envelope(None, &outcome, &options, 7),
+            r#"{"value":["9223372036854775807","9007199254740993",-1,0.5,null],"status":200,"timestamp":7}"#
+        );
     }
 
     #[test]
-    fn path_leads_through_keys_indices_and_stars() {
-        for (given, expected) in [
-            ("", Some(registries())),
-            ("1/index", Some(Value::Int(1))),
-            ("*/index", Some(Value::List(vec![Value::Int(0), Value::Int(1)]))),
-            ("*/nope", Some(Value::List(vec![]))),
-            ("2", None),
-            ("-1", None),
-            ("index", None),
-            ("0/index/deeper", None),
-        ] {
-            assert_eq!(registries().at(&path(given)), expected, "{given}");
-        }
-    }
-
-    #[test]
-    fn long_beyond_java_stays_at_javas_greatest() {
-        let outcome =
-            Ok(Value::List(vec![Value::Long(u64::MAX), Value::Long(9_007_199_254_740_993), Value::Int(-1)]));
-        assert_eq!(
-            envelope(None, &outcome, LongForm::Number, 7),
-            r#"{"value":[9223372036854775807,9007199254740993,-1],"status":200,"timestamp":7}"#
-        );
-        assert_eq!(
-            envelope(None, &outcome, LongForm::Text, 7),
-            r#"{"value":["9223372036854775807","9007199254740993",-1],"status":200,"timestamp":7}"#
-        );
+    fn what_is_not_modified_has_no_value_and_null_is_one() {
+        let options = Options::default();
+        assert_eq!(envelope(None, &Ok(None), &options, 7), r#"{"status":304,"timestamp":7}"#);
+        let null = envelope(None, &Ok(Some(Value::Null)), &options, 7);
+        assert_eq!(null, r#"{"value":null,"status":200,"timestamp":7}"#);
     }
 
     #[test]
     fn error_names_its_class_twice_only_where_it_is_jmxs() {
         assert_eq!(
-            Failure::no_attribute("No such attribute: Nope").as_text(),
+            Failure::from(Exception::no_attribute("No such attribute: Nope")).as_text(),
             r#"{"error_type":"javax.management.AttributeNotFoundException",".error":true,"error_type_jmx":"javax.management.AttributeNotFoundException","error":"No such attribute: Nope"}"#
         );
         let echo = json!({"type": "exec"});
-        let answer = envelope(echo.as_object(), &Err(Failure::no_operation("nope")), LongForm::Number, 7);
+        let outcome = Err(Failure::from(Exception::no_operation("nope")));
+        let answer = envelope(echo.as_object(), &outcome, &Options::default(), 7);
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(&answer).unwrap(),
             json!({"request": {"type": "exec"}, "error_type": "java.lang.NoSuchMethodException", ".error": true,
@@ -289,8 +297,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_long_of_java_is_exact(value in any::<i64>()) {
-            let value = value.unsigned_abs().min(i64::MAX.unsigned_abs());
-            let answer = envelope(None, &Ok(Value::Long(value)), LongForm::Number, 0);
+            let answer = envelope(None, &Ok(Some(Value::Long(value))), &Options::default(), 0);
             prop_assert_eq!(&answer, &format!(r#"{{"value":{value},"status":200,"timestamp":0}}"#));
         }
     }

@@ -4,6 +4,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, UnixListener};
 
+use super::beans;
 use crate::{
     config::{self, Config},
     control,
@@ -11,7 +12,7 @@ use crate::{
         Request, Response, routes,
         server::{Limits, serve},
     },
-    jolokia::{self, AgentInfo},
+    jolokia,
     publish::SnapshotReader,
 };
 
@@ -27,16 +28,15 @@ pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &Sna
             async move { routes::answer(&reader, request).await }
         }));
     }
-    let info = Arc::new(AgentInfo {
-        id: format!("{}-{}", config.host_name, std::process::id()),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    });
-    for &address in &config.jolokia_listen {
-        let (reader, info) = (reader.clone(), Arc::clone(&info));
-        tokio::spawn(listen("jolokia", address, move |request| {
-            let (reader, info) = (reader.clone(), Arc::clone(&info));
-            async move { jolokia::answer(&reader, request, &info).await }
-        }));
+    if !config.jolokia_listen.is_empty() {
+        let beans = beans::start(config, reader);
+        for &address in &config.jolokia_listen {
+            let (reader, beans) = (reader.clone(), Arc::clone(&beans));
+            tokio::spawn(listen("jolokia", address, move |request| {
+                let (reader, beans) = (reader.clone(), Arc::clone(&beans));
+                async move { jolokia::answer(&beans, &reader, request).await }
+            }));
+        }
     }
     if let Some(socket) = control {
         let reader = reader.clone();

@@ -2,9 +2,11 @@ use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 use serde_json::json;
 
 use super::{
-    Attributes, Call, LongForm, ObjectName, Options, Posted, Request, from_body, from_path, join_path,
+    Attributes, Call, ObjectName, Posted, Request, from_body, from_path, join_path,
+    parameters::{Form, ListOptions, Options},
     split_path,
 };
+use crate::jolokia::response::{Failure, LongForm, StackTrace};
 
 const NAME: &str = "org.midonet.midolman:type=Metering";
 
@@ -58,10 +60,16 @@ fn get_and_post_of_one_request_are_the_same() {
             json!({"type": "search", "mbean": "*:*"}),
             Call::Search { beans: ObjectName::parse("*:*").unwrap() },
         ),
-        ("/list/a/b", json!({"type": "list", "path": "a/b"}), Call::Unanswered("list")),
+        ("/list/a/b", json!({"type": "list", "path": "a/b"}), Call::List { path: texts(&["a", "b"]) }),
+        (
+            "/write/org.midonet.midolman:type=Metering/Meters/%5Bnull%5D",
+            json!({"type": "write", "mbean": NAME, "attribute": "Meters", "value": null}),
+            Call::Write { bean: beans(), attribute: "Meters".to_owned() },
+        ),
+        ("/config", json!({"type": "config"}), Call::Config),
     ] {
         let got = from_path(path, None).unwrap();
-        assert_eq!((&got.call, got.options), (&call, Options::default()), "{path}");
+        assert_eq!((&got.call, &got.options), (&call, &Options::default()), "{path}");
         assert_eq!(
             from_body(body.to_string().as_bytes(), None),
             Ok(Posted::One(Box::new(Ok(got)))),
@@ -80,11 +88,71 @@ fn body_overrides_the_query_and_unknown_parameters_are_ignored() {
         }
     };
     let text = Options { long_form: LongForm::Text, ..Options::default() };
-    assert_eq!(options("serializeLong=string&maxDepth=x&foo", json!({"maxDepth": null})), text);
+    assert_eq!(options("serializeLong=string&foo", json!({"maxDepth": null})), text);
     assert_eq!(options("serializeLong=string", json!({"serializeLong": "number"})), Options::default());
-    let all = Options { long_form: LongForm::Number, ignore_errors: true, include_request: false };
+    let all = Options { ignore_errors: true, include_request: false, ..Options::default() };
     assert_eq!(options("includeRequest=false", json!({"ignoreErrors": true})), all);
     assert_eq!(options("includeRequest=false", json!({"ignoreErrors": "true"})), all);
+    let every = Options {
+        max_depth: 1,
+        max_collection_size: 2,
+        max_objects: 3,
+        if_modified_since: Some("4".to_owned()),
+        long_form: LongForm::Text,
+        stack_trace: StackTrace::Always,
+        serialize_exception: true,
+        ignore_errors: true,
+        include_request: false,
+        canonical_naming: true,
+        list: ListOptions { keys: true, cache: true, interfaces: true, open_types: true },
+        broken: None,
+    };
+    let config = json!({"maxDepth": 1, "maxCollectionSize": "2", "maxObjects": 3, "ifModifiedSince": 4,
+        "serializeLong": "string", "includeStackTrace": true, "serializeException": "true", "ignoreErrors": true,
+        "includeRequest": false, "canonicalNaming": true, "listKeys": true, "listCache": true,
+        "listInterfaces": "true", "openTypes": true});
+    assert_eq!(options("", config.clone()), every);
+    let query: Vec<_> = config
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, value)| {
+            format!("{name}={}", value.as_str().map_or(value.to_string(), ToOwned::to_owned))
+        })
+        .collect();
+    assert_eq!(options(&query.join("&"), json!({})), every);
+}
+
+#[test]
+fn parameter_that_is_no_number_or_flag_fails_at_once_in_the_query_and_later_in_the_body() {
+    for (query, name) in [
+        ("maxDepth=abc", "maxDepth"),
+        ("maxObjects=", "maxObjects"),
+        ("ignoreErrors=yes", "ignoreErrors"),
+        ("ifModifiedSince=-1", "ifModifiedSince"),
+    ] {
+        let invalid = Failure::bad_request(format!("Invalid value of {name} parameter"));
+        assert_eq!(from_path("/version", Some(query)), Err(invalid.clone()));
+        assert_eq!(from_body(b"{}", Some(query)), Err(invalid));
+    }
+    let body = json!({"type": "version", "config": {"maxDepth": 4_102_444_800_u64, "maxObjects": "x"}});
+    let Posted::One(one) = from_body(body.to_string().as_bytes(), None).unwrap() else {
+        panic!("not a bulk")
+    };
+    let broken = one.unwrap().options.broken.unwrap();
+    assert_eq!((broken.status, broken.message.as_str()), (500, "For input string: \"4102444800\""));
+}
+
+#[test]
+fn form_takes_functions_and_two_types_and_nothing_else() {
+    let form = |query| Form::from_query(Some(query)).map_err(|failure| failure.status);
+    let function = |name: &str| Ok(Form { callback: Some(name.to_owned()), plain: false });
+    assert_eq!(form("callback=jQuery_1.$cb"), function("jQuery_1.$cb"));
+    assert_eq!(form("mimeType=text/plain"), Ok(Form { callback: None, plain: true }));
+    assert_eq!(form("mimeType=application%2Fjson&x"), Ok(Form::default()));
+    for query in ["callback=", "callback=alert(1)", "callback=a..b", "callback=1a", "mimeType=text/html"] {
+        assert_eq!(form(query), Err(400), "{query}");
+    }
 }
 
 #[test]
@@ -110,6 +178,8 @@ fn incomplete_request_says_what_is_missing() {
             "arguments must be an array",
         ),
         (json!({"type": "search"}), "Search POST requests require an ObjectName pattern"),
+        (json!({"type": "write", "mbean": NAME}), "Write POST requests require an attribute name to write"),
+        (json!({"type": "notification", "command": "register"}), "No type with name 'notification' exists"),
     ] {
         let Posted::One(one) = from_body(body.to_string().as_bytes(), None).unwrap() else {
             panic!("not a bulk")
@@ -117,6 +187,11 @@ fn incomplete_request_says_what_is_missing() {
         let failure = one.unwrap_err();
         assert_eq!((failure.status, failure.message.as_str()), (400, message));
     }
+    let failure = from_path("/read", None).unwrap_err();
+    assert_eq!(
+        (failure.status, failure.message.as_str()),
+        (400, "Read GET requests require at least 1 path element for ObjectName to read from")
+    );
 }
 
 proptest! {
@@ -140,7 +215,8 @@ proptest! {
     #[test]
     fn every_segment_survives_its_quoting(segments in prop::collection::vec("[/!a-z\"]+", 0..5)) {
         let joined = join_path(segments.iter().cloned()).unwrap_or_default();
-        prop_assert_eq!(split_path(&joined), segments.clone());
+        let split: Vec<_> = split_path(&joined).into_iter().filter(|segment| !segment.is_empty()).collect();
+        prop_assert_eq!(split, segments.clone());
         let encoded = percent_encoding::utf8_percent_encode(&joined, percent_encoding::NON_ALPHANUMERIC);
         let read = from_path(&format!("/read/{NAME}/A/{encoded}"), None);
         let attributes = Attributes::One("A".to_owned());

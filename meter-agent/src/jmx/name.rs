@@ -1,15 +1,17 @@
 //! Names of beans: `domain:key=value,...`, and patterns of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use super::response::Failure;
+use super::bean::Exception;
 
 /// A bean's name, or a pattern that names may match.
 ///
-/// Keys come in any order. In a pattern, `*` and `?` stand for characters of the domain and of values, and a `*`
-/// among the keys for further ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Keys come in any order, which is kept for messages and else means nothing. In a pattern, `*` and `?` stand for
+/// characters of the domain and of values, and a `*` among the keys for further ones.
+#[derive(Debug, Clone)]
 pub struct ObjectName {
+    /// As it was written.
+    text: String,
     domain: String,
     keys: BTreeMap<String, String>,
     open: bool,
@@ -21,15 +23,16 @@ impl ObjectName {
     /// # Errors
     ///
     /// What is missing, in Java's words.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        let bad = |what: &str| Failure::bad_request(what);
+    pub fn parse(text: &str) -> Result<Self, Exception> {
+        let bad = |what: &str| Exception::illegal_argument(what);
         let (domain, properties) =
             text.split_once(':').ok_or_else(|| bad("Key properties cannot be empty"))?;
-        let mut name = Self { domain: domain.to_owned(), keys: BTreeMap::new(), open: false };
+        let mut name =
+            Self { text: text.to_owned(), domain: domain.to_owned(), keys: BTreeMap::new(), open: false };
         if properties.is_empty() {
             return Err(bad("Key properties cannot be empty"));
         }
-        for property in properties.split(',') {
+        for property in split_properties(properties) {
             match property.split_once('=') {
                 None if property == "*" => name.open = true,
                 None => return Err(bad("Unterminated key property part")),
@@ -42,6 +45,38 @@ impl ObjectName {
             }
         }
         Ok(name)
+    }
+
+    /// Makes the name of a bean with one key.
+    pub fn of(domain: impl Into<String>, key: &str, value: impl Into<String>) -> Self {
+        let (domain, value) = (domain.into(), value.into());
+        let text = format!("{domain}:{key}={value}");
+        Self { text, domain, keys: [(key.to_owned(), value)].into(), open: false }
+    }
+
+    /// Returns the domain.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Returns the keys with their values.
+    #[must_use]
+    pub const fn keys(&self) -> &BTreeMap<String, String> {
+        &self.keys
+    }
+
+    /// Returns it with its keys in order: Java's canonical name.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        format!("{}:{}", self.domain, self.properties())
+    }
+
+    /// Returns the keys with their values as a canonical name has them behind its domain.
+    #[must_use]
+    pub fn properties(&self) -> String {
+        let keys = self.keys.iter().map(|(key, value)| format!("{key}={value}"));
+        keys.chain(self.open.then(|| "*".to_owned())).collect::<Vec<_>>().join(",")
     }
 
     /// Returns whether it may match more than one name.
@@ -60,6 +95,34 @@ impl ObjectName {
         keys && (self.open || self.keys.len() == name.keys.len())
             && glob(self.domain.as_bytes(), name.domain.as_bytes())
     }
+}
+
+impl PartialEq for ObjectName {
+    fn eq(&self, other: &Self) -> bool {
+        self.open == other.open && self.domain == other.domain && self.keys == other.keys
+    }
+}
+
+impl Eq for ObjectName {}
+
+/// Writes it as it was written.
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Splits at the commas that stand in no quoted value.
+fn split_properties(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |character| {
+        let is_escaped = escaped;
+        escaped = quoted && character == '\\' && !is_escaped;
+        if character == '"' && !is_escaped {
+            quoted = !quoted;
+        }
+        character == ',' && !quoted
+    })
 }
 
 /// Matches by remembering the last `*`, so that a pattern of many costs length times length and no more.
@@ -91,7 +154,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use proptest::prelude::{prop_assert, proptest};
 
-    use super::{ObjectName, glob};
+    use super::{Exception, ObjectName, glob};
 
     #[test]
     fn pattern_matches_domain_keys_and_further_keys() {
@@ -111,6 +174,24 @@ mod tests {
     }
 
     #[test]
+    fn canonical_name_has_its_keys_in_order() {
+        for (given, canonical) in [
+            ("a:type=T,name=\"x,y\\\",z\"", "a:name=\"x,y\\\",z\",type=T"),
+            ("*:type=Metering,*", "*:type=Metering,*"),
+            ("a:*", "a:*"),
+        ] {
+            let name = ObjectName::parse(given).unwrap();
+            assert_eq!((name.canonical().as_str(), name.to_string().as_str()), (canonical, given));
+            assert_eq!(ObjectName::parse(canonical), Ok(name));
+        }
+        let name = ObjectName::of("metrics", "name", "a.b");
+        assert_eq!(
+            (name.to_string(), name.canonical()),
+            ("metrics:name=a.b".to_owned(), "metrics:name=a.b".to_owned())
+        );
+    }
+
+    #[test]
     fn text_that_is_no_name_is_refused() {
         for (text, what) in [
             ("foo", "Key properties cannot be empty"),
@@ -119,8 +200,7 @@ mod tests {
             ("foo:=x", "Invalid key (empty)"),
             ("foo:a=1,a=2", "key `a' already defined"),
         ] {
-            let failure = ObjectName::parse(text).unwrap_err();
-            assert_eq!((failure.status, failure.message), (400, what.to_owned()));
+            assert_eq!(ObjectName::parse(text), Err(Exception::illegal_argument(what)));
         }
     }
 
