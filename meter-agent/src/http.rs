@@ -3,7 +3,9 @@
 //! [`server`] turns a connection into [`Request`]s and writes [`Response`]s, with a bound on everything that a client
 //! decides. What is served is a function from one to the other: [`routes::answer`] for the metrics port.
 
+mod accept;
 pub mod client;
+mod compress;
 pub mod device_stats;
 pub mod process;
 pub mod prometheus;

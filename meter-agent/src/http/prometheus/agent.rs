@@ -6,6 +6,7 @@ use meter_ebpf::abi::{Direction, Fault, VERSION};
 
 use super::{
     super::process::Process,
+    Series, Stopwatch,
     families::{Families, Family, Labels, Value},
     traffic::{reasons_help, word},
 };
@@ -22,6 +23,36 @@ pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, process: &
     maps(families, snapshot)?;
     health(families, &snapshot.health)?;
     self::process(families, process)
+}
+
+/// Writes what the exposition says of itself, at its end.
+pub(super) fn exposition(families: &mut Families<'_>, series: &Series, stopwatch: Stopwatch) -> fmt::Result {
+    families.gauge(
+        &Family::new(
+            "meter_agent_series_limit",
+            "Series of a family that have a name of their own at most (metrics.max_series).",
+        ),
+        number(series.limit),
+    )?;
+    families.gauges(
+        &Family::new(
+            "meter_agent_series_over_limit",
+            "Ports, devices or tunnels that came when all names were taken, by how the names of their families begin. \
+             Their totals are in the series whose label is other.",
+        ),
+        series.over.iter().map(|(family, over)| (Labels([("family", Value::Text(family))]), number(*over))),
+    )?;
+    families.gauge(
+        &Family::seconds(
+            "meter_agent_scrape_duration",
+            "How long this answer took, from the request to this line: reading all counters and writing every family.",
+        ),
+        stopwatch.elapsed().as_secs_f64(),
+    )
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn identity(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
