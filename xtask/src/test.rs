@@ -48,6 +48,6 @@ mod tests {
 
     #[test]
     fn root_skips_nothing_that_was_set_up() {
-        assert_eq!(required(), "root,object,ip,ping,ethtool,bpftool,promtool");
+        assert_eq!(required(), "root,object,ip,ping,ethtool,bpftool,promtool,prometheus");
     }
 }
