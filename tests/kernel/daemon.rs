@@ -1,5 +1,7 @@
 //! The daemon: what is counted is what every interface says, whatever happens to the agent or is done to it.
 
+mod prometheus;
+
 use std::{
     io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
