@@ -47,7 +47,7 @@ pub struct Pages {
     reader: SnapshotReader,
     exposition: Arc<Exposition>,
     device_stats: bool,
-    renders: Semaphore,
+    renders: Arc<Semaphore>,
 }
 
 impl Pages {
@@ -55,7 +55,7 @@ impl Pages {
     #[must_use]
     pub fn new(reader: SnapshotReader, options: Options, device_stats: bool) -> Self {
         let exposition = Arc::new(Exposition::new(options));
-        Self { reader, exposition, device_stats, renders: Semaphore::new(RENDERS) }
+        Self { reader, exposition, device_stats, renders: Arc::new(Semaphore::new(RENDERS)) }
     }
 
     /// Returns every page that is served: its path, what it is, and what to say of it.
@@ -72,10 +72,15 @@ impl Pages {
         render: impl FnOnce() -> String + Send + 'static,
     ) -> Response {
         let coding = Coding::negotiate(texts(headers, ACCEPT_ENCODING));
-        let rendered = match self.renders.acquire().await {
-            Ok(_place) => tokio::task::spawn_blocking(move || coding.encode(render().into_bytes())).await,
-            Err(_) => return Response::text(StatusCode::SERVICE_UNAVAILABLE, "the agent ends"),
+        let Ok(place) = Arc::clone(&self.renders).acquire_owned().await else {
+            return Response::text(StatusCode::SERVICE_UNAVAILABLE, "the agent ends");
         };
+        let work = move || {
+            // Kept to the end of the work, which goes on when its client doesn't wait for it.
+            let _place = place;
+            coding.encode(render().into_bytes())
+        };
+        let rendered = tokio::task::spawn_blocking(work).await;
         let (body, coding) = match rendered {
             Ok(rendered) => rendered,
             Err(error) => {
