@@ -1,9 +1,12 @@
 //! `cargo xtask bench`: what a scrape of a large host costs, beside writing the same bytes.
 //!
 //! A host of 10,000 ports and 1,000 tunnels each way is written again and again, in turn with the floors, so that what
-//! disturbs the machine disturbs all; the least CPU time of each counts. Two floors: one copy of the finished text, and
+//! disturbs the machine disturbs all; the least CPU time of each counts, over all threads. A whole scrape is one of an
+//! agent on a datapath of memory: it makes a snapshot of the reading, writes and compresses it. Two floors: one copy of the finished text, and
 //! the text put together from its lines, each number printed anew: the least that an exposition can do.
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
+
+mod whole;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -105,15 +108,14 @@ impl Cost {
 }
 
 fn cpu_time() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("CPU time of this thread")?.into())
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("CPU time of this process")?.into())
 }
 
 fn run() -> Result<bool> {
     let snapshot: SharedSnapshot = Arc::new(snapshot());
-    let exposition = |scraper, max_series| {
-        let scraper_agent = "compute1:7200".to_owned();
-        Exposition::new(Options { max_series, midonet: false, scraper, scraper_agent })
-    };
+    let exposition =
+        |scraper, max_series| Exposition::new(Options { max_series, scraper, ..plain_options() });
+    let whole = whole::Whole::start(&snapshot, plain_options())?;
     let (plain, scraper, bounded) =
         (exposition(false, 20_000), exposition(true, 20_000), exposition(false, 5_000));
     let text = |exposition: &Exposition, format| {
@@ -135,24 +137,50 @@ fn run() -> Result<bool> {
         "5,000 series a family at most",
         "/device_stats",
         "gzip of text 0.0.4",
+        "whole scrape, text",
+        "whole scrape, gzip",
         "floor: lines and numbers",
         "floor: one copy",
     ];
-    let mut costs = [Cost::NONE; 8];
+    let mut costs = [Cost::NONE; 10];
     for _ in 0..ROUNDS {
-        let [plain_text, open_metrics, scraped, over, stats, gzip, floor_lines, floor_copy] = &mut costs;
+        let [
+            plain_text,
+            open_metrics,
+            scraped,
+            over,
+            stats,
+            gzip,
+            whole_text,
+            whole_gzip,
+            floor_lines,
+            floor_copy,
+        ] = &mut costs;
         plain_text.measure(|| black_box(text(&plain, Format::Text)).len())?;
         open_metrics.measure(|| black_box(text(&plain, Format::OpenMetrics)).len())?;
         scraped.measure(|| black_box(text(&scraper, Format::Text)).len())?;
         over.measure(|| black_box(text(&bounded, Format::Text)).len())?;
         stats.measure(|| black_box(device_stats::render(&snapshot)).len())?;
         gzip.measure(|| black_box(compressed(&finished)).len())?;
+        whole_text.measure(|| whole.scrape(false))?;
+        whole_gzip.measure(|| whole.scrape(true))?;
         floor_lines.measure(|| black_box(from_lines(&lines, finished.len())).len())?;
         floor_copy.measure(|| black_box(finished.clone()).len())?;
     }
     println!("{PORTS} ports and {TUNNELS} tunnels each way: {samples} samples; least of {ROUNDS} rounds");
     println!("  {:<32} {:>8} {:>8} {:>12} {:>8}", "", "ms", "MB", "allocations", "x lines");
-    let [plain_text, open_metrics, scraped, over, stats, gzip, floor_lines, floor_copy] = costs;
+    let [
+        plain_text,
+        open_metrics,
+        scraped,
+        over,
+        stats,
+        gzip,
+        whole_text,
+        whole_gzip,
+        floor_lines,
+        floor_copy,
+    ] = costs;
     for (row, cost) in rows.into_iter().zip(costs) {
         println!(
             "  {row:<32} {:>8.1} {:>8.2} {:>12} {:>8.2}",
@@ -163,12 +191,16 @@ fn run() -> Result<bool> {
         );
     }
     println!("  a copy takes {:.2} of the lines", floor_copy.ratio(floor_lines));
-    Ok(report(samples, [plain_text, open_metrics, scraped, over, stats, gzip], floor_lines))
+    Ok(report(
+        samples,
+        [plain_text, open_metrics, scraped, over, stats, gzip, whole_text, whole_gzip],
+        floor_lines,
+    ))
 }
 
 /// Prints the goals; returns whether all hold.
-fn report(samples: usize, costs: [Cost; 6], lines: Cost) -> bool {
-    let [text, open_metrics, scraped, over, stats, gzip] = costs;
+fn report(samples: usize, costs: [Cost; 8], lines: Cost) -> bool {
+    let [text, open_metrics, scraped, over, stats, gzip, whole_text, whole_gzip] = costs;
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     let per_sample = |cost: Cost| cost.allocations as f64 / samples as f64;
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
@@ -180,6 +212,9 @@ fn report(samples: usize, costs: [Cost; 6], lines: Cost) -> bool {
         ("gzip: bytes / bytes of text", shrinks, 0.33),
         ("allocations a sample, text", per_sample(text), 0.01),
         ("allocations a sample, OpenMetrics", per_sample(open_metrics), 0.01),
+        ("allocations a sample, whole scrape", per_sample(whole_text), 1.5),
+        ("whole scrape / text", whole_text.ratio(text), 3.0),
+        ("milliseconds for a whole scrape, gzip", whole_gzip.least.as_secs_f64() * 1e3, 250.0),
         ("half of the series in others / text", over.ratio(text), 1.2),
         ("with the scraper's families / text", scraped.ratio(text), 4.0),
         ("/device_stats / text", stats.ratio(text), 1.0),
@@ -190,6 +225,11 @@ fn report(samples: usize, costs: [Cost; 6], lines: Cost) -> bool {
         println!("  {name:<52} {value:>7.3}  at most {limit:.3}  {verdict}");
     }
     goals.iter().all(|(_, value, limit)| value <= limit)
+}
+
+fn plain_options() -> Options {
+    let scraper_agent = "compute1:7200".to_owned();
+    Options { max_series: 20_000, midonet: false, scraper: false, scraper_agent }
 }
 
 fn megabytes(bytes: usize) -> f64 {
