@@ -102,3 +102,11 @@ fn mac_text(mac: MacAddress) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hardware_addresses_are_written_as_the_kernel_writes_them() {
+        assert_eq!(super::mac_text([0x52, 0x54, 0, 0x12, 0x34, 0xff]), "52:54:00:12:34:ff");
+    }
+}

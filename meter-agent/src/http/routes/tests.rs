@@ -120,6 +120,19 @@ async fn pages_with_totals_are_compressed_for_those_who_take_it() {
 }
 
 #[tokio::test]
+async fn large_page_keeps_no_other_client_waiting() {
+    let ports = (0..1000).map(|id| fixture::port(Class::Port, id, "tap0")).collect();
+    let pages = fixed(Snapshot { ports, ..Snapshot::default() });
+    let gzip = [("accept-encoding", "gzip")];
+    // The large one goes first, on the one thread that there is.
+    tokio::select! {
+        biased;
+        response = ask(&pages, Method::GET, "/metrics", &gzip) => panic!("made at once: {}", response.status),
+        (status, _) = get(&pages, "/-/healthy") => assert_eq!(status, 200),
+    }
+}
+
+#[tokio::test]
 async fn device_stats_can_be_switched_off() {
     let pages = Pages { device_stats: false, ..fixed(fixture::snapshot()) };
     assert_eq!(ask(&pages, Method::GET, "/device_stats", &[]).await.status, 404);
