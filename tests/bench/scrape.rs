@@ -2,8 +2,9 @@
 //!
 //! A host of 10,000 ports and 1,000 tunnels each way is written again and again, in turn with the floors, so that what
 //! disturbs the machine disturbs all; the least CPU time of each counts, over all threads. A whole scrape is one of an
-//! agent on a datapath of memory: it makes a snapshot of the reading, writes and compresses it. Two floors: one copy of the finished text, and
-//! the text put together from its lines, each number printed anew: the least that an exposition can do.
+//! agent on a datapath of memory: it makes a snapshot of the reading, writes and compresses it. Two floors: one copy of
+//! the finished text, and the text put together from its lines, each number printed anew: the least that an exposition
+//! can do.
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
 mod whole;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what our programs and a scrape cost, beside what the cheapest and the usual ones cost in the same
-//! run.
+//! `cargo xtask bench`: what our programs and a scrape cost, beside what the cheapest and the usual ones cost in the
+//! same run.
 
 use std::ffi::OsString;
 
