@@ -44,6 +44,10 @@ pub struct Config {
     pub http_listen: Vec<SocketAddr>,
     /// Where the Jolokia protocol is served; none where empty.
     pub jolokia_listen: Vec<SocketAddr>,
+    /// `[metrics]`: how much `/metrics` shows.
+    pub metrics: Metrics,
+    /// `[compat]`: what is served for those who asked MidoNet.
+    pub compat: Compat,
     /// The Unix socket of local control: an absolute path that fits into a `sockaddr_un`.
     pub control_socket: PathBuf,
     /// What the agent says of itself.
@@ -52,6 +56,28 @@ pub struct Config {
     pub bindings: Bindings,
     /// Which netdevs are ports, uplinks, or left alone.
     pub rules: Rules,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics {
+    /// Series of a family that have a name of their own at most; at least 1.
+    pub max_series: u32,
+}
+
+/// `[compat]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compat {
+    /// Whether `/metrics` holds the families of MidoNet's agent.
+    pub midonet: bool,
+    /// Whether there is a page `/device_stats`.
+    pub device_stats: bool,
+    /// Whether `/metrics` holds the families of the JMX scraper.
+    pub scraper: bool,
+    /// Where the page of the JMX scraper is served; none where empty.
+    pub scraper_listen: Vec<SocketAddr>,
+    /// What the JMX scraper's families call this agent.
+    pub scraper_agent: String,
 }
 
 /// Who said what this host's id is.

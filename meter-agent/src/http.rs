@@ -1,9 +1,12 @@
 //! The HTTP edge: the only part that knows the HTTP library.
 //!
 //! [`server`] turns a connection into [`Request`]s and writes [`Response`]s, with a bound on everything that a client
-//! decides. What is served is a function from one to the other: [`routes::answer`] for the metrics port.
+//! decides. What is served is a function from one to the other: [`routes::answer`] for the metrics port, and
+//! [`routes::scraper`] for that of MidoNet's JMX scraper.
 
+mod accept;
 pub mod client;
+mod compress;
 pub mod device_stats;
 pub mod prometheus;
 pub mod routes;

@@ -186,6 +186,8 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("datapath or tunnels", old.datapath != new.datapath),
         ("http.listen", old.http_listen != new.http_listen),
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
+        ("metrics", old.metrics != new.metrics),
+        ("compat", old.compat != new.compat),
         ("control.socket", old.control_socket != new.control_socket),
         ("log", old.log != new.log),
     ]

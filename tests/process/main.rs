@@ -5,4 +5,5 @@ mod jolokia;
 mod meter_agent;
 mod mm_meter;
 mod prometheus;
+mod rules;
 mod served;

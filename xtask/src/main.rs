@@ -50,7 +50,7 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
-    /// Measure the programs beside the floor programs (needs root)
+    /// Measure the programs and a scrape beside their floors (needs root)
     Bench {
         /// Arguments of the bench
         #[arg(last = true)]

@@ -53,7 +53,7 @@ mod tests {
     fn root_skips_nothing_that_was_set_up() {
         assert_eq!(
             required(),
-            "root,object,ip,python3,pip3,ping,ethtool,bpftool,promtool,pypi-clients,npm-clients"
+            "root,object,ip,python3,pip3,ping,ethtool,bpftool,promtool,prometheus,pypi-clients,npm-clients"
         );
     }
 }

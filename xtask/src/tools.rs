@@ -42,6 +42,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool { command: "ethtool", package: "ethtool", from: From::Install },
     Tool { command: "bpftool", package: "bpftool", from: From::Install },
     Tool { command: "promtool", package: "prometheus", from: From::Unpack },
+    Tool { command: "prometheus", package: "prometheus", from: From::Unpack },
 ];
 
 /// Sets up the tools that are missing.
@@ -56,7 +57,10 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     }
     let names = missing.iter().map(|tool| tool.command).collect::<Vec<_>>().join(", ");
     let packages = |from| -> Vec<&str> {
-        missing.iter().filter(|tool| tool.from == from).map(|tool| tool.package).collect()
+        let mut packages: Vec<_> =
+            missing.iter().filter(|tool| tool.from == from).map(|tool| tool.package).collect();
+        packages.dedup();
+        packages
     };
     if !apt::is_here() {
         bail!("{names}: not found; install what has them");

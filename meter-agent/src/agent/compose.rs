@@ -1,6 +1,6 @@
 //! A reading of the counters and what is known of the host, put together to a [`Snapshot`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use meter_ebpf::abi::Direction;
 
@@ -95,5 +95,18 @@ fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Car
 }
 
 fn mac_text(mac: MacAddress) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
+    let mut text = String::with_capacity(17);
+    for (index, byte) in mac.into_iter().enumerate() {
+        let separator = if index == 0 { "" } else { ":" };
+        write!(text, "{separator}{byte:02x}").expect("a string takes everything");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hardware_addresses_are_written_as_the_kernel_writes_them() {
+        assert_eq!(super::mac_text([0x52, 0x54, 0, 0x12, 0x34, 0xff]), "52:54:00:12:34:ff");
+    }
 }

@@ -187,6 +187,15 @@ pub(super) fn level(text: &str) -> Result<String, String> {
     }
 }
 
+/// Reads what the JMX scraper's families call an agent: a label's value, such as its address.
+pub(super) fn agent(text: &str) -> Result<String, String> {
+    let agent = host_name(text)?;
+    if agent.contains(['"', '\\']) {
+        return Err(format!("{} has a quote or a backslash in it, which no address has", quote(text)));
+    }
+    Ok(agent)
+}
+
 /// Reads the name of a host.
 pub(super) fn host_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > MAX_HOST_NAME {

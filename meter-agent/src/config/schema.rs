@@ -1,6 +1,7 @@
 //! The tables of the file and the flags over them, read to a [`Config`].
 
 mod bindings;
+mod exposition;
 
 use std::{fmt::Display, net::SocketAddr, path::PathBuf};
 
@@ -56,11 +57,13 @@ fn not_utf8(bytes: &[u8], origin: &str, offset: usize) -> Mistakes {
 fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut Report<'_>) -> Config {
     let datapath = datapath(document, flags, report);
     let rules = rules(document, flags, report);
-    let [http_listen, jolokia_listen] = listen(document, flags, report);
+    let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
     let control_socket = control_socket(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
     let host_name = host_name(&document.top(), host, report);
+    let metrics = exposition::metrics(document, report);
+    let compat = exposition::compat(document, &host_name, scraper_listen, report);
     let (host_id, host_id_source) = host_id(&document.top(), host, report);
     let bindings = Bindings { configured, host_id };
     Config {
@@ -70,6 +73,8 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         datapath,
         http_listen,
         jolokia_listen,
+        metrics,
+        compat,
         control_socket,
         log,
         bindings,
@@ -167,17 +172,22 @@ fn rules(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Rul
     }
 }
 
-fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 2] {
+fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 3] {
     let section = document.section("http", report);
     let http = section.list(report, "listen", MAX_LISTEN, check::string(check::listen));
     let http = flag_list(report, "--http-listen", &flags.http_listen, check::listen).or(http);
     let section = document.section("jolokia", report);
     let jolokia = section.list(report, "listen", MAX_LISTEN, check::string(check::listen));
     let jolokia = flag_list(report, "--jolokia-listen", &flags.jolokia_listen, check::listen).or(jolokia);
+    let section = document.section("compat", report);
+    let scraper = section.list(report, "scraper_listen", MAX_LISTEN, check::string(check::listen));
     let http = or_list(http, &[([0_u16; 8], 7300).into()]);
     let jolokia = or_list(jolokia, &[([127, 0, 0, 1], 7200).into()]);
-    disjoint(report, &[("http.listen", &http), ("jolokia.listen", &jolokia)], check::overlaps);
-    [values(http), values(jolokia)]
+    let scraper = or_list(scraper, &[]);
+    let lists: [(&str, &[_]); 3] =
+        [("http.listen", &http), ("jolokia.listen", &jolokia), ("compat.scraper_listen", &scraper)];
+    disjoint(report, &lists, check::overlaps);
+    [values(http), values(jolokia), values(scraper)]
 }
 
 fn control_socket(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> PathBuf {

@@ -4,6 +4,8 @@
 //! the snapshot, in one pass for each family, because a family's samples stand together.
 
 mod agent;
+mod budget;
+mod compat;
 mod families;
 mod format;
 mod lines;
@@ -11,7 +13,11 @@ mod lines;
 mod tests;
 mod traffic;
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     collector::Collector, encoding::DescriptorEncoder, encoding::text::encode_registry, registry::Registry,
@@ -19,40 +25,157 @@ use prometheus_client::{
 
 pub use self::format::Format;
 use self::{
+    budget::{Budget, Choice, MeterPools},
+    compat::Compat,
     families::Families,
     lines::{Created, Lines},
 };
 use super::process::Process;
-use crate::snapshot::SharedSnapshot;
+use crate::snapshot::{SharedSnapshot, Snapshot};
 
-/// About how many bytes a port takes, so that the buffer seldom grows.
+/// About how many bytes a port and a tunnel take, so that the buffer seldom grows.
 const BYTES_PER_PORT: usize = 1900;
+const BYTES_PER_TUNNEL: usize = 450;
 
-/// Writes everything that `/metrics` shows.
-#[must_use]
-pub fn render(snapshot: SharedSnapshot, process: Process, format: Format) -> String {
-    let created = Created::default();
-    let mut lines = Lines::new(format, created.clone(), 64 * 1024 + snapshot.ports.len() * BYTES_PER_PORT);
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape { snapshot, process, format, created }));
-    encode_registry(&mut lines, &registry).expect("a string takes everything");
-    lines.finish()
+/// What the operator decides of the exposition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Series of a family that have a name of their own; the others are summed to one more.
+    pub max_series: usize,
+    /// Whether `/metrics` holds the families of MidoNet's agent as well.
+    pub midonet: bool,
+    /// Whether it holds those of the JMX scraper as well.
+    pub scraper: bool,
+    /// What the scraper's families call this agent: their label `mn_agent`.
+    pub scraper_agent: String,
+}
+
+/// How long an answer has taken.
+#[derive(Debug, Clone, Copy)]
+pub enum Stopwatch {
+    /// It began then.
+    Running(Instant),
+    /// So long, whenever it is looked at.
+    Stopped(Duration),
+}
+
+impl Stopwatch {
+    fn elapsed(self) -> Duration {
+        match self {
+            Self::Running(since) => since.elapsed(),
+            Self::Stopped(duration) => duration,
+        }
+    }
+}
+
+/// What writes expositions. Remembers which series it has shown, so that each keeps its name.
+#[derive(Debug)]
+pub struct Exposition {
+    options: Options,
+    budget: Mutex<Budget>,
+}
+
+impl Exposition {
+    /// Makes one that has shown nothing yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options, budget: Mutex::default() }
+    }
+
+    /// Writes everything that `/metrics` shows.
+    #[must_use]
+    pub fn render(
+        &self,
+        snapshot: &SharedSnapshot,
+        process: Process,
+        format: Format,
+        stopwatch: Stopwatch,
+    ) -> String {
+        let Options { max_series, midonet, scraper, ref scraper_agent } = self.options;
+        let created = Created::default();
+        let capacity = 64 * 1024
+            + snapshot.ports.len() * BYTES_PER_PORT
+            + (snapshot.tunnels_receive.len() + snapshot.tunnels_transmit.len()) * BYTES_PER_TUNNEL;
+        let mut lines = Lines::new(format, created.clone(), capacity);
+        let meters = (midonet || scraper).then(|| snapshot.meters());
+        let (choice, meter_pools) = {
+            let mut budget = self.budget();
+            let pools = meters.as_ref().map(|meters| budget.choose_meters(max_series, meters));
+            (budget.choose(max_series, snapshot), pools)
+        };
+        let over = over(&choice, meter_pools.as_ref());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Scrape {
+            snapshot: SharedSnapshot::clone(snapshot),
+            choice,
+            series: Series { limit: max_series, over },
+            process,
+            format,
+            created,
+            stopwatch,
+        }));
+        encode_registry(&mut lines, &registry).expect("a string takes everything");
+        if let (Some(meters), Some(pools)) = (&meters, &meter_pools) {
+            let compat = Compat { meters, pools, format };
+            if midonet {
+                compat.midonet(lines.raw());
+            }
+            if scraper {
+                compat.scraper(lines.raw(), scraper_agent, stopwatch);
+            }
+        }
+        lines.finish()
+    }
+
+    /// Writes what the JMX scraper showed on its own port, in text 0.0.4.
+    #[must_use]
+    pub fn render_scraper(&self, snapshot: &Snapshot, stopwatch: Stopwatch) -> String {
+        let meters = snapshot.meters();
+        let pools = self.budget().choose_meters(self.options.max_series, &meters);
+        let mut text = String::new();
+        let compat = Compat { meters: &meters, pools: &pools, format: Format::Text };
+        compat.scraper(&mut text, &self.options.scraper_agent, stopwatch);
+        text
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        // Whatever was admitted before a panic stays admitted.
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the agent says of the number of its series.
+#[derive(Debug)]
+struct Series {
+    /// How many a family may name.
+    limit: usize,
+    /// How many things have no series of their own, by how the names of their families or meters begin.
+    over: Vec<(&'static str, usize)>,
+}
+
+fn over(choice: &Choice, pools: Option<&MeterPools>) -> Vec<(&'static str, usize)> {
+    let meters = budget::METER_KINDS.into_iter().zip(pools.into_iter().flatten().map(budget::Pool::len));
+    choice.over().into_iter().chain(meters).collect()
 }
 
 /// What one scrape shows.
 #[derive(Debug)]
 struct Scrape {
     snapshot: SharedSnapshot,
+    choice: Choice,
+    series: Series,
     process: Process,
     format: Format,
     created: Created,
+    stopwatch: Stopwatch,
 }
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let created = (self.format == Format::OpenMetrics).then(|| self.created.clone());
         let mut families = Families::new(encoder, created);
-        traffic::write(&mut families, &self.snapshot)?;
-        agent::write(&mut families, &self.snapshot, &self.process)
+        traffic::write(&mut families, &self.snapshot, &self.choice)?;
+        agent::write(&mut families, &self.snapshot, &self.process)?;
+        agent::exposition(&mut families, &self.series, self.stopwatch)
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     config::{self, Config},
     control,
     http::{
-        Request, Response, routes,
+        Request, Response, prometheus, routes,
         server::{Limits, serve},
     },
     jolokia,
@@ -21,11 +21,19 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts every server on the current runtime.
 pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &SnapshotReader) {
+    let pages = Arc::new(routes::Pages::new(reader.clone(), exposition(config), config.compat.device_stats));
     for &address in &config.http_listen {
-        let reader = reader.clone();
+        let pages = Arc::clone(&pages);
         tokio::spawn(listen("http", address, move |request| {
-            let reader = reader.clone();
-            async move { routes::answer(&reader, request).await }
+            let pages = Arc::clone(&pages);
+            async move { routes::answer(&pages, request).await }
+        }));
+    }
+    for &address in &config.compat.scraper_listen {
+        let pages = Arc::clone(&pages);
+        tokio::spawn(listen("scraper", address, move |request| {
+            let pages = Arc::clone(&pages);
+            async move { routes::scraper(&pages, request).await }
         }));
     }
     if !config.jolokia_listen.is_empty() {
@@ -44,6 +52,15 @@ pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &Sna
             let reader = reader.clone();
             async move { control::answer(&reader, request).await }
         }));
+    }
+}
+
+fn exposition(config: &Config) -> prometheus::Options {
+    prometheus::Options {
+        max_series: usize::try_from(config.metrics.max_series).unwrap_or(usize::MAX),
+        midonet: config.compat.midonet,
+        scraper: config.compat.scraper,
+        scraper_agent: config.compat.scraper_agent.clone(),
     }
 }
 

@@ -109,6 +109,9 @@ prop_compose! {
         host_name in "[a-z0-9.]{1,60}",
         datapath in datapaths(),
         http_listen in listen(),
+        max_series in 1..=1_000_000_u32,
+        [midonet, device_stats, scraper] in any::<[bool; 3]>(),
+        scraper_agent in "[a-z0-9.:]{1,60}",
         log in prop::sample::select(vec![("off", LogFormat::Json), ("info,hyper=warn", LogFormat::Text)]),
         (ignore, ports, uplinks) in (patterns("kind:"), patterns("driver:"), patterns("")),
         xdp in any::<bool>(),
@@ -121,6 +124,14 @@ prop_compose! {
             host_name,
             datapath,
             jolokia_listen: http_listen.iter().map(|addr| SocketAddr::new(addr.ip(), addr.port() + 1000)).collect(),
+            metrics: Metrics { max_series },
+            compat: Compat {
+                midonet,
+                device_stats,
+                scraper,
+                scraper_listen: http_listen.iter().map(|addr| SocketAddr::new(addr.ip(), addr.port() + 2000)).collect(),
+                scraper_agent,
+            },
             http_listen,
             control_socket: "/run/a \"b\".sock".into(),
             log: Log { level: log.0.to_owned(), format: log.1 },
@@ -160,7 +171,9 @@ fn written(config: &Config) -> String {
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
          \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
-         ignore = {}\n\n[http]\nlisten = {}\n\n[jolokia]\nlisten = {}\n\n[control]\nsocket = {}\n\n\
+         ignore = {}\n\n[http]\nlisten = {}\n\n[jolokia]\nlisten = {}\n\n\
+         [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
+         scraper_listen = {}\nscraper_agent = \"{}\"\n\n[control]\nsocket = {}\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
         config.host_id,
         config.host_name,
@@ -176,6 +189,12 @@ fn written(config: &Config) -> String {
         strings(&rules.ignore),
         strings(&config.http_listen),
         strings(&config.jolokia_listen),
+        config.metrics.max_series,
+        config.compat.midonet,
+        config.compat.device_stats,
+        config.compat.scraper,
+        strings(&config.compat.scraper_listen),
+        config.compat.scraper_agent,
         string(&config.control_socket),
         log.level,
     );

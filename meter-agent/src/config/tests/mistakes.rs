@@ -69,7 +69,7 @@ fn keys_that_are_unknown() {
             "listen = 1",
             &[
                 "a.toml:1:1: unknown key listen; known are: host_id, host_name, datapath, tunnels, uplinks, ports, http, \
-               jolokia, control, log, binding",
+               jolokia, metrics, compat, control, log, binding",
             ],
         ),
         (
@@ -181,6 +181,12 @@ fn words_and_texts() {
             ],
         ),
         (
+            "[compat]\nscraper_agent = \"a\\\"b\"",
+            &[
+                "a.toml:2:1: compat.scraper_agent: \"a\\\"b\" has a quote or a backslash in it, which no address has",
+            ],
+        ),
+        (
             "host_id = \"compute1\"\nhost_name = \"a b\"",
             &[
                 "a.toml:1:1: host_id: \"compute1\" is not a UUID, expected one such as \
@@ -247,6 +253,10 @@ fn addresses() {
         (
             "[http]\nlisten = [\"[::1]:1\", \"[::1]:2\", \"[::1]:1\"]",
             &["a.toml:2:33: http.listen: [::1]:1 is in the list twice"],
+        ),
+        (
+            "[compat]\nscraper_listen = [\"127.0.0.1:7200\"]",
+            &["a.toml:2:19: compat.scraper_listen: 127.0.0.1:7200 is in jolokia.listen as well"],
         ),
     ]);
     let apart = "[http]\nlisten = [\"0.0.0.0:1\", \"[::1]:1\", \"127.0.0.1:0\", \"127.0.0.1:0\"]";

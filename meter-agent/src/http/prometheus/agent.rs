@@ -6,6 +6,7 @@ use meter_ebpf::abi::{Direction, Fault, VERSION};
 
 use super::{
     super::process::Process,
+    Series, Stopwatch,
     families::{Families, Family, Labels, Value},
     traffic::{reasons_help, word},
 };
@@ -16,15 +17,51 @@ use crate::{
 
 /// Writes every family of the agent.
 pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, process: &Process) -> fmt::Result {
-    identity(families, snapshot)?;
+    let started_ns = started_ns(process);
+    identity(families, snapshot, started_ns)?;
     frames(families, snapshot)?;
     hooks(families, snapshot)?;
     maps(families, snapshot)?;
-    health(families, &snapshot.health)?;
-    self::process(families, process)
+    health(families, &snapshot.health, started_ns)?;
+    self::process(families, process, started_ns)
 }
 
-fn identity(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+/// Writes what the exposition says of itself, at its end.
+pub(super) fn exposition(families: &mut Families<'_>, series: &Series, stopwatch: Stopwatch) -> fmt::Result {
+    families.gauge(
+        &Family::new(
+            "meter_agent_series_limit",
+            "Series of a family that have a name of their own at most (metrics.max_series).",
+        ),
+        number(series.limit),
+    )?;
+    families.gauges(
+        &Family::new(
+            "meter_agent_series_over_limit",
+            "Ports, devices or tunnels that came when all names were taken, by how the names of their families begin. \
+             Their totals are in the series whose label is other.",
+        ),
+        series.over.iter().map(|(family, over)| (Labels([("family", Value::Text(family))]), number(*over))),
+    )?;
+    families.gauge(
+        &Family::seconds(
+            "meter_agent_scrape_duration",
+            "How long this answer took, from the request to this line: reading all counters and writing every family.",
+        ),
+        stopwatch.elapsed().as_secs_f64(),
+    )
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// Returns when the counters that no map keeps began: nanoseconds since the Unix epoch, 0 where nobody knows.
+fn started_ns(process: &Process) -> u64 {
+    process.start_time.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or_default()
+}
+
+fn identity(families: &mut Families<'_>, snapshot: &Snapshot, started_ns: u64) -> fmt::Result {
     let build = Labels([
         ("version", Value::Text(env!("CARGO_PKG_VERSION"))),
         ("abi_version", Value::Number(VERSION)),
@@ -37,12 +74,13 @@ fn identity(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
         &Family::new("meter_agent_host", "The host that the agent runs on."),
         [Labels([("host", Value::Text(&snapshot.host))])],
     )?;
-    families.counter(
+    families.counter_since(
         &Family::new(
             "meter_agent_readings",
             "Times that all maps were read since the agent started; the totals are as old as the last increase.",
         ),
         snapshot.generation,
+        started_ns,
     )
 }
 
@@ -116,13 +154,13 @@ fn maps(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
     )
 }
 
-fn health(families: &mut Families<'_>, health: &Health) -> fmt::Result {
-    families.counters(
+fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt::Result {
+    families.counters_since(
         &Family::new(
             "meter_agent_attach_failures",
             "Attempts to attach to a netdev that failed, by reason; the log and meter-agent ls say which netdev.",
         ),
-        health.attach_failures.iter().map(|(reason, count)| (by_reason(reason), *count)),
+        health.attach_failures.iter().map(|(reason, count)| (by_reason(reason), *count, started_ns)),
     )?;
     families.gauge(
         &Family::new("meter_agent_attach_pending", "Netdevs that should be metered and are not, now."),
@@ -146,7 +184,7 @@ fn health(families: &mut Families<'_>, health: &Health) -> fmt::Result {
             health.read_failures,
         ),
     ] {
-        families.counter(&Family::new(name, help), value)?;
+        families.counter_since(&Family::new(name, help), value, started_ns)?;
     }
     families.gauge(
         &Family::new(
@@ -172,10 +210,10 @@ fn health(families: &mut Families<'_>, health: &Health) -> fmt::Result {
 }
 
 /// Writes what the process takes, under the names that every Prometheus client uses.
-fn process(families: &mut Families<'_>, process: &Process) -> fmt::Result {
+fn process(families: &mut Families<'_>, process: &Process, started_ns: u64) -> fmt::Result {
     if let Some(time) = process.cpu_time {
         let family = Family::seconds("process_cpu", "CPU time of the process, user and system.");
-        families.counter(&family, time.as_secs_f64())?;
+        families.counter_since(&family, time.as_secs_f64(), started_ns)?;
     }
     if let Some(time) = process.start_time {
         let family = Family::seconds("process_start_time", "When the process started, since the Unix epoch.");

@@ -163,9 +163,18 @@ impl<'a> Families<'a> {
         Ok(())
     }
 
-    /// Writes one counter without labels.
-    pub(super) fn counter<V: EncodeCounterValue>(&mut self, family: &Family, value: V) -> fmt::Result {
+    /// Writes one counter without labels, with the time when it began: see [`Families::counters_since`].
+    pub(super) fn counter_since<V: EncodeCounterValue>(
+        &mut self,
+        family: &Family,
+        value: V,
+        created_ns: u64,
+    ) -> fmt::Result {
+        let created = self.created.clone();
         let mut encoder = self.describe(family, MetricType::Counter)?;
+        if let Some(created) = &created {
+            created.set(created_ns);
+        }
         encoder.encode_counter::<NoLabelSet, V, f64>(&value, None)
     }
 

@@ -1,5 +1,7 @@
 //! Which exposition a client wants.
 
+use crate::http::accept::{Item, items};
+
 /// An exposition format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -18,12 +20,12 @@ impl Format {
         let mut open_metrics = 0.0_f32;
         // By how exactly the range names text 0.0.4; the most exact one counts.
         let mut text = [None::<f32>; 3];
-        for range in accept.into_iter().flat_map(|value| value.split(',')).map(Range::read) {
+        for range in accept.into_iter().flat_map(items).map(Range) {
             if range.is_open_metrics() {
-                open_metrics = open_metrics.max(range.quality);
+                open_metrics = open_metrics.max(range.0.quality);
             }
             if let Some(quality) = range.text_exactness().and_then(|exactness| text.get_mut(exactness)) {
-                *quality = Some(quality.unwrap_or_default().max(range.quality));
+                *quality = Some(quality.unwrap_or_default().max(range.0.quality));
             }
         }
         let text = text.into_iter().flatten().next().unwrap_or_default();
@@ -41,40 +43,20 @@ impl Format {
 }
 
 /// One media range of `Accept` (RFC 9110, section 12.5.1).
-struct Range<'a> {
-    media: &'a str,
-    version: Option<&'a str>,
-    /// From 0 to 1; 0 where it can't be read.
-    quality: f32,
-}
+struct Range<'a>(Item<'a>);
 
-impl<'a> Range<'a> {
-    fn read(text: &'a str) -> Self {
-        let mut parts = text.split(';').map(str::trim);
-        let mut range = Self { media: parts.next().unwrap_or_default(), version: None, quality: 1.0 };
-        for (name, value) in parts.filter_map(|part| part.split_once('=')) {
-            let (name, value) = (name.trim_end(), value.trim().trim_matches('"'));
-            if name.eq_ignore_ascii_case("version") {
-                range.version = Some(value);
-            } else if name.eq_ignore_ascii_case("q") {
-                let quality: f32 = value.parse().unwrap_or_default();
-                range.quality = if (0.0..=1.0).contains(&quality) { quality } else { 0.0 };
-            }
-        }
-        range
-    }
-
+impl Range<'_> {
     fn is_open_metrics(&self) -> bool {
-        self.media.eq_ignore_ascii_case("application/openmetrics-text")
-            && self.version.is_none_or(|version| version == "1.0.0")
+        self.0.name.eq_ignore_ascii_case("application/openmetrics-text")
+            && self.0.parameter("version").is_none_or(|version| version == "1.0.0")
     }
 
     /// Returns 0 for text 0.0.4 itself, 1 for any text, 2 for anything; `None` where it is something else.
     fn text_exactness(&self) -> Option<usize> {
-        match self.version {
-            None | Some("0.0.4") if self.media.eq_ignore_ascii_case("text/plain") => Some(0),
-            None if self.media.eq_ignore_ascii_case("text/*") => Some(1),
-            None if self.media == "*/*" => Some(2),
+        match self.0.parameter("version") {
+            None | Some("0.0.4") if self.0.name.eq_ignore_ascii_case("text/plain") => Some(0),
+            None if self.0.name.eq_ignore_ascii_case("text/*") => Some(1),
+            None if self.0.name == "*/*" => Some(2),
             _ => None,
         }
     }

@@ -48,6 +48,11 @@ impl Lines {
         Self { format, created, out: String::with_capacity(capacity), start: 0, help: String::new() }
     }
 
+    /// Returns what has been written, to add lines that are in the format already.
+    pub(super) fn raw(&mut self) -> &mut String {
+        &mut self.out
+    }
+
     /// Returns the exposition.
     pub(super) fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {

@@ -10,12 +10,14 @@ use proptest::{
     sample::select,
 };
 
-use super::{Format, Process, render};
+use super::{Exposition, Format, Options, Process, Stopwatch};
 use crate::{
     datapath::Class,
     http::tests as fixture,
     snapshot::{Port, Snapshot},
 };
+
+const TOOK: Stopwatch = Stopwatch::Stopped(Duration::from_millis(12));
 
 fn process() -> Process {
     Process {
@@ -28,8 +30,13 @@ fn process() -> Process {
     }
 }
 
+fn exposition(max_series: usize) -> Exposition {
+    let scraper_agent = "compute-1:7200".to_owned();
+    Exposition::new(Options { max_series, midonet: false, scraper: false, scraper_agent })
+}
+
 fn rendered(snapshot: Snapshot, format: Format) -> String {
-    render(Arc::new(snapshot), process(), format)
+    exposition(10_000).render(&Arc::new(snapshot), process(), format, TOOK)
 }
 
 fn is_sample(line: &&str) -> bool {
@@ -105,21 +112,85 @@ fn created_is_next_to_its_counter() {
     for pair in created {
         let (series, seconds) = pair[1].rsplit_once(' ').unwrap();
         assert_eq!(pair[0].rsplit_once(' ').unwrap().0, series.replace("_created", "_total"));
-        assert!(seconds.starts_with("1789000000.25"), "{}", pair[1]);
+        let began = if pair[1].starts_with("meter_agent_") || pair[1].starts_with("process_") {
+            "1789000000.500000000"
+        } else {
+            "1789000000.25"
+        };
+        assert!(seconds.starts_with(began), "{}", pair[1]);
         count += 1;
     }
-    // Four ports know when they began; each has eight counters.
-    assert_eq!(count, 4 * 8);
+    // Four ports know when they began; each has eight counters. Eight of the agent began with it.
+    assert_eq!(count, 4 * 8 + 8);
 }
 
 #[test]
 fn agent_that_has_counted_nothing_says_so() {
-    let text = render(Arc::default(), Process::default(), Format::Text);
+    let text = exposition(1).render(&Arc::default(), Process::default(), Format::Text, TOOK);
     let found: Vec<&str> = samples(&text, Format::Text);
     assert!(found.contains(&"meter_agent_ready 0"), "{text}");
     assert!(found.contains(&"meter_agent_readings_total 0"), "{text}");
     assert!(found.contains(&"meter_agent_gso_fault_packets_total{reason=\"gso_truncated\"} 0"), "{text}");
-    assert!(!text.contains("meter_port") && !text.contains("process_"), "{text}");
+    assert!(
+        !found.iter().any(|sample| sample.starts_with("meter_port") || sample.starts_with("process_")),
+        "{text}"
+    );
+}
+
+/// Returns the sum over each family of counters.
+fn sums(text: &str) -> BTreeMap<&str, u64> {
+    let counters = text.lines().filter(is_sample).filter(|sample| name(sample).ends_with("_total"));
+    counters.filter(|sample| !sample.starts_with("process_")).fold(BTreeMap::new(), |mut sums, sample| {
+        let (_, value) = sample.rsplit_once(' ').unwrap();
+        let sum: &mut u64 = sums.entry(name(sample)).or_default();
+        *sum = sum.wrapping_add(value.parse().unwrap());
+        sums
+    })
+}
+
+#[test]
+fn families_beyond_the_limit_have_the_same_sums() {
+    let snapshot = Arc::new(fixture::snapshot());
+    for format in [Format::Text, Format::OpenMetrics] {
+        let all = exposition(100).render(&snapshot, process(), format, TOOK);
+        let few = exposition(1).render(&snapshot, process(), format, TOOK);
+        assert_eq!(sums(&all), sums(&few));
+        let found = samples(&few, format);
+        for (family, most) in [
+            ("meter_port_receive_bytes_total{", 2),
+            // No netdev carries the oldest one.
+            ("meter_port_info{", 0),
+            ("meter_device_receive_packets_total{", 2),
+            ("meter_device_info{", 1),
+            ("meter_tunnel_transmit_packets_total{", 1),
+            ("meter_tunnel_receive_outer_bytes_total{", 2),
+            ("meter_uplink_receive_bytes_total{", 1),
+        ] {
+            assert_eq!(found.iter().filter(|sample| sample.starts_with(family)).count(), most, "{family}");
+        }
+        for sample in [
+            // The port of which nobody knows when it began is the oldest.
+            "meter_port_receive_packets_total{port=\"00000000-0000-0000-0000-000000000001\"} 18446744073709551615",
+            "meter_port_receive_packets_total{port=\"other\"} 2340",
+            "meter_device_receive_bytes_total{device=\"other\"} 109798",
+            "meter_tunnel_receive_packets_total{src=\"other\",dst=\"other\",vni=\"other\",encap=\"other\"} \
+             18446744073709551615",
+            "meter_agent_series_limit 1",
+            "meter_agent_series_over_limit{family=\"meter_port\"} 2",
+            "meter_agent_series_over_limit{family=\"meter_device\"} 1",
+            "meter_agent_series_over_limit{family=\"meter_tunnel_transmit\"} 0",
+            "meter_agent_series_over_limit{family=\"meter_tunnel_receive\"} 1",
+        ] {
+            assert!(found.contains(&sample), "{sample} is missing");
+        }
+    }
+}
+
+#[test]
+fn other_began_when_its_first_member_did() {
+    let few = exposition(1).render(&Arc::new(fixture::snapshot()), process(), Format::OpenMetrics, TOOK);
+    let created = "meter_port_receive_packets_created{port=\"other\"} 1789000000.250000005";
+    assert!(few.lines().any(|line| line == created), "{few}");
 }
 
 #[test]

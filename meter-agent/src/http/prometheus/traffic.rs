@@ -4,21 +4,24 @@ use std::{collections::BTreeMap, fmt};
 
 use meter_ebpf::abi::{Bucket, Buckets, Counter, Direction, HookCounter};
 
-use super::families::{Families, Family, Labels, Value};
+use super::{
+    budget::{Choice, OTHER, Pool},
+    families::{Families, Family, Labels, Value},
+};
 use crate::{
     datapath::Class,
-    meter::{DeviceId, PortId},
+    meter::{DeviceId, FlowStats, PortId},
     snapshot::{Port, Snapshot, TunnelId, TunnelTotals},
 };
 
 /// Writes every family of traffic.
-pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
-    netdevs(families, snapshot, Class::Port)?;
-    devices(families, snapshot)?;
-    tunnels(families, Direction::Egress, &snapshot.tunnels_transmit)?;
-    tunnels(families, Direction::Ingress, &snapshot.tunnels_receive)?;
-    netdevs(families, snapshot, Class::Tunnel)?;
-    netdevs(families, snapshot, Class::Uplink)?;
+pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, choice: &Choice) -> fmt::Result {
+    netdevs(families, snapshot, choice, Class::Port)?;
+    devices(families, snapshot, &choice.devices)?;
+    tunnels(families, Direction::Egress, &snapshot.tunnels_transmit, &choice.tunnels_transmit)?;
+    tunnels(families, Direction::Ingress, &snapshot.tunnels_receive, &choice.tunnels_receive)?;
+    netdevs(families, snapshot, choice, Class::Tunnel)?;
+    netdevs(families, snapshot, choice, Class::Uplink)?;
     buckets(families, &snapshot.buckets)
 }
 
@@ -70,12 +73,18 @@ const fn naming(class: Class) -> Naming {
 }
 
 /// Writes the totals and the descriptions of one class.
-fn netdevs(families: &mut Families<'_>, snapshot: &Snapshot, class: Class) -> fmt::Result {
+fn netdevs(families: &mut Families<'_>, snapshot: &Snapshot, choice: &Choice, class: Class) -> fmt::Result {
     let Naming { prefix, label, receive, transmit } = naming(class);
-    let ports = || snapshot.ports.iter().filter(move |port| port.class == class);
+    let pool = choice.netdevs(class);
+    let is_shown = move |port: &&Port| port.class == class && pool.is_named(&port.port);
+    let ports = || snapshot.ports.iter().filter(is_shown);
     for (direction, seen) in [(Direction::Ingress, receive), (Direction::Egress, transmit)] {
         let name = format!("{prefix}_{}", word(direction));
-        let mut write = |family: &Family, value: fn(&HookCounter) -> u64| {
+        let first = match direction {
+            Direction::Ingress => 0,
+            Direction::Egress => 4,
+        };
+        let mut write = |place: usize, family: &Family, value: fn(&HookCounter) -> u64| {
             let samples = ports().map(|port| {
                 let hook = match direction {
                     Direction::Ingress => &port.ingress,
@@ -83,16 +92,21 @@ fn netdevs(families: &mut Families<'_>, snapshot: &Snapshot, class: Class) -> fm
                 };
                 (Labels([(label, Value::Uuid(port.port.0))]), value(hook), port.created_ns)
             });
-            families.counters_since(family, samples)
+            let other = pool.other().map(|other| {
+                (Labels([(label, Value::Text(OTHER))]), other.values[first + place], other.created_ns)
+            });
+            families.counters_since(family, samples.chain(other))
         };
-        write(&Family::new(format!("{name}_packets"), format!("Frames {seen}. {PACKETS}")), |hook| {
+        write(0, &Family::new(format!("{name}_packets"), format!("Frames {seen}. {PACKETS}")), |hook| {
             hook.wire().packets
         })?;
-        write(&Family::bytes(&name, format!("Bytes of frames {seen}. {BYTES}")), |hook| hook.wire().bytes)?;
-        write(&Family::new(format!("{name}_skb_packets"), format!("Packets {seen}. {SKB}")), |hook| {
+        write(1, &Family::bytes(&name, format!("Bytes of frames {seen}. {BYTES}")), |hook| {
+            hook.wire().bytes
+        })?;
+        write(2, &Family::new(format!("{name}_skb_packets"), format!("Packets {seen}. {SKB}")), |hook| {
             hook.skb().packets
         })?;
-        write(&Family::bytes(format!("{name}_skb"), format!("Bytes of packets {seen}. {SKB}")), |hook| {
+        write(3, &Family::bytes(format!("{name}_skb"), format!("Bytes of packets {seen}. {SKB}")), |hook| {
             hook.skb().bytes
         })?;
     }
@@ -121,18 +135,22 @@ fn info<'a>(label: &'static str, port: &'a Port) -> Option<Labels<'a, 12>> {
 }
 
 /// Writes what came into devices, and their names.
-fn devices(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
+fn devices(families: &mut Families<'_>, snapshot: &Snapshot, pool: &Pool<DeviceId, 2>) -> fmt::Result {
     const SEEN: &str = "that came into the device through its ports, those that have left it included: the sum of \
         their rx while they belonged to it";
     let device = |id: &DeviceId| ("device", Value::Uuid(id.0));
-    families.counters(
-        &Family::new("meter_device_receive_packets", format!("Frames {SEEN}. {PACKETS}")),
-        snapshot.devices.iter().map(|(id, stats)| (Labels([device(id)]), stats.packets)),
-    )?;
-    families.counters(
-        &Family::bytes("meter_device_receive", format!("Bytes of frames {SEEN}. {BYTES}")),
-        snapshot.devices.iter().map(|(id, stats)| (Labels([device(id)]), stats.bytes)),
-    )?;
+    let devices = || snapshot.devices.iter().filter(|(id, _)| pool.is_named(id));
+    let mut write = |place: usize, family: &Family, value: fn(&FlowStats) -> u64| {
+        let samples = devices().map(|(id, stats)| (Labels([device(id)]), value(stats)));
+        let other = pool.other().map(|other| (Labels([("device", Value::Text(OTHER))]), other.values[place]));
+        families.counters(family, samples.chain(other))
+    };
+    write(0, &Family::new("meter_device_receive_packets", format!("Frames {SEEN}. {PACKETS}")), |stats| {
+        stats.packets
+    })?;
+    write(1, &Family::bytes("meter_device_receive", format!("Bytes of frames {SEEN}. {BYTES}")), |stats| {
+        stats.bytes
+    })?;
     let mut names: BTreeMap<DeviceId, &str> = BTreeMap::new();
     for port in &snapshot.ports {
         let name = port.carrier.as_ref().and_then(|carrier| carrier.device_name.as_deref());
@@ -143,10 +161,7 @@ fn devices(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
     }
     families.infos(
         &Family::new("meter_device", "What the device is called on this host."),
-        snapshot
-            .devices
-            .keys()
-            .map(|id| Labels([device(id), ("device_name", Value::text(names.get(id).copied()))])),
+        devices().map(|(id, _)| Labels([device(id), ("device_name", Value::text(names.get(id).copied()))])),
     )
 }
 
@@ -155,6 +170,7 @@ fn tunnels(
     families: &mut Families<'_>,
     direction: Direction,
     tunnels: &BTreeMap<TunnelId, TunnelTotals>,
+    pool: &Pool<TunnelId, 3>,
 ) -> fmt::Result {
     let seen = match direction {
         Direction::Egress => "that the host sent through the tunnel, at the egress hooks of its uplinks",
@@ -163,21 +179,33 @@ fn tunnels(
         }
     };
     let name = format!("meter_tunnel_{}", word(direction));
-    let mut write = |family: &Family, value: fn(&TunnelTotals) -> u64| {
-        families.counters(family, tunnels.iter().map(|(id, totals)| (tunnel(id), value(totals))))
+    let mut write = |place: usize, family: &Family, value: fn(&TunnelTotals) -> u64| {
+        let shown = tunnels.iter().filter(|(id, _)| pool.is_named(id));
+        let other = pool.other().map(|other| (OTHERS, other.values[place]));
+        families.counters(family, shown.map(|(id, totals)| (tunnel(id), value(totals))).chain(other))
     };
-    write(&Family::new(format!("{name}_packets"), format!("Frames {seen}. {PACKETS}")), |totals| {
+    write(0, &Family::new(format!("{name}_packets"), format!("Frames {seen}. {PACKETS}")), |totals| {
         totals.packets
     })?;
     write(
+        1,
         &Family::bytes(format!("{name}_inner"), format!("Bytes of the inner frames {seen}. {BYTES}")),
         |totals| totals.inner_bytes,
     )?;
     write(
+        2,
         &Family::bytes(format!("{name}_outer"), format!("Bytes of the outer frames {seen}. {BYTES}")),
         |totals| totals.outer_bytes,
     )
 }
+
+/// The labels of all tunnels without series of their own.
+const OTHERS: Labels<'static, 4> = Labels([
+    ("src", Value::Text(OTHER)),
+    ("dst", Value::Text(OTHER)),
+    ("vni", Value::Text(OTHER)),
+    ("encap", Value::Text(OTHER)),
+]);
 
 const fn tunnel(id: &TunnelId) -> Labels<'static, 4> {
     Labels([

@@ -1,0 +1,38 @@
+//! `[metrics]` and `[compat]`: what Prometheus and those who asked MidoNet are shown.
+
+use std::net::SocketAddr;
+
+use super::{
+    super::{Compat, Metrics},
+    Document, Report, check, or,
+};
+
+const DEFAULT_MAX_SERIES: u32 = 20_000;
+
+pub(super) fn metrics(document: &Document<'_>, report: &mut Report<'_>) -> Metrics {
+    let section = document.section("metrics", report);
+    let max_series = section.one(report, "max_series", check::integer(1..=super::MAX_ENTRIES));
+    Metrics { max_series: or(max_series, DEFAULT_MAX_SERIES).value }
+}
+
+/// Reads the table without its addresses, which are checked with all others.
+pub(super) fn compat(
+    document: &Document<'_>,
+    host_name: &str,
+    scraper_listen: Vec<SocketAddr>,
+    report: &mut Report<'_>,
+) -> Compat {
+    let section = document.section("compat", report);
+    let switch = |key, report: &mut Report<'_>| section.one(report, key, check::boolean);
+    let midonet = switch("midonet", report);
+    let device_stats = switch("device_stats", report);
+    let scraper = switch("scraper", report);
+    let agent = section.one(report, "scraper_agent", check::string(check::agent));
+    Compat {
+        midonet: or(midonet, false).value,
+        device_stats: or(device_stats, true).value,
+        scraper: or(scraper, false).value,
+        scraper_listen,
+        scraper_agent: agent.map_or_else(|| format!("{host_name}:7200"), |agent| agent.value),
+    }
+}
