@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every ring of tests that this user can run.
 
-use std::ffi::OsString;
+use std::{collections::BTreeSet, ffi::OsString, fs, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     clients,
@@ -14,6 +14,8 @@ use crate::{
 
 /// What a test may ask for, by name, and no longer skips for when it is named here.
 const REQUIRE: &str = "METER_TEST_REQUIRE";
+/// The file to which each test that skips something appends a line.
+const SKIPS: &str = "METER_TEST_SKIPS";
 
 /// Sets up what the tests take and runs them.
 ///
@@ -22,6 +24,11 @@ const REQUIRE: &str = "METER_TEST_REQUIRE";
 pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     let mut command = workspace::cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments);
+    let skips = workspace::target().join("skipped-tests");
+    fs::create_dir_all(workspace::target())
+        .and_then(|()| fs::write(&skips, ""))
+        .with_context(|| format!("cannot write {}", skips.display()))?;
+    command.env(SKIPS, &skips);
     if workspace::is_root() {
         tools::install(TESTS)?;
         clients::install()?;
@@ -29,13 +36,26 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
         command.env("PATH", tools::path()?).env(REQUIRE, required());
         command.env(clients::VARIABLE, clients::directory());
         executable::run(&mut command)?;
+        summarize(&skips)?;
         say("every test passed, the kernel tests among them");
     } else {
         executable::run(&mut command)?;
+        summarize(&skips)?;
         say(format_args!(
             "the logic and process tests passed; the kernel tests were not run, they need root: {}",
             workspace::as_root("test")
         ));
+    }
+    Ok(())
+}
+
+/// Says at the end what was skipped: among hundreds of lines nobody sees it.
+fn summarize(path: &Path) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let skips: BTreeSet<&str> = text.lines().collect();
+    if !skips.is_empty() {
+        say(format_args!("{} checks were skipped, since this machine lacks what they need:", skips.len()));
+        skips.iter().for_each(|skip| say(format_args!("  {skip}")));
     }
     Ok(())
 }

@@ -9,6 +9,9 @@ use std::{io::Write as _, path::Path, process::Command};
 /// The environment variable with the names of what must not be missing.
 pub const VARIABLE: &str = "METER_TEST_REQUIRE";
 
+/// The environment variable with the file that each skip is appended to as a line, for whoever sums them up.
+pub const SKIPS: &str = "METER_TEST_SKIPS";
+
 /// Returns whether network namespaces and taps can be made here: root, `/dev/net/tun`, iproute2.
 ///
 /// # Panics
@@ -64,6 +67,18 @@ fn release() -> String {
     name.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Appends a skip to the file that [`SKIPS`] names, if it names one.
+///
+/// # Panics
+///
+/// When that can't be written: a skip that nobody hears of would pass for a test.
+fn record(skip: &str) {
+    let Some(path) = std::env::var_os(SKIPS) else { return };
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+    file.and_then(|mut file| file.write_all(skip.as_bytes()))
+        .unwrap_or_else(|error| panic!("{SKIPS}: {}: {error}", Path::new(&path).display()));
+}
+
 /// Returns `met`; when it is false, prints that `missing` is what the calling test lacks.
 ///
 /// # Panics
@@ -85,5 +100,6 @@ pub fn met(requirement: &str, met: bool, missing: &str) -> bool {
     if std::io::stderr().write_all(message.as_bytes()).is_err() {
         eprint!("{message}");
     }
+    record(&message);
     false
 }
