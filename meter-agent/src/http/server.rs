@@ -1,74 +1,109 @@
 //! Connections: accepted, read and answered within bounds.
+//!
+//! Everything that a client decides has a bound: how many connections it has, how long it takes to send a request and
+//! to take an answer, how long both may be, and how much memory answers take that nobody reads. What is beyond it is
+//! answered with a status that says so where the protocol has one, and counted by its reason.
 
-use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
+mod counts;
+mod places;
+mod stream;
+mod watch;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{StatusCode, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::Semaphore,
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
 };
 
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::{
+    StatusCode,
+    body::{Body as _, Incoming},
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+pub use self::{
+    counts::{Cut, Refused, Stats},
+    stream::{Listener, Peer, Stream},
+};
+use self::{
+    places::{Place, Places},
+    stream::Watched,
+    watch::{Held, Outgoing, Phase, Watch},
+};
 use super::{Request, Response};
 
-/// What a client may take.
+/// What clients may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at a time; further ones wait in the kernel's queue.
+    /// Connections at a time.
     pub max_connections: usize,
+    /// Connections of one peer at a time.
+    pub max_connections_of_peer: usize,
     /// Bytes of a request's body.
     pub max_body: usize,
-    /// How long a request may take to arrive, its head and its body each.
-    pub read_timeout: Duration,
-    /// How long an answer may take to be made and written.
+    /// Answers that are made at a time; further requests wait.
+    pub max_answers: usize,
+    /// Answers that are made at a time for one peer.
+    pub max_answers_of_peer: usize,
+    /// Bytes of all answers that are on their way to clients; one answer alone may be longer.
+    pub max_unsent: usize,
+    /// How long a request's head may take, TLS included, from its first byte or the connection's beginning.
+    pub head_timeout: Duration,
+    /// How long a request's body may take.
+    pub body_timeout: Duration,
+    /// How long an answer may take to be made.
     pub answer_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub stall_timeout: Duration,
+    /// How long an answer may take to be taken.
+    pub send_timeout: Duration,
+    /// How long a client may take to ask again; a scraper comes back within a minute.
+    pub idle_timeout: Duration,
+    /// How long what a client still sends is thrown away, so that it gets to read what was wrong with it.
+    pub leave_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 512,
+            max_connections_of_peer: 64,
             max_body: 1024 * 1024,
-            read_timeout: Duration::from_secs(10),
+            max_answers: 16,
+            max_answers_of_peer: 4,
+            max_unsent: 128 * 1024 * 1024,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(120),
+            leave_timeout: Duration::from_secs(2),
         }
     }
 }
 
 /// Bytes of a request's head. hyper answers 431 beyond it.
 const MAX_HEAD: usize = 16 * 1024;
-/// How long a connection may stand still; a scraper comes back within a minute.
-const IDLE: Duration = Duration::from_secs(120);
+/// Bytes that are thrown away after a request that was refused.
+const MAX_REST: u64 = 8 * 1024 * 1024;
 
-/// Something that connections come from: a TCP or a Unix socket.
-pub trait Listener: Send + 'static {
-    /// What a connection is.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    /// Waits for the next connection.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-}
-
-impl Listener for TcpListener {
-    type Stream = tokio::net::TcpStream;
-
-    async fn next(&self) -> io::Result<Self::Stream> {
-        let (stream, _) = self.accept().await?;
-        // An answer is one write; waiting to fill a segment only delays it.
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    }
-}
-
-impl Listener for UnixListener {
-    type Stream = tokio::net::UnixStream;
-
-    async fn next(&self) -> io::Result<Self::Stream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
+/// What one server's listeners share: the bounds, and who is connected.
+#[derive(Debug, Clone)]
+pub struct Server {
+    limits: Arc<Limits>,
+    places: Arc<Places>,
 }
 
 /// Serves until the task is dropped. `answer` is called once for each request that could be read.
@@ -78,81 +113,168 @@ where
     A: Fn(Request) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send,
 {
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.next().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Out of descriptors, mostly: a connection that ends frees one.
-                tracing::warn!(error = %error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
+    Server::new(limits).serve(listener, answer).await;
+}
+
+impl Server {
+    /// Makes a server without listeners.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        let places = Arc::new(Places::new(&limits));
+        Self { limits: Arc::new(limits), places }
+    }
+
+    /// Returns what became of connections so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.places.stats()
+    }
+
+    /// Serves until the task is dropped. `answer` is called once for each request that could be read.
+    pub async fn serve<L, A, F>(&self, listener: L, answer: A)
+    where
+        L: Listener,
+        A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response> + Send,
+    {
+        listener.bound();
+        let mut last = String::new();
+        loop {
+            match listener.next().await {
+                Ok((stream, peer)) => match self.places.admit(peer) {
+                    Ok(place) => {
+                        let (server, answer) = (self.clone(), answer.clone());
+                        tokio::spawn(async move { server.connection(stream, place, answer).await });
+                    }
+                    Err(_) => refuse(stream),
+                },
+                Err(error) => {
+                    // Out of descriptors, mostly: a connection that ends frees one.
+                    let error = error.to_string();
+                    if error != last {
+                        tracing::warn!(error, "accept failed");
+                        last = error;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection<S, A, F>(&self, stream: S, place: Place, answer: A)
+    where
+        S: Stream,
+        A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response> + Send,
+    {
+        let watch = &place.watch;
+        self.http(Watched::new(stream, Arc::clone(watch)), watch, answer).await;
+    }
+
+    /// Speaks HTTP until the client has enough, or has had its time.
+    async fn http<S, A, F>(&self, stream: S, watch: &Arc<Watch>, answer: A)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response> + Send,
+    {
+        let service = service_fn(|request: hyper::Request<Incoming>| {
+            let answer = answer.clone();
+            Box::pin(async move { Ok::<_, Infallible>(self.respond(request, watch, answer).await) })
+        });
+        let mut connection = http1::Builder::new()
+            // A client that has said all may still read.
+            .half_close(true)
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        let cut = tokio::select! {
+            biased;
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => {
+                if let Err(error) = ended {
+                    // A client that hung up or sent something that isn't HTTP: hyper has answered what it could.
+                    tracing::debug!(error = %error, "connection ended");
+                }
+                None
+            }
+            cut = watch.overdue(&self.limits) => Some(cut),
+        };
+        let mut stream = connection.into_parts().io.into_inner();
+        if let Some(reason) = cut {
+            self.places.counts.cut(reason);
+            if reason != Cut::Head {
+                watch.cut(reason);
+                return;
+            }
+        }
+        watch.enter(Phase::Leaving);
+        tokio::select! {
+            biased;
+            _ = watch.overdue(&self.limits) => {}
+            () = leave(&mut stream, cut.is_some()) => {}
+        }
+    }
+
+    async fn respond<A, F>(
+        &self,
+        request: hyper::Request<Incoming>,
+        watch: &Arc<Watch>,
+        answer: A,
+    ) -> hyper::Response<Outgoing>
+    where
+        A: Fn(Request) -> F,
+        F: Future<Output = Response>,
+    {
+        watch.enter(Phase::Body);
+        let read = read(request, &self.limits).await;
+        watch.enter(Phase::Answering);
+        let response = match read {
+            Ok(request) => {
+                match timeout(self.limits.answer_timeout, self.answer(request, watch, answer)).await {
+                    Ok(response) => response,
+                    Err(_) => Response::text(StatusCode::SERVICE_UNAVAILABLE, "the answer took too long"),
+                }
+            }
+            Err(mut response) => {
+                // Where the next request would begin is not known.
+                response.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                response
             }
         };
-        let (answer, limits) = (answer.clone(), limits.clone());
-        tokio::spawn(async move {
-            connection(stream, &limits, answer).await;
-            drop(place);
-        });
+        let mut built = hyper::Response::new(Outgoing::new(response.body, Arc::clone(watch)));
+        *built.status_mut() = response.status;
+        *built.headers_mut() = response.headers;
+        built
     }
-}
 
-async fn connection<S, A, F>(stream: S, limits: &Limits, answer: A)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: Fn(Request) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response> + Send,
-{
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let answer = answer.clone();
-        let limits = limits.clone();
-        async move { Ok::<_, Infallible>(respond(request, &limits, answer).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.read_timeout.max(IDLE))
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        // A client that hung up or sent something that isn't HTTP: hyper has answered what could be answered.
-        tracing::debug!(error = %error, "connection ended");
+    /// Makes an answer, and finds the memory for it.
+    async fn answer<A, F>(&self, request: Request, watch: &Watch, answer: A) -> Response
+    where
+        A: Fn(Request) -> F,
+        F: Future<Output = Response>,
+    {
+        // Kept until there is memory: so those that wait for it are few.
+        let turn = self.places.turn(watch.peer()).await;
+        let response = answer(request).await;
+        self.places.hold(watch, Held::of(&response.body)).await;
+        drop(turn);
+        response
     }
-}
-
-async fn respond<A, F>(
-    request: hyper::Request<Incoming>,
-    limits: &Limits,
-    answer: A,
-) -> hyper::Response<Full<Bytes>>
-where
-    A: Fn(Request) -> F,
-    F: Future<Output = Response>,
-{
-    let response = match read(request, limits).await {
-        Ok(request) => match tokio::time::timeout(limits.answer_timeout, answer(request)).await {
-            Ok(response) => response,
-            Err(_) => Response::text(StatusCode::SERVICE_UNAVAILABLE, "the answer took too long"),
-        },
-        Err(response) => response,
-    };
-    let mut built = hyper::Response::new(Full::new(response.body));
-    *built.status_mut() = response.status;
-    *built.headers_mut() = response.headers;
-    built
 }
 
 /// Reads a request to its end.
 async fn read(request: hyper::Request<Incoming>, limits: &Limits) -> Result<Request, Response> {
     let (head, body) = request.into_parts();
-    let collected = tokio::time::timeout(limits.read_timeout, Limited::new(body, limits.max_body).collect());
-    let body = match collected.await {
+    let too_long = || {
+        let line = format!("the body is longer than {} bytes", limits.max_body);
+        Response::text(StatusCode::PAYLOAD_TOO_LARGE, &line)
+    };
+    if usize::try_from(body.size_hint().lower()).map_or(true, |length| length > limits.max_body) {
+        return Err(too_long());
+    }
+    let body = match timeout(limits.body_timeout, Limited::new(body, limits.max_body).collect()).await {
         Err(_) => return Err(Response::text(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            let line = format!("the body is longer than {} bytes", limits.max_body);
-            return Err(Response::text(StatusCode::PAYLOAD_TOO_LARGE, &line));
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
         Ok(Err(error)) => return Err(Response::text(StatusCode::BAD_REQUEST, &format!("the body: {error}"))),
         Ok(Ok(body)) => body.to_bytes(),
     };
@@ -163,4 +285,34 @@ async fn read(request: hyper::Request<Incoming>, limits: &Limits) -> Result<Requ
         headers: head.headers,
         body,
     })
+}
+
+/// Ends a connection so that its client gets to read the last answer: a kernel that has bytes nobody read resets it.
+async fn leave<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, is_late: bool) {
+    if is_late {
+        let late = closing(StatusCode::REQUEST_TIMEOUT, "the head of the request took too long");
+        // Whether it gets there or not, that was it.
+        drop(stream.write_all(late.as_bytes()).await);
+    }
+    if stream.shutdown().await.is_ok() {
+        drop(tokio::io::copy(&mut stream.take(MAX_REST), &mut tokio::io::sink()).await);
+    }
+}
+
+/// Says no, if that can be done at once.
+fn refuse(mut stream: impl Stream) {
+    let full = closing(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again");
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    if let Poll::Ready(Err(error)) = Pin::new(&mut stream).poll_write(&mut context, full.as_bytes()) {
+        tracing::debug!(error = %error, "refused");
+    }
+}
+
+/// Writes an answer that is none of hyper's.
+fn closing(status: StatusCode, line: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n\
+         {line}\n",
+        line.len() + 1
+    )
 }

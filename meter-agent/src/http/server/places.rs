@@ -1,0 +1,317 @@
+//! Who may be connected, and who gives way when all places are taken.
+//!
+//! A newcomer is let in wherever that costs only a connection that waits for its client. It is one of the newcomer's
+//! own peer where that peer has all that it may have; else one of the peer that has the most, if that is more than
+//! the newcomer's: so no peer can keep another out, however many connections it opens. Among those an idle one goes
+//! first, then the one whose client has been silent the longest, which are the clients that neither send nor read.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use super::{
+    Limits,
+    counts::{Counts, Cut, Refused, Stats},
+    stream::Peer,
+    watch::{Held, Phase, Watch},
+};
+
+/// How long a client that takes an answer may be silent before another answer may have its memory.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often it is tried again to get memory for an answer.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// The connections of a server.
+#[derive(Debug)]
+pub(super) struct Places {
+    max: usize,
+    max_of_peer: usize,
+    max_answers_of_peer: usize,
+    max_unsent: usize,
+    turns: Arc<Semaphore>,
+    turns_of: Mutex<HashMap<Peer, Arc<Semaphore>>>,
+    taken: Mutex<Vec<Arc<Watch>>>,
+    pub(super) counts: Counts,
+}
+
+/// The right to make an answer, for as long as it is kept.
+pub(super) type Turn = [Option<OwnedSemaphorePermit>; 2];
+
+/// A place, for as long as it is kept.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken().retain(|watch| !Arc::ptr_eq(watch, &self.watch));
+    }
+}
+
+impl Places {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            max: limits.max_connections.max(1),
+            max_of_peer: limits.max_connections_of_peer.max(1),
+            max_answers_of_peer: limits.max_answers_of_peer.max(1),
+            max_unsent: limits.max_unsent,
+            turns: Arc::new(Semaphore::new(limits.max_answers.max(1))),
+            turns_of: Mutex::default(),
+            taken: Mutex::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Lets a connection in, at the cost of another one if it must be.
+    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Place, Refused> {
+        let mut taken = self.taken();
+        let result = self.make_room(&mut taken, peer);
+        if let Err(reason) = result {
+            self.counts.refused(reason);
+            return Err(reason);
+        }
+        let watch = Arc::new(Watch::new(peer));
+        taken.push(Arc::clone(&watch));
+        self.counts.accepted();
+        Ok(Place { places: Arc::clone(self), watch })
+    }
+
+    fn make_room(&self, taken: &mut Vec<Arc<Watch>>, peer: Peer) -> Result<(), Refused> {
+        let of = |peer: Peer| taken.iter().filter(|watch| watch.peer() == peer).count();
+        let own = of(peer);
+        if own >= self.max_of_peer {
+            return self.displace(taken, |watch| watch.peer() == peer).ok_or(Refused::Peer);
+        }
+        if taken.len() < self.max {
+            return Ok(());
+        }
+        let most = taken.iter().map(|watch| of(watch.peer())).max().unwrap_or_default();
+        let crowds: Vec<Peer> =
+            taken.iter().map(|watch| watch.peer()).filter(|&other| of(other) == most).collect();
+        let among = |other: Peer| if own == most { other == peer } else { crowds.contains(&other) };
+        self.displace(taken, |watch| among(watch.peer())).ok_or(Refused::Full)
+    }
+
+    /// Ends the connection among some that can be spared best.
+    fn displace(&self, taken: &mut Vec<Arc<Watch>>, among: impl Fn(&Watch) -> bool) -> Option<()> {
+        let waiting = taken.iter().enumerate().filter(|(_, watch)| among(watch));
+        let (_, index) = waiting
+            .filter_map(|(index, watch)| {
+                let (phase, moved) = watch.waits_for_client()?;
+                Some(((!matches!(phase, Phase::Idle | Phase::Leaving), moved), index))
+            })
+            .min()?;
+        taken.remove(index).cut(Cut::Displaced);
+        Some(())
+    }
+
+    /// Waits for one's turn to make an answer: a peer has only so many of them.
+    pub(super) async fn turn(&self, peer: Peer) -> Turn {
+        let own = {
+            let mut turns = self.turns_of.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody holds or waits for are as good as new.
+            turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+            Arc::clone(
+                turns.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(self.max_answers_of_peer))),
+            )
+        };
+        // They are never closed.
+        let own = own.acquire_owned().await.ok();
+        let all = Arc::clone(&self.turns).acquire_owned().await.ok();
+        [own, all]
+    }
+
+    /// Waits for memory for an answer. It is given back once the answer is with the kernel.
+    ///
+    /// Where there is none, the peer that has the most gives the answer that its client has left waiting the longest;
+    /// if that is one's own, only an answer of which nothing was taken for a while.
+    pub(super) async fn hold(&self, watch: &Watch, held: Held) {
+        while !self.try_hold(watch, held) {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn try_hold(&self, watch: &Watch, held: Held) -> bool {
+        let mut taken = self.taken();
+        loop {
+            let bytes = |which: &dyn Fn(&Watch) -> bool| -> usize {
+                let answers = taken.iter().filter(|watch| which(watch)).filter_map(|watch| watch.unsent());
+                answers.collect::<BTreeSet<_>>().iter().map(|held| held.bytes).sum()
+            };
+            let all = bytes(&|_| true);
+            let is_there = taken.iter().any(|watch| watch.unsent() == Some(held));
+            // One that is longer than all there is must go out too.
+            if all == 0 || is_there || all.saturating_add(held.bytes) <= self.max_unsent {
+                watch.hold(held);
+                return true;
+            }
+            let of = |peer: Peer| bytes(&|watch: &Watch| watch.peer() == peer);
+            let most =
+                taken.iter().map(|watch| (of(watch.peer()), watch.peer())).max_by_key(|(bytes, _)| *bytes);
+            let Some((most, peer)) = most else { return false };
+            let own = of(watch.peer());
+            let (peer, pause) = if own.saturating_add(held.bytes) < most {
+                (peer, Duration::ZERO)
+            } else {
+                (watch.peer(), PAUSE)
+            };
+            let now = Instant::now();
+            let spared = |other: &Watch| {
+                other.peer() == peer
+                    && other.unsent().is_some()
+                    && other.waits_for_client().is_some_and(|(_, moved)| moved + pause <= now)
+            };
+            if self.displace(&mut taken, spared).is_none() {
+                return false;
+            }
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.counts.stats(self.taken().len())
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<Arc<Watch>>> {
+        // Nothing panics between two changes that belong together.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arc, Cut, Duration, Held, Limits, PAUSE, Peer, Phase, Place, Places, Refused};
+
+    const ONE: Peer = Peer::V4([10, 0, 0, 1]);
+    const TWO: Peer = Peer::V4([10, 0, 0, 2]);
+    const THREE: Peer = Peer::V4([10, 0, 0, 3]);
+
+    fn places(max_connections: usize, max_connections_of_peer: usize) -> Arc<Places> {
+        Arc::new(Places::new(&Limits { max_connections, max_connections_of_peer, ..Limits::default() }))
+    }
+
+    /// Lets connections in, a millisecond after each other.
+    async fn admitted(places: &Arc<Places>, peer: Peer, count: usize) -> Vec<Place> {
+        let mut admitted = Vec::new();
+        for _ in 0..count {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            admitted.push(places.admit(peer).unwrap());
+        }
+        admitted
+    }
+
+    /// Returns which connections are still there.
+    fn kept(places: &[Place]) -> Vec<bool> {
+        places.iter().map(|place| !place.watch.is_cut()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_with_all_that_it_may_have_displaces_its_own() {
+        let places = places(10, 3);
+        let own = admitted(&places, ONE, 3).await;
+        let others = admitted(&places, TWO, 2).await;
+        own[0].watch.read();
+        own[1].watch.enter(Phase::Answering);
+        let fourth = places.admit(ONE).unwrap();
+        assert_eq!((kept(&own), kept(&others)), (vec![true, true, false], vec![true, true]));
+        own[0].watch.enter(Phase::Answering);
+        fourth.watch.enter(Phase::Answering);
+        assert_eq!(places.admit(ONE).err(), Some(Refused::Peer), "nobody is cut off from an answer");
+        let stats = places.stats();
+        assert_eq!((stats.open, stats.accepted), (5, 6));
+        assert_eq!(stats.refused(Refused::Peer), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_the_most_gives_way_to_whoever_has_less() {
+        let places = places(4, 3);
+        let many = admitted(&places, ONE, 3).await;
+        let few = admitted(&places, TWO, 1).await;
+        many[0].watch.enter(Phase::Sending { all: false });
+        many[1].watch.enter(Phase::Idle);
+        let third = admitted(&places, THREE, 1).await;
+        assert_eq!(kept(&many), [true, false, true], "the idle one first");
+        let _fourth = admitted(&places, THREE, 1).await;
+        assert_eq!(
+            (kept(&many), kept(&few), kept(&third)),
+            (vec![true, false, false], vec![true], vec![true])
+        );
+        // Now peer three has the most, and is the newcomer.
+        let _fifth = admitted(&places, THREE, 1).await;
+        assert_eq!((kept(&many)[0], kept(&few), kept(&third)), (true, vec![true], vec![false]));
+        assert_eq!(places.stats().open, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_of_answers_in_the_making_refuses() {
+        let places = places(2, 2);
+        let all = admitted(&places, ONE, 2).await;
+        all.iter().for_each(|place| place.watch.enter(Phase::Answering));
+        assert_eq!(places.admit(TWO).err(), Some(Refused::Full));
+        drop(all);
+        assert_eq!(places.stats().open, 0);
+        assert!(places.admit(TWO).is_ok());
+    }
+
+    /// Something that takes so many bytes, at a place of its own.
+    fn held(bytes: usize) -> Held {
+        Held::of(&bytes::Bytes::from(vec![0; bytes]))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_taken_from_clients_that_do_not_read() {
+        let limits = Limits { max_unsent: 100, ..Limits::default() };
+        let places = Arc::new(Places::new(&limits));
+        let [a, b, c] = [ONE, ONE, ONE].map(|peer| places.admit(peer).unwrap());
+        let long = bytes::Bytes::from(vec![0; 1000]);
+        assert!(places.try_hold(&a.watch, Held::of(&long)), "one alone may be as long as it is");
+        assert!(places.try_hold(&c.watch, Held::of(&long.clone())), "what is there already costs nothing");
+        a.watch.enter(Phase::Sending { all: false });
+        c.watch.enter(Phase::Sending { all: true });
+        c.watch.flushed();
+        assert!(!places.try_hold(&b.watch, held(10)), "a client that reads keeps its answer");
+        tokio::time::advance(PAUSE).await;
+        a.watch.wrote();
+        assert!(!places.try_hold(&b.watch, held(10)));
+        tokio::time::advance(PAUSE).await;
+        assert!(places.try_hold(&b.watch, held(10)));
+        assert!(places.try_hold(&c.watch, held(90)));
+        assert_eq!((a.watch.is_cut(), b.watch.is_cut()), (true, false));
+        assert_eq!(places.stats().cut(Cut::Displaced), 0, "counted when its task ends it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_with_most_of_the_memory_gives_to_others_at_once() {
+        let limits = Limits { max_unsent: 100, ..Limits::default() };
+        let places = Arc::new(Places::new(&limits));
+        let many = admitted(&places, ONE, 3).await;
+        let [few] = [TWO].map(|peer| places.admit(peer).unwrap());
+        for place in &many {
+            assert!(places.try_hold(&place.watch, held(33)));
+            place.watch.enter(Phase::Sending { all: false });
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(places.try_hold(&few.watch, held(40)));
+        assert_eq!(kept(&many), [false, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_of_a_peer_leave_some_for_others() {
+        let places = Arc::new(Places::new(&Limits { max_answers_of_peer: 2, ..Limits::default() }));
+        let own = [places.turn(ONE).await, places.turn(ONE).await];
+        let waits = tokio::time::timeout(Duration::from_secs(1), places.turn(ONE)).await;
+        assert!(waits.is_err());
+        drop(places.turn(TWO).await);
+        drop(own);
+        drop(places.turn(ONE).await);
+        assert_eq!(places.turns_of.lock().unwrap().len(), 1, "none is kept for a peer that is gone");
+    }
+}
