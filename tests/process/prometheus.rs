@@ -62,7 +62,7 @@ fn options() -> Options {
 }
 
 /// Serves a snapshot on a port of its own for as long as the test runs.
-fn serve(snapshot: Snapshot) -> (tokio::runtime::Runtime, SocketAddr) {
+pub(crate) fn serve(snapshot: Snapshot) -> (tokio::runtime::Runtime, SocketAddr) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let reader = SnapshotReader::fixed(snapshot);
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();

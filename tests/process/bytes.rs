@@ -1,0 +1,137 @@
+//! Whatever bytes come to a port: nothing panics, nothing hangs, and memory does not grow with them.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use meter_agent::snapshot::Snapshot;
+use proptest::{
+    collection::vec,
+    prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_oneof},
+    test_runner::TestRunner,
+};
+
+use crate::{
+    prometheus::serve,
+    served::{Served, snapshot},
+};
+
+/// How long an answer may take; a client that hangs up waits for no time-out of the server.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Bytes that the process may grow by, whatever it is sent.
+const GROWTH: usize = 64 * 1024 * 1024;
+
+/// Is set where the test is alone in its process.
+const ALONE: &str = "METER_TEST_ALONE";
+
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts panics of the servers' threads.
+fn count_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name().is_some_and(|name| name.starts_with("tokio")) {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+        }
+        report(panic);
+    }));
+}
+
+/// Makes what a client may send: bytes, and pieces of requests in any order.
+fn requests() -> impl Strategy<Value = Vec<u8>> {
+    let text = |text: &'static str| Just(text.as_bytes().to_vec());
+    let piece = prop_oneof![
+        4 => vec(any::<u8>(), 0..64),
+        1 => (any::<u8>(), 0_usize..40_000).prop_map(|(byte, times)| vec![byte; times]),
+        2 => text("GET /metrics HTTP/1.1\r\n"),
+        2 => text("GET /jolokia/read/org.midonet.midolman:type=Metering HTTP/1.1\r\n"),
+        1 => text("GET /jolokia/!!/!/%00%zz?p=%2F&&=;maxDepth=-1 HTTP/1.1\r\n"),
+        2 => text("POST /jolokia HTTP/1.1\r\n"),
+        1 => text("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        1 => text("GET http://[::1/ HTTP/1.0\r\n"),
+        3 => text("Host: a\r\n"),
+        1 => text("Accept: text/plain;q=;q=1e999, */*;;q=0.5\r\n"),
+        1 => text("Accept-Encoding: gzip;q=nan, *;q=-1\r\n"),
+        1 => text("Authorization: Basic \u{1F600}=\r\n"),
+        1 => text("Expect: 100-continue\r\n"),
+        1 => text("Upgrade: h2c\r\nConnection: upgrade\r\n"),
+        2 => text("Transfer-Encoding: chunked\r\n"),
+        2 => any::<u16>().prop_map(|length| format!("Content-Length: {length}\r\n").into_bytes()),
+        1 => text("Content-Length: 18446744073709551616\r\n"),
+        4 => text("\r\n"),
+        1 => text("ffffffffffffffff\r\n"),
+        1 => text("5\r\n[{},7\r\n0\r\n\r\n"),
+        2 => text(r#"{"type":"read","mbean":"*:*","attribute":null,"path":"a/!"}"#),
+        1 => text(r#"[{"type":"exec","mbean":"a:b=c","operation":"f(","arguments":[1e400]}]"#),
+        1 => (1_usize..5000).prop_map(|depth| b"[".repeat(depth)),
+    ];
+    vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+/// Sends bytes and hangs up its half; returns what comes back.
+fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    // A server that has seen enough may end the connection first.
+    drop(stream.write_all(bytes));
+    drop(stream.shutdown(Shutdown::Write));
+    let mut answer = Vec::new();
+    let mut piece = [0; 65536];
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => return answer,
+            Ok(length) => answer.extend_from_slice(&piece[..length]),
+            Err(error) => {
+                let hangs = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                assert!(!hangs, "no end: {:?}", String::from_utf8_lossy(&answer));
+                return answer;
+            }
+        }
+    }
+}
+
+/// Returns the bytes of this process that are in memory.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn no_bytes_on_either_port_panic_hang_or_grow() {
+    // The memory and the panics of other tests are none of this one's: it runs in a process of its own.
+    if std::env::var_os(ALONE).is_none() {
+        let test = "bytes::no_bytes_on_either_port_panic_hang_or_grow";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", test, "--nocapture"]).env(ALONE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    count_panics();
+    let jolokia = Served::start(snapshot());
+    let (_runtime, metrics) = serve(Snapshot::default());
+    let ports = [metrics, ([127, 0, 0, 1], jolokia.port).into()];
+    let config = ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() };
+    let before = resident();
+    TestRunner::new(config)
+        .run(&requests(), |bytes| {
+            for port in ports {
+                let answer = exchange(port, &bytes);
+                prop_assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{answer:?}");
+            }
+            prop_assert!(PANICS.load(Ordering::Relaxed) == 0, "a server's thread panicked");
+            Ok(())
+        })
+        .unwrap();
+    let grown = resident().saturating_sub(before);
+    assert!(grown < GROWTH, "grown by {grown} bytes");
+    for (port, path) in ports.into_iter().zip(["/-/healthy", "/jolokia/version"]) {
+        let answer = exchange(port, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{path}");
+    }
+}
