@@ -9,6 +9,7 @@
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
 //! count on; the next one takes them over.
 
+mod activation;
 mod beans;
 mod servers;
 
@@ -25,6 +26,8 @@ use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval},
 };
+
+use activation::Inherited;
 
 use crate::{
     agent::{Agent, Event},
@@ -69,6 +72,8 @@ pub enum ServiceError {
 /// What keeps it from counting. A port that is in use does not: it is tried again while the rest goes on. Nor does a
 /// control socket that can't be made.
 pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), ServiceError> {
+    // First of all, while there is one thread.
+    let inherited = Inherited::take();
     let datapath = KernelDatapath::open(&config.datapath)?;
     let monitor = Monitor::new()?;
     if config.host_id_source == HostIdSource::HostName {
@@ -117,7 +122,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) ->
     });
 
     let result = runtime.block_on(async {
-        servers::start(config, control, &reader);
+        servers::start(config, inherited, control, &reader);
         supervise(config, &events, reload, agent_ended).await
     });
     drop(events.send(Event::Shutdown));

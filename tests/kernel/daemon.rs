@@ -354,3 +354,22 @@ fn slow_client_does_not_hold_the_end_up() {
     daemon.stop();
     assert!(began.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn sockets_that_were_passed_are_served_in_place_of_addresses() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("passed");
+    // In the host's namespace nothing listens at these ports but what is passed.
+    let [metrics, jolokia] =
+        [HTTP, JOLOKIA].map(|address| host.netns.run_in(|| TcpListener::bind(address)).unwrap().unwrap());
+    let line = "exec 3<&0 4<&1 1>&2 </dev/null; LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=jolokia:metrics exec \"$@\"";
+    let mut daemon = Daemon::new(&host, "[http]\nlisten = [\"127.0.0.1:1\"]\n[jolokia]\nlisten = []");
+    daemon.start_with(&["sh", "-c", line, "sh"], |command| {
+        command.stdin(std::os::fd::OwnedFd::from(jolokia)).stdout(std::os::fd::OwnedFd::from(metrics));
+    });
+    daemon.wait_until_ready();
+    assert!(daemon.jolokia(r#"{"type":"version"}"#).contains("meter-agent"), "{}", daemon.log());
+    assert!(host.netns.run_in(|| TcpStream::connect("127.0.0.1:1")).unwrap().is_err());
+}

@@ -127,7 +127,9 @@ pub(super) fn matches_many(pattern: &Pattern) -> bool {
 
 /// Reads an address to listen on.
 pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
+    // Without a host it is all of them, as Prometheus' own exporters take it.
+    let all = format!("[::]{text}");
+    if text.starts_with(':') { all.as_str() } else { text }.parse().map_err(|_| {
         format!(
             "{} is not an address with a port, expected one such as \"[::]:7300\" or \"127.0.0.1:7300\"",
             quote(text)

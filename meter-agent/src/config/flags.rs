@@ -15,7 +15,7 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", global = true)]
     pub config: Option<PathBuf>,
     /// Where to serve /metrics; may be given more than once
-    #[arg(long, value_name = "ADDR:PORT", global = true)]
+    #[arg(long = "web.listen-address", value_name = "ADDR:PORT", global = true)]
     pub http_listen: Vec<String>,
     /// Where to serve Jolokia; may be given more than once
     #[arg(long, value_name = "ADDR:PORT", global = true)]

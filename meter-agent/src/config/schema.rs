@@ -175,7 +175,7 @@ fn rules(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Rul
 fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 3] {
     let section = document.section("http", report);
     let http = section.list(report, "listen", MAX_LISTEN, check::string(check::listen));
-    let http = flag_list(report, "--http-listen", &flags.http_listen, check::listen).or(http);
+    let http = flag_list(report, "--web.listen-address", &flags.http_listen, check::listen).or(http);
     let section = document.section("jolokia", report);
     let jolokia = section.list(report, "listen", MAX_LISTEN, check::string(check::listen));
     let jolokia = flag_list(report, "--jolokia-listen", &flags.jolokia_listen, check::listen).or(jolokia);

@@ -146,7 +146,7 @@ fn flags_override_the_file() {
     enum Command {
         Ls,
     }
-    let args = "meter-agent --http-listen 127.0.0.1:1 ls --config /x --http-listen [::1]:2 --jolokia-listen \
+    let args = "meter-agent --web.listen-address 127.0.0.1:1 ls --config /x --web.listen-address [::1]:2 --jolokia-listen \
                 127.0.0.1:3 --control-socket /s --datapath-pin-path /p --datapath-tc clsact --uplinks-ingress xdp \
                 --log-level info,meter_agent=debug --log-format json";
     let agent = Agent::parse_from(args.split_whitespace());
@@ -188,12 +188,12 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         "--control-socket: \"a.sock\" is not an absolute path, expected one that begins with /",
         "--datapath-pin-path: \"/\" is the root directory; use a path below it",
         "--datapath-tc: \"xdp\" is not one of \"auto\", \"tcx\", \"clsact\"",
-        "--http-listen: \"x\" is not an address with a port, expected one such as \"[::]:7300\" or \"127.0.0.1:7300\"",
-        "--http-listen: 127.0.0.1:7200 is in jolokia.listen as well",
         "--log-format: \"xml\" is not one of \"text\", \"json\"",
         "--log-level: \"loud\" is not a log level; expected off, error, warn, info, debug, trace, or directives such \
          as \"info,meter_agent=debug\"",
         "--uplinks-ingress: \"tcx\" is not one of \"tc\", \"xdp\"",
+        "--web.listen-address: \"x\" is not an address with a port, expected one such as \"[::]:7300\" or \"127.0.0.1:7300\"",
+        "--web.listen-address: 127.0.0.1:7200 is in jolokia.listen as well",
     ];
     assert_eq!(said.lines().collect::<Vec<_>>(), expected);
 }

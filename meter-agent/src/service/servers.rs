@@ -4,13 +4,13 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, UnixListener};
 
-use super::beans;
+use super::{activation::Inherited, beans};
 use crate::{
     config::{self, Config},
     control,
     http::{
         Request, Response, prometheus, routes,
-        server::{Limits, serve},
+        server::{Limits, Server},
     },
     jolokia,
     publish::SnapshotReader,
@@ -20,38 +20,50 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts every server on the current runtime.
-pub(super) fn start(config: &Config, control: Option<UnixListener>, reader: &SnapshotReader) {
+pub(super) fn start(
+    config: &Config,
+    inherited: Inherited,
+    control: Option<UnixListener>,
+    reader: &SnapshotReader,
+) {
     let pages = Arc::new(routes::Pages::new(reader.clone(), exposition(config), config.compat.device_stats));
-    for &address in &config.http_listen {
+    let native = {
         let pages = Arc::clone(&pages);
-        tokio::spawn(listen("http", address, move |request| {
+        move |request| {
             let pages = Arc::clone(&pages);
             async move { routes::answer(&pages, request).await }
-        }));
-    }
-    for &address in &config.compat.scraper_listen {
-        let pages = Arc::clone(&pages);
-        tokio::spawn(listen("scraper", address, move |request| {
-            let pages = Arc::clone(&pages);
-            async move { routes::scraper(&pages, request).await }
-        }));
-    }
-    if !config.jolokia_listen.is_empty() {
-        let beans = beans::start(config, reader);
-        for &address in &config.jolokia_listen {
-            let (reader, beans) = (reader.clone(), Arc::clone(&beans));
-            tokio::spawn(listen("jolokia", address, move |request| {
-                let (reader, beans) = (reader.clone(), Arc::clone(&beans));
-                async move { jolokia::answer(&beans, &reader, request).await }
-            }));
         }
+    };
+    let server = Server::new(Limits::default());
+    listeners("http", &server, inherited.metrics, &config.http_listen, &native);
+
+    let scraper = move |request| {
+        let pages = Arc::clone(&pages);
+        async move { routes::scraper(&pages, request).await }
+    };
+    let server = Server::new(Limits::default());
+    listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
+
+    if !config.jolokia_listen.is_empty() || !inherited.jolokia.is_empty() {
+        let (reader, beans) = (reader.clone(), beans::start(config, reader));
+        let jolokia = move |request| {
+            let (reader, beans) = (reader.clone(), Arc::clone(&beans));
+            async move { jolokia::answer(&beans, &reader, request).await }
+        };
+        let server = Server::new(Limits::default());
+        listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
     }
+
     if let Some(socket) = control {
         let reader = reader.clone();
-        tokio::spawn(serve(socket, Limits::default(), move |request| {
-            let reader = reader.clone();
-            async move { control::answer(&reader, request).await }
-        }));
+        let server = Server::new(Limits::default());
+        tokio::spawn(async move {
+            let answer = move |request| {
+                let reader = reader.clone();
+                async move { control::answer(&reader, request).await }
+            };
+            server.serve(socket, answer).await;
+        });
     }
 }
 
@@ -64,8 +76,40 @@ fn exposition(config: &Config) -> prometheus::Options {
     }
 }
 
+/// Serves on the sockets that were passed or, for want of any, on the configured addresses.
+fn listeners<A, F>(
+    what: &'static str,
+    server: &Server,
+    passed: Vec<std::net::TcpListener>,
+    addresses: &[SocketAddr],
+    answer: &A,
+) where
+    A: Fn(Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let is_passed = !passed.is_empty();
+    for socket in passed {
+        match adopt(socket) {
+            Ok(listener) => {
+                tracing::info!(what, listen = ?listener.local_addr().ok(), "serving on a socket that was passed");
+                let (server, answer) = (server.clone(), answer.clone());
+                tokio::spawn(async move { server.serve(listener, answer).await });
+            }
+            Err(error) => tracing::error!(what, error = %error, "can't serve on a socket that was passed"),
+        }
+    }
+    for &address in addresses.iter().filter(|_| !is_passed) {
+        tokio::spawn(listen(what, server.clone(), address, answer.clone()));
+    }
+}
+
+fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
 /// Serves on an address. One that is in use is tried again: counting must not wait for it.
-async fn listen<A, F>(what: &'static str, address: SocketAddr, answer: A)
+async fn listen<A, F>(what: &'static str, server: Server, address: SocketAddr, answer: A)
 where
     A: Fn(Request) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
@@ -76,7 +120,7 @@ where
             Ok(listener) => {
                 let bound = listener.local_addr().unwrap_or(address);
                 tracing::info!(what, listen = %bound, "serving");
-                serve(listener, Limits::default(), answer).await;
+                server.serve(listener, answer).await;
                 return;
             }
             Err(error) => {

@@ -79,9 +79,15 @@ impl<'a> Daemon<'a> {
 
     /// Starts it.
     pub(crate) fn start(&mut self) {
+        self.start_with(&[], |_| {});
+    }
+
+    /// Starts it as the last words of `line`, with other streams than the log.
+    pub(crate) fn start_with(&mut self, line: &[&str], prepare: impl FnOnce(&mut Command)) {
         let log = File::options().create(true).append(true).open(self.scratch.path().join("log")).unwrap();
-        let mut command = self.command(&[], &["--log-level", "debug"]);
+        let mut command = self.command(line, &["--log-level", "debug"]);
         command.stdout(log.try_clone().unwrap()).stderr(log);
+        prepare(&mut command);
         self.process = Some(self.host.netns.spawn(command).unwrap());
     }
 

@@ -230,15 +230,15 @@ fn paths() {
 fn addresses() {
     check(&[
         (
-            "[http]\nlisten = [\"7300\", \"[::]\", \":7300\", \"localhost:7300\"]",
+            "[http]\nlisten = [\"7300\", \"[::]\", \":x\", \"localhost:7300\"]",
             &[
                 "a.toml:2:11: http.listen: \"7300\" is not an address with a port, expected one such as \"[::]:7300\" \
                  or \"127.0.0.1:7300\"",
                 "a.toml:2:19: http.listen: \"[::]\" is not an address with a port, expected one such as \"[::]:7300\" \
                  or \"127.0.0.1:7300\"",
-                "a.toml:2:27: http.listen: \":7300\" is not an address with a port, expected one such as \
+                "a.toml:2:27: http.listen: \":x\" is not an address with a port, expected one such as \
                  \"[::]:7300\" or \"127.0.0.1:7300\"",
-                "a.toml:2:36: http.listen: \"localhost:7300\" is not an address with a port, expected one such as \
+                "a.toml:2:33: http.listen: \"localhost:7300\" is not an address with a port, expected one such as \
                  \"[::]:7300\" or \"127.0.0.1:7300\"",
             ],
         ),
