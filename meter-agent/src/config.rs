@@ -42,6 +42,8 @@ pub struct Config {
     pub datapath: Options,
     /// Where Prometheus and the other native endpoints are served; none where empty. See [`without_ipv6`].
     pub http_listen: Vec<SocketAddr>,
+    /// The web configuration of `http_listen`: TLS, users, headers. What it says is not checked here.
+    pub web_config: Option<PathBuf>,
     /// Where the Jolokia protocol is served; none where empty.
     pub jolokia_listen: Vec<SocketAddr>,
     /// `[metrics]`: how much `/metrics` shows.

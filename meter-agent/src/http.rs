@@ -1,8 +1,8 @@
 //! The HTTP edge: the only part that knows the HTTP library.
 //!
 //! [`server`] turns a connection into [`Request`]s and writes [`Response`]s, with a bound on everything that a client
-//! decides. What is served is a function from one to the other: [`routes::answer`] for the metrics port, and
-//! [`routes::scraper`] for that of MidoNet's JMX scraper.
+//! decides; [`web`] says who may ask, and over which TLS. What is served is a function from one to the other:
+//! [`routes::answer`] for the metrics port, and [`routes::scraper`] for that of MidoNet's JMX scraper.
 
 mod accept;
 pub mod client;
@@ -13,6 +13,7 @@ pub mod routes;
 pub mod server;
 #[cfg(test)]
 mod tests;
+pub mod web;
 
 use bytes::Bytes;
 pub use hyper::StatusCode;

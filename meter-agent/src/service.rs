@@ -34,6 +34,7 @@ use crate::{
     config::{Config, ConfigError, HostIdSource},
     control,
     datapath::kernel::{KernelDatapath, OpenError},
+    http::web::Web,
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
     snapshot::Snapshot,
@@ -65,13 +66,17 @@ pub enum ServiceError {
     AgentEnded,
 }
 
-/// Runs until SIGTERM or SIGINT. `reload` reads the configuration again, for SIGHUP.
+/// Runs until SIGTERM or SIGINT. `web` is what the configuration names; `reload` reads the configuration again, for SIGHUP.
 ///
 /// # Errors
 ///
 /// What keeps it from counting. A port that is in use does not: it is tried again while the rest goes on. Nor does a
 /// control socket that can't be made.
-pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), ServiceError> {
+pub fn run(
+    config: &Config,
+    web: Option<Web>,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+) -> Result<(), ServiceError> {
     // First of all, while there is one thread.
     let inherited = Inherited::take();
     let datapath = KernelDatapath::open(&config.datapath)?;
@@ -122,7 +127,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) ->
     });
 
     let result = runtime.block_on(async {
-        servers::start(config, inherited, control, &reader);
+        servers::start(config, web, inherited, control, &reader);
         supervise(config, &events, reload, agent_ended).await
     });
     drop(events.send(Event::Shutdown));
@@ -190,6 +195,7 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("host_name", old.host_name != new.host_name),
         ("datapath or tunnels", old.datapath != new.datapath),
         ("http.listen", old.http_listen != new.http_listen),
+        ("http.config_file", old.web_config != new.web_config),
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
         ("metrics", old.metrics != new.metrics),
         ("compat", old.compat != new.compat),

@@ -9,3 +9,4 @@ mod mm_meter;
 mod prometheus;
 mod rules;
 mod served;
+mod web;

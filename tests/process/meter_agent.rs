@@ -71,6 +71,34 @@ fn right_configuration_is_0() {
 }
 
 #[test]
+fn web_configuration_is_checked_and_a_wrong_one_is_not_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let web = directory.path().join("web.yml");
+    let text = format!("host_id = \"{}\"\n[http]\nconfig_file = {:?}\n", uuid::Uuid::from_u128(7), web);
+    let path = config(directory.path(), &text);
+    let run = |arguments: &[&str]| {
+        let output = meter_agent(&[arguments, &["--config", &path]].concat());
+        (output.status.code(), streams(&output).1)
+    };
+    let (code, said) = run(&["--check-config"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("web.yml: No such file"), "{said}");
+    std::fs::write(&web, "basic_auth_user: {}\n").unwrap();
+    for arguments in [&["--check-config"][..], &[]] {
+        let (code, said) = run(arguments);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("web.yml:1:1: basic_auth_user: unknown key"), "{said}");
+    }
+    assert_eq!(
+        run(&["--check-config", "--web.config.file", ""]).0,
+        Some(0),
+        "the flag stands above the file"
+    );
+    std::fs::write(&web, "basic_auth_users: {}\n").unwrap();
+    assert_eq!(run(&["--check-config"]).0, Some(0));
+}
+
+#[test]
 fn list_without_an_agent_says_what_one_would_do() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock");

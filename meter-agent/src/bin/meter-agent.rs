@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use meter_agent::{
     config::{Config, ConfigError, Flags, HostFacts, LogFormat},
     datapath::kernel,
+    http::web::{Web, WebError},
     ls::{self, Witness},
     service,
     survey::Policy,
@@ -57,12 +58,19 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let web = match web(&config, &arguments) {
+        Ok(web) => web,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
     let result = match arguments.command {
         _ if arguments.check_config => {
             eprintln!("the configuration is right");
             Ok(())
         }
-        None => daemon(&config, load),
+        None => daemon(&config, web, load),
         Some(Command::Ls { json }) => list(&config, json),
         Some(Command::Detach) => detach(&config),
     };
@@ -75,10 +83,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn daemon(config: &Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<()> {
+/// Reads the web configuration for what needs it.
+fn web(config: &Config, arguments: &Arguments) -> Result<Option<Web>, WebError> {
+    let is_needed = arguments.check_config || arguments.command.is_none();
+    config.web_config.as_deref().filter(|_| is_needed).map(Web::load).transpose()
+}
+
+fn daemon(config: &Config, web: Option<Web>, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<()> {
     log(config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), host = %config.host_name, "starting");
-    Ok(service::run(config, reload)?)
+    Ok(service::run(config, web, reload)?)
 }
 
 /// Sends what the agent says of itself to standard error.

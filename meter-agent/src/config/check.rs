@@ -145,6 +145,13 @@ pub(super) fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (is_same || covers(one, other) || covers(other, one))
 }
 
+/// Reads something that may be empty, for none.
+pub(super) fn optional<T>(
+    read: impl Fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Option<T>, String> {
+    move |text| if text.is_empty() { Ok(None) } else { read(text).map(Some) }
+}
+
 /// Reads an absolute path of at most so many bytes.
 pub(super) fn path(most: usize) -> impl Fn(&str) -> Result<PathBuf, String> {
     move |text| {

@@ -36,7 +36,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("tunnels", &["vxlan_ports", "geneve_ports", "nvgre", "max_tunnels"]),
     ("uplinks", &["netdevs", "ingress"]),
     ("ports", &["netdevs", "ignore"]),
-    ("http", &["listen"]),
+    ("http", &["listen", "config_file"]),
     ("jolokia", &["listen"]),
     ("metrics", &["max_series"]),
     ("compat", &["midonet", "device_stats", "scraper", "scraper_listen", "scraper_agent"]),

@@ -17,6 +17,9 @@ pub struct Flags {
     /// Where to serve /metrics; may be given more than once
     #[arg(long = "web.listen-address", value_name = "ADDR:PORT", global = true)]
     pub http_listen: Vec<String>,
+    /// The web configuration of /metrics: TLS, users and headers, in the format of Prometheus' exporters
+    #[arg(long = "web.config.file", value_name = "PATH", global = true)]
+    pub web_config: Option<String>,
     /// Where to serve Jolokia; may be given more than once
     #[arg(long, value_name = "ADDR:PORT", global = true)]
     pub jolokia_listen: Vec<String>,

@@ -28,6 +28,8 @@ const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", L
 const MAX_PIN_PATH: usize = 3000;
 /// Bytes of a Unix socket's path: `sun_path` without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
+/// Bytes of the web configuration's path.
+const MAX_FILE_PATH: usize = 4000;
 const MAX_LISTEN: usize = 16;
 const MAX_PATTERNS: usize = 256;
 const MAX_ENTRIES: u32 = 1_000_000;
@@ -58,6 +60,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let datapath = datapath(document, flags, report);
     let rules = rules(document, flags, report);
     let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
+    let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
@@ -72,6 +75,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         host_name,
         datapath,
         http_listen,
+        web_config,
         jolokia_listen,
         metrics,
         compat,
@@ -188,6 +192,13 @@ fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [V
         [("http.listen", &http), ("jolokia.listen", &jolokia), ("compat.scraper_listen", &scraper)];
     disjoint(report, &lists, check::overlaps);
     [values(http), values(jolokia), values(scraper)]
+}
+
+fn web_config(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Option<PathBuf> {
+    let read = check::optional(check::path(MAX_FILE_PATH));
+    let section = document.section("http", report);
+    let file = section.one(report, "config_file", check::string(&read));
+    flag(report, "--web.config.file", flags.web_config.as_ref(), &read).or(file).and_then(|file| file.value)
 }
 
 fn control_socket(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> PathBuf {

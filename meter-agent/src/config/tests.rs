@@ -39,6 +39,7 @@ fn defaults() -> Config {
             nvgre: false,
         },
         http_listen: vec!["[::]:7300".parse().unwrap()],
+        web_config: None,
         jolokia_listen: vec!["127.0.0.1:7200".parse().unwrap()],
         metrics: Metrics { max_series: 20_000 },
         compat: Compat {
@@ -146,7 +147,7 @@ fn flags_override_the_file() {
     enum Command {
         Ls,
     }
-    let args = "meter-agent --web.listen-address 127.0.0.1:1 ls --config /x --web.listen-address [::1]:2 --jolokia-listen \
+    let args = "meter-agent --web.listen-address 127.0.0.1:1 ls --web.config.file /w --config /x --web.listen-address [::1]:2 --jolokia-listen \
                 127.0.0.1:3 --control-socket /s --datapath-pin-path /p --datapath-tc clsact --uplinks-ingress xdp \
                 --log-level info,meter_agent=debug --log-format json";
     let agent = Agent::parse_from(args.split_whitespace());
@@ -159,6 +160,7 @@ fn flags_override_the_file() {
     let expected = Config {
         datapath: Options { pin_path: "/p".into(), tc: TcMode::Clsact, ..file.datapath },
         http_listen: vec!["[::1]:2".parse().unwrap()],
+        web_config: Some("/w".into()),
         jolokia_listen: vec!["127.0.0.1:3".parse().unwrap()],
         control_socket: "/s".into(),
         log: Log { level: "info,meter_agent=debug".to_owned(), format: LogFormat::Json },
@@ -174,6 +176,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
     let flags = Flags {
         config: None,
         http_listen: vec!["x".to_owned(), "127.0.0.1:7200".to_owned()],
+        web_config: text("web.yml"),
         jolokia_listen: Vec::new(),
         control_socket: text("a.sock"),
         datapath_pin_path: text("/"),
@@ -192,6 +195,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         "--log-level: \"loud\" is not a log level; expected off, error, warn, info, debug, trace, or directives such \
          as \"info,meter_agent=debug\"",
         "--uplinks-ingress: \"tcx\" is not one of \"tc\", \"xdp\"",
+        "--web.config.file: \"web.yml\" is not an absolute path, expected one that begins with /",
         "--web.listen-address: \"x\" is not an address with a port, expected one such as \"[::]:7300\" or \"127.0.0.1:7300\"",
         "--web.listen-address: 127.0.0.1:7200 is in jolokia.listen as well",
     ];

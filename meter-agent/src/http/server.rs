@@ -22,7 +22,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
     StatusCode,
     body::{Body as _, Incoming},
-    header::{CONNECTION, HeaderValue},
+    header::{CONNECTION, HeaderMap, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
@@ -31,6 +31,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 
 pub use self::{
     counts::{Cut, Refused, Stats},
@@ -41,7 +42,10 @@ use self::{
     stream::Watched,
     watch::{Held, Outgoing, Phase, Watch},
 };
-use super::{Request, Response};
+use super::{
+    Request, Response,
+    web::{Settings, Web},
+};
 
 /// What clients may take.
 #[derive(Debug, Clone)]
@@ -104,6 +108,7 @@ const MAX_REST: u64 = 8 * 1024 * 1024;
 pub struct Server {
     limits: Arc<Limits>,
     places: Arc<Places>,
+    web: Option<Arc<Web>>,
 }
 
 /// Serves until the task is dropped. `answer` is called once for each request that could be read.
@@ -121,7 +126,13 @@ impl Server {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let places = Arc::new(Places::new(&limits));
-        Self { limits: Arc::new(limits), places }
+        Self { limits: Arc::new(limits), places, web: None }
+    }
+
+    /// Serves as a web configuration says.
+    #[must_use]
+    pub fn with_web(self, web: Option<Arc<Web>>) -> Self {
+        Self { web, ..self }
     }
 
     /// Returns what became of connections so far.
@@ -168,7 +179,33 @@ impl Server {
         F: Future<Output = Response> + Send,
     {
         let watch = &place.watch;
-        self.http(Watched::new(stream, Arc::clone(watch)), watch, answer).await;
+        let stream = Watched::new(stream, Arc::clone(watch));
+        let Some(config) = self.settings().await.and_then(|settings| settings.tls.clone()) else {
+            return self.http(stream, watch, answer).await;
+        };
+        let accepted = tokio::select! {
+            biased;
+            accepted = TlsAcceptor::from(config).accept(stream) => accepted,
+            cut = watch.overdue(&self.limits) => return self.places.counts.cut(cut),
+        };
+        match accepted {
+            Ok(stream) => {
+                watch.enter(Phase::Head);
+                self.http(stream, watch, answer).await;
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, peer = ?watch.peer(), "no TLS");
+                self.places.counts.cut(Cut::Handshake);
+            }
+        }
+    }
+
+    /// Returns the web configuration in force.
+    async fn settings(&self) -> Option<Arc<Settings>> {
+        match &self.web {
+            Some(web) => Some(web.current().await),
+            None => None,
+        }
     }
 
     /// Speaks HTTP until the client has enough, or has had its time.
@@ -225,26 +262,60 @@ impl Server {
         A: Fn(Request) -> F,
         F: Future<Output = Response>,
     {
+        watch.enter(Phase::Answering);
+        let settings = self.settings().await;
+        let mut response = match timeout(
+            self.limits.answer_timeout,
+            self.refusal(settings.as_ref(), request.headers(), watch),
+        )
+        .await
+        {
+            Ok(None) => self.allowed(request, watch, answer).await,
+            Ok(Some(response)) => last(response),
+            Err(_) => last(Response::text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many passwords to check; try again",
+            )),
+        };
+        if let Some(settings) = settings {
+            settings.decorate(&mut response.headers);
+        }
+        let mut built = hyper::Response::new(Outgoing::new(response.body, Arc::clone(watch)));
+        *built.status_mut() = response.status;
+        *built.headers_mut() = response.headers;
+        built
+    }
+
+    /// Returns what to say to somebody who may not ask.
+    async fn refusal(
+        &self,
+        settings: Option<&Arc<Settings>>,
+        headers: &HeaderMap,
+        watch: &Watch,
+    ) -> Option<Response> {
+        let settings = settings.filter(|settings| settings.has_users())?;
+        let _turn = self.places.turn(watch.peer()).await;
+        settings.refuse(headers).await
+    }
+
+    /// Reads and answers the request of somebody who may ask.
+    async fn allowed<A, F>(&self, request: hyper::Request<Incoming>, watch: &Watch, answer: A) -> Response
+    where
+        A: Fn(Request) -> F,
+        F: Future<Output = Response>,
+    {
         watch.enter(Phase::Body);
         let read = read(request, &self.limits).await;
         watch.enter(Phase::Answering);
-        let response = match read {
+        match read {
             Ok(request) => {
                 match timeout(self.limits.answer_timeout, self.answer(request, watch, answer)).await {
                     Ok(response) => response,
                     Err(_) => Response::text(StatusCode::SERVICE_UNAVAILABLE, "the answer took too long"),
                 }
             }
-            Err(mut response) => {
-                // Where the next request would begin is not known.
-                response.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-                response
-            }
-        };
-        let mut built = hyper::Response::new(Outgoing::new(response.body, Arc::clone(watch)));
-        *built.status_mut() = response.status;
-        *built.headers_mut() = response.headers;
-        built
+            Err(response) => last(response),
+        }
     }
 
     /// Makes an answer, and finds the memory for it.
@@ -260,6 +331,12 @@ impl Server {
         drop(turn);
         response
     }
+}
+
+/// Makes an answer the last one: where the next request would begin is not known.
+fn last(mut response: Response) -> Response {
+    response.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Reads a request to its end.

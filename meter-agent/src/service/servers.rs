@@ -11,6 +11,7 @@ use crate::{
     http::{
         Request, Response, prometheus, routes,
         server::{Limits, Server},
+        web::Web,
     },
     jolokia,
     publish::SnapshotReader,
@@ -22,6 +23,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Starts every server on the current runtime.
 pub(super) fn start(
     config: &Config,
+    web: Option<Web>,
     inherited: Inherited,
     control: Option<UnixListener>,
     reader: &SnapshotReader,
@@ -34,14 +36,16 @@ pub(super) fn start(
             async move { routes::answer(&pages, request).await }
         }
     };
-    let server = Server::new(Limits::default());
+    let web = web.map(Arc::new);
+    let server = Server::new(Limits::default()).with_web(web.clone());
     listeners("http", &server, inherited.metrics, &config.http_listen, &native);
 
     let scraper = move |request| {
         let pages = Arc::clone(&pages);
         async move { routes::scraper(&pages, request).await }
     };
-    let server = Server::new(Limits::default());
+    // The same numbers, so the same clients may read them.
+    let server = Server::new(Limits::default()).with_web(web);
     listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
 
     if !config.jolokia_listen.is_empty() || !inherited.jolokia.is_empty() {
@@ -50,6 +54,7 @@ pub(super) fn start(
             let (reader, beans) = (reader.clone(), Arc::clone(&beans));
             async move { jolokia::answer(&beans, &reader, request).await }
         };
+        // Its clients, mm-meter among them, speak plain HTTP and know no password; it is on the loopback for that.
         let server = Server::new(Limits::default());
         listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
     }

@@ -133,6 +133,7 @@ prop_compose! {
                 scraper_agent,
             },
             http_listen,
+            web_config: xdp.then(|| "/etc/w \"x\".yml".into()),
             control_socket: "/run/a \"b\".sock".into(),
             log: Log { level: log.0.to_owned(), format: log.1 },
             bindings: Bindings { configured, host_id },
@@ -171,7 +172,7 @@ fn written(config: &Config) -> String {
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
          \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
-         ignore = {}\n\n[http]\nlisten = {}\n\n[jolokia]\nlisten = {}\n\n\
+         ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n[control]\nsocket = {}\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
@@ -188,6 +189,7 @@ fn written(config: &Config) -> String {
         strings(&rules.ports),
         strings(&rules.ignore),
         strings(&config.http_listen),
+        config.web_config.as_ref().map_or(toml::Value::from(""), |path| string(path)),
         strings(&config.jolokia_listen),
         config.metrics.max_series,
         config.compat.midonet,

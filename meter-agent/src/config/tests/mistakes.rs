@@ -76,7 +76,7 @@ fn keys_that_are_unknown() {
             "\n\n[datapath]\n  tcx = true",
             &["a.toml:4:3: unknown key datapath.tcx; known are: pin_path, tc, max_ports, max_netdevs"],
         ),
-        ("[http.tls]", &["a.toml:1:7: unknown key http.tls; known are: listen"]),
+        ("[http.tls]", &["a.toml:1:7: unknown key http.tls; known are: listen, config_file"]),
         ("[control]\n\"a\\nb\" = 1", &["a.toml:2:1: unknown key control.\"a\\nb\"; known are: socket"]),
         (
             "[[binding]]\nnetdev = \"tap0\"\nname = \"x\"\ndevice = \"3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c\"",
