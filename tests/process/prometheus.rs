@@ -1,17 +1,16 @@
 //! The metrics port as a client on a socket finds it, and what Prometheus' own linter says of the metrics.
 
 use std::{
-    fs::File,
-    io::{Read as _, Write as _},
+    io::{Read as _, Seek as _, Write as _},
     net::{SocketAddr, TcpStream},
-    process::{Command, Stdio},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
 
 use lab::require;
 use meter_agent::{
-    http::{prometheus::Options, routes, server},
+    http::{prometheus::Options, routes, server, web},
     meter::{DeviceId, FlowStats},
     publish::SnapshotReader,
     snapshot::Snapshot,
@@ -20,39 +19,43 @@ use meter_agent::{
 /// Every family, as the library's own tests prove that it is rendered.
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/prometheus");
 
-/// Returns how `promtool check metrics` ended over a golden file, and what it said; `None` where there is none.
-fn lint(golden: &str) -> Option<(Option<i32>, String)> {
+/// Returns a file in which the library's own tests hold what is rendered.
+fn golden(file: &str) -> Vec<u8> {
+    std::fs::read(format!("{GOLDEN}/{file}")).unwrap()
+}
+
+/// Returns how `promtool check metrics` ended over a text, and what it said; `None` where there is no such tool.
+fn lint(metrics: &[u8]) -> Option<(Option<i32>, String)> {
     let found = Command::new("promtool").arg("--version").output().is_ok();
     if !require::met("promtool", found, "promtool (apt-get install prometheus)") {
         return None;
     }
-    let linted = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::from(File::open(format!("{GOLDEN}/{golden}")).unwrap()))
-        .output()
-        .unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(metrics).unwrap();
+    file.rewind().unwrap();
+    let linted = Command::new("promtool").args(["check", "metrics"]).stdin(file).output().unwrap();
     let said = String::from_utf8_lossy(&linted.stdout) + String::from_utf8_lossy(&linted.stderr);
     Some((linted.status.code(), said.into_owned()))
 }
 
 #[test]
 fn linter_of_prometheus_finds_nothing() {
-    if let Some((code, said)) = lint("metrics.txt") {
+    if let Some((code, said)) = lint(&golden("metrics.txt")) {
         assert!(code == Some(0) && said.trim().is_empty(), "{said}");
     }
 }
 
 #[test]
 fn compatible_families_can_be_parsed_and_have_no_faults_but_those_of_old() {
-    for (golden, faults) in [
+    for (file, faults) in [
         ("midonet.txt", &["midonet_packets_bytes counter metrics should have"][..]),
         ("scraper.txt", &["mndev_", "mnport_", "mntun_"]),
     ] {
-        let Some((code, said)) = lint(golden) else { return };
+        let Some((code, said)) = lint(&golden(file)) else { return };
         // 3 says that the linter has something to say of names; 1 that it could not read the text.
-        assert_eq!(code, Some(3), "{golden}: {said}");
+        assert_eq!(code, Some(3), "{file}: {said}");
         for line in said.lines() {
-            assert!(faults.iter().any(|fault| line.starts_with(fault)), "{golden}: {line}");
+            assert!(faults.iter().any(|fault| line.starts_with(fault)), "{file}: {line}");
         }
     }
 }
@@ -125,6 +128,57 @@ fn metrics_are_served_in_the_format_that_the_client_names() {
     let kind = "\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert!(head.contains(kind), "{head}");
     assert!(body.ends_with("\n# EOF\n"), "{body}");
+}
+
+#[test]
+fn metrics_show_the_servers_that_are_published() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("web.yml");
+    std::fs::write(&file, "http_server_config: {headers: {X-Frame-Options: deny}}").unwrap();
+    let web = Arc::new(web::Web::load(&file).unwrap());
+    let loaded = web.status().loaded_s;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = server::Limits { max_connections_of_peer: 1, ..server::Limits::default() };
+    let serving = server::Server::new(limits).with_web(Some(web)).publish("metrics");
+    let reader = SnapshotReader::fixed(Snapshot::default());
+    runtime.spawn(async move {
+        let pages = Arc::new(routes::Pages::new(reader, options(), true));
+        let answer = move |request| {
+            let pages = Arc::clone(&pages);
+            async move { routes::answer(&pages, request).await }
+        };
+        serving.serve(listener, answer).await;
+    });
+    let idle = TcpStream::connect(address).unwrap();
+    let (_, body) = ask(address, "GET", "/metrics");
+    drop(idle);
+    let shown: Vec<&str> = body
+        .lines()
+        .filter(|line| line.starts_with("meter_agent_http") || line.starts_with("meter_agent_web"))
+        .collect();
+    let timestamp = format!("meter_agent_web_config_last_reload_success_timestamp_seconds {loaded}");
+    assert_eq!(
+        shown,
+        [
+            r#"meter_agent_http_connections{server="metrics"} 1"#,
+            r#"meter_agent_http_connections_accepted_total{server="metrics"} 2"#,
+            r#"meter_agent_http_connections_refused_total{server="metrics",reason="peer_full"} 0"#,
+            r#"meter_agent_http_connections_refused_total{server="metrics",reason="full"} 0"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="head_timeout"} 0"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="idle"} 0"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="write_stalled"} 0"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="write_timeout"} 0"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="displaced"} 1"#,
+            r#"meter_agent_http_connections_cut_total{server="metrics",reason="tls_handshake"} 0"#,
+            "meter_agent_web_config_last_reload_successful 1",
+            &timestamp,
+        ]
+    );
+    if let Some((code, said)) = lint(body.as_bytes()) {
+        assert!(code == Some(0) && said.trim().is_empty(), "{said}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod compat;
 mod families;
 mod format;
 mod lines;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -30,7 +31,7 @@ use self::{
     families::Families,
     lines::{Created, Lines},
 };
-use super::process::Process;
+use super::{process::Process, server};
 use crate::snapshot::{SharedSnapshot, Snapshot};
 
 /// About how many bytes a port and a tunnel take, so that the buffer seldom grows.
@@ -176,6 +177,7 @@ impl Collector for Scrape {
         let mut families = Families::new(encoder, created);
         traffic::write(&mut families, &self.snapshot, &self.choice)?;
         agent::write(&mut families, &self.snapshot, &self.process)?;
+        servers::write(&mut families, &server::published())?;
         agent::exposition(&mut families, &self.series, self.stopwatch)
     }
 }

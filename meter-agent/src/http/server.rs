@@ -13,7 +13,7 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -44,7 +44,7 @@ use self::{
 };
 use super::{
     Request, Response,
-    web::{Settings, Web},
+    web::{Settings, Web, WebStatus},
 };
 
 /// What clients may take.
@@ -111,6 +111,32 @@ pub struct Server {
     web: Option<Arc<Web>>,
 }
 
+/// The servers that `/metrics` shows: of the process as a whole, as what the kernel says of it is.
+static PUBLISHED: Mutex<Vec<(&str, Server)>> = Mutex::new(Vec::new());
+
+/// What a server says of itself.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// What it is called.
+    pub name: &'static str,
+    /// What became of its connections.
+    pub stats: Stats,
+    /// How the last reading of its web configuration went, if it has one.
+    pub web: Option<WebStatus>,
+}
+
+/// Returns what the servers that are shown say of themselves, in the order in which they were published.
+#[must_use]
+pub fn published() -> Vec<Published> {
+    let servers = PUBLISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let shown = |(name, server): &(&'static str, Server)| Published {
+        name,
+        stats: server.stats(),
+        web: server.web.as_ref().map(|web| web.status()),
+    };
+    servers.iter().map(shown).collect()
+}
+
 /// Serves until the task is dropped. `answer` is called once for each request that could be read.
 pub async fn serve<L, A, F>(listener: L, limits: Limits, answer: A)
 where
@@ -133,6 +159,16 @@ impl Server {
     #[must_use]
     pub fn with_web(self, web: Option<Arc<Web>>) -> Self {
         Self { web, ..self }
+    }
+
+    /// Shows the server on `/metrics` from now on, in place of another one of this name.
+    #[must_use]
+    pub fn publish(self, name: &'static str) -> Self {
+        let mut servers = PUBLISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|(other, _)| *other != name);
+        servers.push((name, self.clone()));
+        drop(servers);
+        self
     }
 
     /// Returns what became of connections so far.

@@ -37,7 +37,7 @@ pub(super) fn start(
         }
     };
     let web = web.map(Arc::new);
-    let server = Server::new(Limits::default()).with_web(web.clone());
+    let server = Server::new(Limits::default()).with_web(web.clone()).publish("metrics");
     listeners("http", &server, inherited.metrics, &config.http_listen, &native);
 
     let scraper = move |request| {
@@ -55,13 +55,13 @@ pub(super) fn start(
             async move { jolokia::answer(&beans, &reader, request).await }
         };
         // Its clients, mm-meter among them, speak plain HTTP and know no password; it is on the loopback for that.
-        let server = Server::new(Limits::default());
+        let server = Server::new(Limits::default()).publish("jolokia");
         listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
     }
 
     if let Some(socket) = control {
         let reader = reader.clone();
-        let server = Server::new(Limits::default());
+        let server = Server::new(Limits::default()).publish("control");
         tokio::spawn(async move {
             let answer = move |request| {
                 let reader = reader.clone();
