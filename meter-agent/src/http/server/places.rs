@@ -300,7 +300,7 @@ mod tests {
             place.watch.enter(Phase::Sending { all: false });
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        assert!(places.try_hold(&few.watch, held(40)));
+        assert!(places.try_hold(&few.watch, held(30)));
         assert_eq!(kept(&many), [false, true, true]);
     }
 
