@@ -373,3 +373,42 @@ fn sockets_that_were_passed_are_served_in_place_of_addresses() {
     assert!(daemon.jolokia(r#"{"type":"version"}"#).contains("meter-agent"), "{}", daemon.log());
     assert!(host.netns.run_in(|| TcpStream::connect("127.0.0.1:1")).unwrap().is_err());
 }
+
+#[test]
+fn web_configuration_holds_for_the_metrics_port_and_not_for_jolokia() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("web");
+    let directory = tempfile::tempdir().unwrap();
+    let web = directory.path().join("web.yml");
+    let users = |hash: &str| format!("basic_auth_users: {{alice: {hash}}}\n");
+    std::fs::write(&web, users(&bcrypt::hash("secret", 4).unwrap())).unwrap();
+    let mut daemon = Daemon::new(&host, &format!("[http]\nconfig_file = {web:?}"));
+    daemon.start();
+    daemon.wait("it serves", |daemon| daemon.try_get("/").is_ok());
+    // "alice:secret"
+    let authorized = |path: &str| {
+        let request = format!("GET {path} HTTP/1.0\r\nAuthorization: Basic YWxpY2U6c2VjcmV0\r\n\r\n");
+        http::exchange(&host.netns, HTTP, request.as_bytes())
+    };
+    for path in ["/", "/metrics", "/-/ready", "/none"] {
+        assert_eq!(daemon.try_get(path).unwrap().status, 401, "{path}");
+    }
+    daemon.wait("ready", |_| authorized("/-/ready").is_ok_and(|answer| answer.status == 200));
+    assert_eq!(daemon.mm_meter(&["list"]), "");
+    let is_ok = |value: u32| {
+        let sample = format!("\nmeter_agent_web_config_last_reload_successful {value}\n");
+        move || authorized("/metrics").is_ok_and(|answer| answer.body.contains(&sample))
+    };
+    assert!(is_ok(1)());
+    std::fs::write(&web, users("secret")).unwrap();
+    daemon.wait("the mistake shows", |_| is_ok(0)());
+    assert!(
+        daemon.log().contains("web.yml:1:27: basic_auth_users.alice: is not a bcrypt hash"),
+        "{}",
+        daemon.log()
+    );
+    std::fs::write(&web, "").unwrap();
+    daemon.wait("everybody may ask", |daemon| daemon.try_get("/").is_ok_and(|answer| answer.status == 200));
+}

@@ -3,7 +3,9 @@
 //! A newcomer is let in wherever that costs only a connection that waits for its client. It is one of the newcomer's
 //! own peer where that peer has all that it may have; else one of the peer that has the most, if that is more than
 //! the newcomer's: so no peer can keep another out, however many connections it opens. Among those an idle one goes
-//! first, then the one whose client has been silent the longest, which are the clients that neither send nor read.
+//! first, then the one whose client has been silent the longest, which are the clients that neither send nor read. Where
+//! none has been silent for a moment it is the longest without a request, then the latest of those that are served: so
+//! a flood of connections does not undo what was begun.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,10 +22,10 @@ use super::{
     Limits,
     counts::{Counts, Cut, Refused, Stats},
     stream::Peer,
-    watch::{Held, Phase, Watch},
+    watch::{Held, Phase, Waits, Watch},
 };
 
-/// How long a client that takes an answer may be silent before another answer may have its memory.
+/// How long a client may be silent without being taken for one that neither sends nor reads.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often it is tried again to get memory for an answer.
 const RETRY: Duration = Duration::from_millis(50);
@@ -43,6 +45,32 @@ pub(super) struct Places {
 
 /// The right to make an answer, for as long as it is kept.
 pub(super) type Turn = [Option<OwnedSemaphorePermit>; 2];
+
+/// Ends the connection among some that comes first in an order, of those that wait for their clients.
+fn displace<K: Ord>(
+    taken: &mut Vec<Arc<Watch>>,
+    among: impl Fn(&Watch) -> bool,
+    order: impl Fn(&Waits) -> K,
+) -> Option<()> {
+    let waiting = taken.iter().enumerate().filter(|(_, watch)| among(watch));
+    let (_, index) =
+        waiting.filter_map(|(index, watch)| Some((order(&watch.waits_for_client()?), index))).min()?;
+    taken.remove(index).cut(Cut::Displaced);
+    Some(())
+}
+
+/// Returns the order in which connections are spared.
+fn spared_first(waits: &Waits) -> (u8, u128) {
+    let silent = waits.moved.elapsed();
+    let most_silent = u128::MAX - silent.as_nanos();
+    match waits.phase {
+        Phase::Idle | Phase::Leaving => (0, most_silent),
+        _ if silent >= PAUSE => (1, most_silent),
+        Phase::Head => (2, most_silent),
+        // Of those that are served well the one that came last: others that come can't undo what was begun.
+        Phase::Body | Phase::Sending { .. } | Phase::Answering => (3, waits.since.elapsed().as_nanos()),
+    }
+}
 
 /// A place, for as long as it is kept.
 #[derive(Debug)]
@@ -86,32 +114,20 @@ impl Places {
     }
 
     fn make_room(&self, taken: &mut Vec<Arc<Watch>>, peer: Peer) -> Result<(), Refused> {
-        let of = |peer: Peer| taken.iter().filter(|watch| watch.peer() == peer).count();
-        let own = of(peer);
+        let mut counts: HashMap<Peer, usize> = HashMap::new();
+        for watch in taken.iter() {
+            *counts.entry(watch.peer()).or_default() += 1;
+        }
+        let own = counts.get(&peer).copied().unwrap_or_default();
         if own >= self.max_of_peer {
-            return self.displace(taken, |watch| watch.peer() == peer).ok_or(Refused::Peer);
+            return displace(taken, |watch| watch.peer() == peer, spared_first).ok_or(Refused::Peer);
         }
         if taken.len() < self.max {
             return Ok(());
         }
-        let most = taken.iter().map(|watch| of(watch.peer())).max().unwrap_or_default();
-        let crowds: Vec<Peer> =
-            taken.iter().map(|watch| watch.peer()).filter(|&other| of(other) == most).collect();
-        let among = |other: Peer| if own == most { other == peer } else { crowds.contains(&other) };
-        self.displace(taken, |watch| among(watch.peer())).ok_or(Refused::Full)
-    }
-
-    /// Ends the connection among some that can be spared best.
-    fn displace(&self, taken: &mut Vec<Arc<Watch>>, among: impl Fn(&Watch) -> bool) -> Option<()> {
-        let waiting = taken.iter().enumerate().filter(|(_, watch)| among(watch));
-        let (_, index) = waiting
-            .filter_map(|(index, watch)| {
-                let (phase, moved) = watch.waits_for_client()?;
-                Some(((!matches!(phase, Phase::Idle | Phase::Leaving), moved), index))
-            })
-            .min()?;
-        taken.remove(index).cut(Cut::Displaced);
-        Some(())
+        let most = counts.values().copied().max().unwrap_or_default();
+        let among = |other: Peer| if own == most { other == peer } else { counts.get(&other) == Some(&most) };
+        displace(taken, |watch| among(watch.peer()), spared_first).ok_or(Refused::Full)
     }
 
     /// Waits for one's turn to make an answer: a peer has only so many of them.
@@ -168,9 +184,9 @@ impl Places {
             let spared = |other: &Watch| {
                 other.peer() == peer
                     && other.unsent().is_some()
-                    && other.waits_for_client().is_some_and(|(_, moved)| moved + pause <= now)
+                    && other.waits_for_client().is_some_and(|waits| waits.moved + pause <= now)
             };
-            if self.displace(&mut taken, spared).is_none() {
+            if displace(&mut taken, spared, |waits| waits.moved).is_none() {
                 return false;
             }
         }
@@ -248,6 +264,24 @@ mod tests {
         let _fifth = admitted(&places, THREE, 1).await;
         assert_eq!((kept(&many)[0], kept(&few), kept(&third)), (true, vec![true], vec![false]));
         assert_eq!(places.stats().open, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn flood_does_not_undo_what_was_begun() {
+        let places = places(10, 4);
+        let served = admitted(&places, ONE, 2).await;
+        served.iter().for_each(|place| place.watch.enter(Phase::Sending { all: false }));
+        let mut flood = admitted(&places, ONE, 2).await;
+        for _ in 0..20 {
+            flood.iter().for_each(|place| place.watch.enter(Phase::Sending { all: false }));
+            served[0].watch.wrote();
+            flood.extend(admitted(&places, ONE, 1).await);
+        }
+        assert_eq!(kept(&served), [true, true]);
+        tokio::time::advance(PAUSE).await;
+        served[0].watch.wrote();
+        flood.extend(admitted(&places, ONE, 3).await);
+        assert_eq!(kept(&served), [true, false], "one that is not read goes before those that are");
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,16 @@ pub(super) enum Phase {
     Leaving,
 }
 
+/// How a connection waits for its client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    pub(super) phase: Phase,
+    /// When the phase began.
+    pub(super) since: Instant,
+    /// When something last moved.
+    pub(super) moved: Instant,
+}
+
 /// Memory of an answer. Answers that share it are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Held {
@@ -136,8 +146,8 @@ impl Watch {
         state.cut.is_some() && matches!(state.phase, Phase::Sending { .. })
     }
 
-    /// Returns since when nothing has moved, and the phase; `None` where the server is at work and the client waits.
-    pub(super) fn waits_for_client(&self) -> Option<(Phase, Instant)> {
+    /// Returns what the connection waits for; `None` where the server is at work and the client waits.
+    pub(super) fn waits_for_client(&self) -> Option<Waits> {
         let state = self.state();
         let moved = if matches!(state.phase, Phase::Sending { .. }) {
             // It may have taken long to make what is sent.
@@ -145,7 +155,7 @@ impl Watch {
         } else {
             state.moved
         };
-        (state.phase != Phase::Answering).then_some((state.phase, moved))
+        (state.phase != Phase::Answering).then_some(Waits { phase: state.phase, since: state.since, moved })
     }
 
     /// Returns the answer that goes out.
