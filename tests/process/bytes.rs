@@ -18,6 +18,7 @@ use proptest::{
 use crate::{
     prometheus::serve,
     served::{Served, snapshot},
+    web,
 };
 
 /// How long an answer may take; a client that hangs up waits for no time-out of the server.
@@ -57,6 +58,8 @@ fn requests() -> impl Strategy<Value = Vec<u8>> {
         1 => text("Accept: text/plain;q=;q=1e999, */*;;q=0.5\r\n"),
         1 => text("Accept-Encoding: gzip;q=nan, *;q=-1\r\n"),
         1 => text("Authorization: Basic \u{1F600}=\r\n"),
+        1 => text("Authorization: Basic Ojo6\r\n"),
+        1 => text("\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03"),
         1 => text("Expect: 100-continue\r\n"),
         1 => text("Upgrade: h2c\r\nConnection: upgrade\r\n"),
         2 => text("Transfer-Encoding: chunked\r\n"),
@@ -115,14 +118,21 @@ fn no_bytes_on_either_port_panic_hang_or_grow() {
     count_panics();
     let jolokia = Served::start(snapshot());
     let (_runtime, metrics) = serve(Snapshot::default());
-    let ports = [metrics, ([127, 0, 0, 1], jolokia.port).into()];
+    let guarded = web::Site::start(&web::users("secret"));
+    let tls = web::Site::start(web::TLS);
+    let ports = [metrics, ([127, 0, 0, 1], jolokia.port).into(), guarded.address, tls.address];
     let config = ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() };
     let before = resident();
     TestRunner::new(config)
         .run(&requests(), |bytes| {
             for port in ports {
                 let answer = exchange(port, &bytes);
-                prop_assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{answer:?}");
+                let is_answer = answer.is_empty() || answer.starts_with(b"HTTP/1.");
+                // An alert of TLS.
+                prop_assert!(
+                    is_answer || port == tls.address && answer.starts_with(b"\x15\x03"),
+                    "{answer:?}"
+                );
             }
             prop_assert!(PANICS.load(Ordering::Relaxed) == 0, "a server's thread panicked");
             Ok(())

@@ -21,11 +21,11 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A directory of certificates, and a server that its `web.yml` configures.
-struct Site {
+pub(crate) struct Site {
     directory: TempDir,
     server: Server,
     web: Arc<Web>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -64,7 +64,7 @@ fn certificates(directory: &Path) {
 }
 
 impl Site {
-    fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         certificates(directory.path());
         let file = directory.path().join("web.yml");
@@ -123,9 +123,9 @@ impl Site {
     }
 }
 
-const TLS: &str = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n";
+pub(crate) const TLS: &str = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n";
 
-fn users(password: &str) -> String {
+pub(crate) fn users(password: &str) -> String {
     format!("basic_auth_users:\n  alice: {}\n", bcrypt::hash(password, 4).unwrap())
 }
 
@@ -217,6 +217,15 @@ fn users_and_headers_hold_for_every_answer() {
         assert_eq!(lower.contains("\r\nwww-authenticate: basic\r\n"), status == "401", "{said}");
         assert_eq!(said.contains("the page"), status == "200", "{said}");
     }
+}
+
+#[test]
+fn more_requests_than_the_rate_are_429() {
+    if !curl_is_there() {
+        return;
+    }
+    let site = Site::start("rate_limit: {interval: 1h, burst: 2}\n");
+    site.assert(&[("http", "", "200"), ("http", "", "200"), ("http", "", "429"), ("http", "", "429")]);
 }
 
 #[test]

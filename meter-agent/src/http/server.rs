@@ -329,6 +329,9 @@ impl Server {
         headers: &HeaderMap,
         watch: &Watch,
     ) -> Option<Response> {
+        if let Some(response) = settings?.limit() {
+            return Some(response);
+        }
         let settings = settings.filter(|settings| settings.has_users())?;
         let _turn = self.places.turn(watch.peer()).await;
         settings.refuse(headers).await

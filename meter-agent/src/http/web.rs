@@ -6,6 +6,7 @@
 
 mod clients;
 mod document;
+mod rate;
 mod san;
 mod tls;
 mod users;
@@ -30,7 +31,7 @@ use hyper::{
 };
 use rustls::ServerConfig;
 
-use self::{document::Source, users::Users, yaml::Mistake};
+use self::{document::Source, rate::Limiter, users::Users, yaml::Mistake};
 use super::Response;
 
 /// Bytes of the longest file that is read.
@@ -84,6 +85,7 @@ pub(super) struct Settings {
     pub(super) tls: Option<Arc<ServerConfig>>,
     headers: HeaderMap,
     users: Option<Users>,
+    limiter: Option<Limiter>,
 }
 
 impl Web {
@@ -191,12 +193,18 @@ impl Settings {
         }
         let users =
             Users::new(document.users).map_err(|what| WebError { lines: vec![format!("{name}: {what}")] })?;
-        Ok(Self { tls, headers: document.headers, users })
+        Ok(Self { tls, headers: document.headers, users, limiter: document.rate.map(Limiter::new) })
     }
 
     /// Returns whether only some may ask.
     pub(super) const fn has_users(&self) -> bool {
         self.users.is_some()
+    }
+
+    /// Returns what to say instead of an answer where there are too many requests.
+    pub(super) fn limit(&self) -> Option<Response> {
+        let limiter = self.limiter.as_ref()?;
+        (!limiter.allow()).then(|| Response::text(StatusCode::TOO_MANY_REQUESTS, "Too Many Requests"))
     }
 
     /// Returns what to say instead of an answer to a request from somebody who may not ask.

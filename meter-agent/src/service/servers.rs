@@ -44,9 +44,11 @@ pub(super) fn start(
         let pages = Arc::clone(&pages);
         async move { routes::scraper(&pages, request).await }
     };
-    // The same numbers, so the same clients may read them.
-    let server = Server::new(Limits::default()).with_web(web);
-    listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
+    if !config.compat.scraper_listen.is_empty() {
+        // The same numbers, so the same clients may read them.
+        let server = Server::new(Limits::default()).with_web(web).publish("scraper");
+        listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
+    }
 
     if !config.jolokia_listen.is_empty() || !inherited.jolokia.is_empty() {
         let (reader, beans) = (reader.clone(), beans::start(config, reader));
@@ -54,6 +56,12 @@ pub(super) fn start(
             let (reader, beans) = (reader.clone(), Arc::clone(&beans));
             async move { jolokia::answer(&beans, &reader, request).await }
         };
+        let is_open = config.jolokia_listen.iter().any(|address| !address.ip().is_loopback());
+        if is_open && config.web_config.is_some() {
+            tracing::warn!(
+                "jolokia.listen is open to other hosts, and http.config_file does not hold for it"
+            );
+        }
         // Its clients, mm-meter among them, speak plain HTTP and know no password; it is on the loopback for that.
         let server = Server::new(Limits::default()).publish("jolokia");
         listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);

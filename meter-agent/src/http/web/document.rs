@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use bcrypt::HashParts;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::yaml::{Mistake, Node, Place, Value, parse};
+use super::{
+    rate::{Rate, duration},
+    yaml::{Mistake, Node, Place, Value, parse},
+};
 
 /// The headers that may be set, and the values that they may have; any where there is none.
 const HEADERS: &[(&str, &[&str])] = &[
@@ -30,7 +33,7 @@ const TLS: &[&str] = &[
     "prefer_server_cipher_suites",
     "curve_preferences",
 ];
-const TOP: &[&str] = &["tls_server_config", "http_server_config", "basic_auth_users"];
+const TOP: &[&str] = &["tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"];
 
 /// Rounds of bcrypt, as a power of two; with more of them a password takes longer than an answer may.
 const MAX_COST: u32 = 18;
@@ -43,6 +46,7 @@ pub(super) struct Document {
     pub(super) headers: HeaderMap,
     /// Names and hashes.
     pub(super) users: Vec<(String, String)>,
+    pub(super) rate: Option<Rate>,
 }
 
 /// `tls_server_config`, with at least one key.
@@ -167,6 +171,9 @@ impl Reader<'_> {
         }
         if let Some(node) = top.get("basic_auth_users") {
             document.users = self.users(node);
+        }
+        if let Some(node) = top.get("rate_limit") {
+            document.rate = self.rate(node);
         }
         document
     }
@@ -321,6 +328,25 @@ impl Reader<'_> {
             }
         }
         users
+    }
+
+    fn rate(&mut self, node: &Node) -> Option<Rate> {
+        let section = self.section(node, "rate_limit", &["interval", "burst"]);
+        let text = self.text(&section, "interval").unwrap_or_else(|| "0".to_owned());
+        let Some(interval) = duration(&text) else {
+            self.at(
+                &section,
+                "interval",
+                &format!("{} is not a time, expected one such as 1s", quoted(&text)),
+            );
+            return None;
+        };
+        let text = self.text(&section, "burst").unwrap_or_else(|| "0".to_owned());
+        let Ok(burst) = text.parse() else {
+            self.at(&section, "burst", &format!("{} is not a number of requests", quoted(&text)));
+            return None;
+        };
+        (!interval.is_zero()).then_some(Rate { interval, burst })
     }
 
     fn at(&mut self, section: &Section<'_>, key: &str, what: &str) {

@@ -1,6 +1,6 @@
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use super::{ClientAuth, Document, Source, read};
+use super::{ClientAuth, Document, Rate, Source, read};
 
 const HASH: &str = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG";
 
@@ -22,7 +22,7 @@ fn every_key_is_read() {
         "tls_server_config:\n  cert_file: a.pem\n  key: |\n    inline\n  client_auth_type: RequireAndVerifyClientCert\n  \
          client_ca_file: /ca.pem\n  client_allowed_sans: [host.example]\n  min_version: TLS13\n  max_version: TLS13\n  \
          cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]\n  prefer_server_cipher_suites: no\n  \
-         curve_preferences:\n    - X25519\nhttp_server_config:\n  http2: false\n  headers:\n    X-Frame-Options: deny\n\
+         curve_preferences:\n    - X25519\nrate_limit:\n  interval: 1m30s\n  burst: 7\nhttp_server_config:\n  http2: false\n  headers:\n    X-Frame-Options: deny\n\
          basic_auth_users:\n  alice: {HASH}\n"
     );
     let document = read(&text, Path::new("/etc")).unwrap();
@@ -34,6 +34,7 @@ fn every_key_is_read() {
     assert_eq!(tls.allowed_sans.unwrap(), ["host.example"]);
     assert_eq!((tls.tls12, tls.tls13, tls.prefer_server), (false, true, false));
     assert_eq!((tls.cipher_suites.len(), tls.curves), (1, vec!["X25519".to_owned()]));
+    assert_eq!(document.rate, Some(Rate { interval: Duration::from_secs(90), burst: 7 }));
     assert_eq!(document.headers["x-frame-options"], "deny");
     assert_eq!(document.users, [("alice".to_owned(), HASH.to_owned())]);
 }
@@ -75,6 +76,11 @@ fn what_would_not_protect_is_a_mistake() {
         (format!("{tls}cert: inline}}"), "is set beside cert_file"),
         ("tls_server_config: {min_version: TLS13}".to_owned(), "cert_file is missing"),
         ("tls_server_config: [1]".to_owned(), "expected a map, found a list"),
+        (
+            "rate_limit: {interval: 1}".to_owned(),
+            "rate_limit.interval: 1 is not a time, expected one such as 1s",
+        ),
+        ("rate_limit: {burst: -1}".to_owned(), "rate_limit.burst: -1 is not a number of requests"),
         (
             format!("basic_auth_users: {{a: {}}}", HASH.replace("$10$", "$25$")),
             "the hash has cost 25, possible is 4 to 18",
