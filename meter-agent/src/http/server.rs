@@ -197,6 +197,9 @@ impl Server {
                 },
                 Err(error) => {
                     // Out of descriptors, mostly: a connection that ends frees one.
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                        self.places.spare();
+                    }
                     let error = error.to_string();
                     if error != last {
                         tracing::warn!(error, "accept failed");

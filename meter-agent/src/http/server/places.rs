@@ -130,6 +130,11 @@ impl Places {
         displace(taken, |watch| among(watch.peer()), spared_first).ok_or(Refused::Full)
     }
 
+    /// Ends the connection that can be spared best, whosever it is: the process has no descriptors left.
+    pub(super) fn spare(&self) {
+        displace(&mut self.taken(), |_| true, spared_first);
+    }
+
     /// Waits for one's turn to make an answer: a peer has only so many of them.
     pub(super) async fn turn(&self, peer: Peer) -> Turn {
         let own = {
@@ -282,6 +287,20 @@ mod tests {
         served[0].watch.wrote();
         flood.extend(admitted(&places, ONE, 3).await);
         assert_eq!(kept(&served), [true, false], "one that is not read goes before those that are");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_descriptors_the_most_silent_one_goes() {
+        let places = places(10, 4);
+        let mut all = admitted(&places, ONE, 1).await;
+        all.extend(admitted(&places, TWO, 1).await);
+        tokio::time::advance(PAUSE).await;
+        all[0].watch.read();
+        places.spare();
+        assert_eq!(kept(&all), [true, false]);
+        all[0].watch.enter(Phase::Answering);
+        places.spare();
+        assert_eq!(kept(&all), [true, false], "nobody who waits for an answer");
     }
 
     #[tokio::test(start_paused = true)]
