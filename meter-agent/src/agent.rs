@@ -12,7 +12,7 @@ mod failures;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvError, TryRecvError},
@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 
 use self::{compose::Known, failures::Failures};
 use crate::{
-    datapath::{Attachment, Datapath, Retry, Target},
+    datapath::{AttachError, Datapath, Lost, Retry, Target},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
     reconcile::{self, Step},
@@ -33,6 +33,9 @@ use crate::{
 
 /// Events that are taken from the channel before the next step; bounds how long a flood of them delays it.
 const BATCH: usize = 4_096;
+
+/// Ticks from one look at the hooks to the next at least: each hook takes a few system calls.
+const VERIFY_WAIT: u32 = 10;
 
 /// Everything that happens to the agent.
 #[derive(Debug)]
@@ -58,8 +61,11 @@ pub struct Agent<D> {
     policy: Policy,
     table: NetdevTable,
     survey: Survey,
-    attached: BTreeMap<u32, Attachment>,
+    /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
+    gone: BTreeSet<u32>,
     failures: Failures,
+    /// Whether the hooks are to be looked at, and the ticks before that may be.
+    verify: (bool, u32),
     steps: VecDeque<Step>,
     wishes: Vec<Refresh>,
     /// Whether something changed that may change the plan.
@@ -75,11 +81,9 @@ pub struct Agent<D> {
 impl<D: Datapath> Agent<D> {
     /// Makes an agent that counts through `datapath` and publishes to `latest`.
     ///
-    /// `attached` is what an earlier agent left attached, `host` the host's name, `config_loaded_s` when the policy
-    /// was read (seconds since the Unix epoch).
+    /// `host` is the host's name, `config_loaded_s` when the policy was read (seconds since the Unix epoch).
     pub fn new(
         datapath: D,
-        attached: BTreeMap<u32, Attachment>,
         policy: Policy,
         host: String,
         config_loaded_s: u64,
@@ -90,8 +94,9 @@ impl<D: Datapath> Agent<D> {
             policy,
             table: NetdevTable::default(),
             survey: Survey::default(),
-            attached,
+            gone: BTreeSet::new(),
             failures: Failures::default(),
+            verify: (false, 0),
             steps: VecDeque::new(),
             wishes: Vec::new(),
             stale: false,
@@ -127,6 +132,7 @@ impl<D: Datapath> Agent<D> {
                 Err(TryRecvError::Empty) => break,
             }
         }
+        self.verify();
         if self.stale {
             self.plan();
         }
@@ -157,7 +163,10 @@ impl<D: Datapath> Agent<D> {
             }
             Event::BadPolicy => self.health.config_reload_ok = false,
             Event::Refresh(wish) => self.wishes.push(wish),
-            Event::Tick => self.stale |= self.failures.tick(),
+            Event::Tick => {
+                self.stale |= self.failures.tick();
+                self.verify.1 = self.verify.1.saturating_sub(1);
+            }
             // Handled where events are taken from the channel.
             Event::Shutdown => {}
         }
@@ -169,6 +178,7 @@ impl<D: Datapath> Agent<D> {
             NetdevEvent::All(_) => {
                 self.health.netlink_dumps += 1;
                 self.dumped = true;
+                self.verify.0 = true;
             }
             NetdevEvent::New(netdev) => {
                 self.health.netlink_events += 1;
@@ -178,6 +188,9 @@ impl<D: Datapath> Agent<D> {
                 self.health.netlink_events += 1;
                 tracing::debug!(ifindex, "netdev gone");
                 self.failures.forget(*ifindex);
+                if self.datapath.attached().contains_key(ifindex) {
+                    self.gone.insert(*ifindex);
+                }
             }
             NetdevEvent::Overrun => {
                 self.health.netlink_overruns += 1;
@@ -185,6 +198,26 @@ impl<D: Datapath> Agent<D> {
             }
         }
         self.table.apply(event);
+    }
+
+    /// Looks at the hooks where that is due. What another tool removed is attached again.
+    fn verify(&mut self) {
+        if self.verify != (true, 0) {
+            return;
+        }
+        self.verify = (false, VERIFY_WAIT);
+        for Lost { target, direction, kind } in self.datapath.verify() {
+            self.health.hooks_lost += 1;
+            self.stale = true;
+            tracing::warn!(
+                netdev = %target.netdev,
+                ifindex = target.ifindex,
+                port = %target.port,
+                ?direction,
+                %kind,
+                "another tool removed the hook; attaching it again"
+            );
+        }
     }
 
     /// Compares what is with what should be.
@@ -196,7 +229,7 @@ impl<D: Datapath> Agent<D> {
         }
         self.survey = Survey::new(&self.table, &self.policy);
         self.failures.keep(&self.survey.desired);
-        let steps = reconcile::plan(&self.survey.desired, &self.attached);
+        let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
         self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
     }
@@ -204,6 +237,7 @@ impl<D: Datapath> Agent<D> {
     /// Returns whether a step is to be taken now; one that failed waits for its time.
     fn is_due(&self, step: &Step) -> bool {
         match step {
+            Step::Exchange(targets) => targets.iter().all(|target| self.failures.is_due(target)),
             Step::Attach(target) => self.failures.is_due(target),
             Step::Detach { .. } => true,
         }
@@ -211,47 +245,64 @@ impl<D: Datapath> Agent<D> {
 
     fn take(&mut self, step: Step) {
         match step {
+            Step::Exchange(targets) => self.exchange(targets),
+            // Not before what it had under this number is put away.
+            Step::Attach(target) if self.gone.contains(&target.ifindex) => {}
             Step::Attach(target) => self.attach(target),
             Step::Detach { ifindex } => self.detach(ifindex),
         }
         self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
     }
 
+    fn exchange(&mut self, targets: Vec<Target>) {
+        match self.datapath.exchange(&targets) {
+            Ok(()) => {
+                for target in targets {
+                    let Target { netdev, ifindex, port, .. } = target;
+                    tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
+                    self.failures.forget(ifindex);
+                }
+            }
+            Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
+        }
+    }
+
     fn attach(&mut self, target: Target) {
         match self.datapath.attach(&target) {
-            Ok(attachment) => {
+            Ok(()) => {
                 self.failures.forget(target.ifindex);
                 self.failures.detached(target.ifindex);
+                let is = self.datapath.attached().get(&target.ifindex);
                 tracing::info!(
                     netdev = %target.netdev,
                     ifindex = target.ifindex,
                     port = %target.port,
                     class = target.class.name(),
-                    ingress = %attachment.ingress,
-                    egress = %attachment.egress,
+                    ingress = is.map(|is| is.ingress.name()),
+                    egress = is.map(|is| is.egress.name()),
                     "attached"
                 );
-                self.attached.insert(target.ifindex, attachment);
             }
-            Err(error) => {
-                // Nothing of a failed attach remains.
-                self.attached.remove(&target.ifindex);
-                *self.health.attach_failures.entry(error.reason).or_default() += 1;
-                if error.retry == Retry::Gone {
-                    tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
-                }
-                self.failures.failed(target, error);
-            }
+            Err(error) => self.failed(target, error),
         }
     }
 
+    fn failed(&mut self, target: Target, error: AttachError) {
+        *self.health.attach_failures.entry(error.reason).or_default() += 1;
+        if error.retry == Retry::Gone {
+            tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
+        }
+        self.failures.failed(target, error);
+    }
+
     fn detach(&mut self, ifindex: u32) {
+        let is = self.datapath.attached().get(&ifindex).map(|is| is.target.clone());
         match self.datapath.detach(ifindex) {
             Ok(()) => {
-                if let Some(attachment) = self.attached.remove(&ifindex) {
-                    let Target { netdev, port, .. } = &attachment.target;
+                if let Some(Target { netdev, port, .. }) = is {
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
                 }
+                self.gone.remove(&ifindex);
                 self.failures.forget(ifindex);
                 self.failures.detached(ifindex);
             }
@@ -270,7 +321,7 @@ impl<D: Datapath> Agent<D> {
                 let known = Known {
                     table: &self.table,
                     survey: &self.survey,
-                    attached: &self.attached,
+                    attached: self.datapath.attached(),
                     failures: &self.failures,
                     health: &self.health,
                     host: &self.host,

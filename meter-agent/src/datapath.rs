@@ -3,20 +3,24 @@
 //! Two implementations: [`kernel`] loads the object and attaches it; `fake` counts what a test sends and fails when
 //! told to.
 
+mod bind;
 mod clsact;
+mod failure;
 #[cfg(test)]
 pub mod fake;
 mod hook;
+mod hooks;
 pub mod kernel;
 mod ledger;
 mod maps;
 mod open;
+mod reading;
 mod record;
 mod remove;
 mod sys;
 mod tunnels;
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
 
@@ -145,6 +149,40 @@ pub struct Attachment {
     pub ingress: HookKind,
     /// The hook of egress.
     pub egress: HookKind,
+    /// Whether a hook of them has vanished, so that it has to be attached again.
+    pub lost: bool,
+}
+
+impl Attachment {
+    /// Returns the kinds of both hooks: ingress and egress.
+    #[must_use]
+    pub const fn kinds(&self) -> [HookKind; 2] {
+        [self.ingress, self.egress]
+    }
+
+    /// Returns the kind of one hook.
+    #[must_use]
+    pub const fn kind(&self, direction: Direction) -> HookKind {
+        self.kinds()[direction as usize]
+    }
+
+    /// Returns what is attached once these hooks, as they are, count for the port of another target.
+    #[must_use]
+    pub fn with_port_of(&self, target: &Target) -> Target {
+        let Target { port, class, device, .. } = *target;
+        Target { port, class, device, ..self.target.clone() }
+    }
+}
+
+/// A hook that was attached and is not there any more, though its netdev is: another tool removed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// What was attached.
+    pub target: Target,
+    /// Which of its hooks.
+    pub direction: Direction,
+    /// Of which kind it was.
+    pub kind: HookKind,
 }
 
 /// What to do about a failed attach.
@@ -266,15 +304,34 @@ pub struct Reading {
     pub maps: Vec<MapUsage>,
 }
 
-/// The kernel half, as the agent sees it.
+/// The kernel half, as the agent sees it: the one owner of what is attached.
+///
+/// A netdev carries one port at a time, and a port is on one netdev.
 pub trait Datapath {
-    /// Binds the target's counters, then attaches both hooks. Replaces an attachment of the same netdev atomically.
-    /// A port that comes to another device takes its past totals along, but the old device keeps what came in so far.
+    /// Returns what is attached, by ifindex; at first what an earlier agent left attached, without the netdevs' names.
+    fn attached(&self) -> &BTreeMap<u32, Attachment>;
+
+    /// Binds the target's counters, then makes both hooks what they should be, those of the same kind atomically.
+    ///
+    /// Another netdev that carries the port is detached. A netdev that carried another port goes on to this one at once,
+    /// and no frame is nobody's. A port that comes to another device takes its past totals along, but the old device
+    /// keeps what came in so far.
     ///
     /// # Errors
     ///
-    /// Nothing of a failed attach remains, except that the port keeps its totals.
-    fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError>;
+    /// What is attached is not what was asked for: [`Datapath::attached`] tells what is. Hooks that counted before count
+    /// on, for the target's port, if they can't be changed; and where there is no room for its device or its tunnels the
+    /// port counts without them. Where the port can't be had at all nothing is left of the netdev's hooks. The port keeps
+    /// its totals.
+    fn attach(&mut self, target: &Target) -> Result<(), AttachError>;
+
+    /// Lets attached netdevs exchange their ports: each goes on with the port of its target at once, with the hooks that
+    /// it has (see [`Attachment::with_port_of`]).
+    ///
+    /// # Errors
+    ///
+    /// Some may have their new port and some their old one.
+    fn exchange(&mut self, targets: &[Target]) -> Result<(), AttachError>;
 
     /// Detaches a netdev that was attached and saves its totals on its port. A netdev that has gone is no error.
     ///
@@ -282,6 +339,10 @@ pub trait Datapath {
     ///
     /// The hooks may still count; the attachment stays known and detaching again is safe.
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
+
+    /// Looks whether every hook that is attached is still there; returns those that are not, each once, and marks what is
+    /// attached as [`Attachment::lost`] until it is attached again.
+    fn verify(&mut self) -> Vec<Lost>;
 
     /// Reads everything.
     ///

@@ -2,11 +2,12 @@
 //!
 //! Pure and level-triggered: a lost event, a failed attach and a start-up are the same case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     binding::{Bound, Conflict},
     datapath::{Attachment, Class, Target},
+    meter::PortId,
     netdev::NetdevTable,
     roles::Role,
 };
@@ -14,6 +15,8 @@ use crate::{
 /// One step towards what should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    /// Let these netdevs, all of them attached, exchange their ports.
+    Exchange(Vec<Target>),
     /// Attach this netdev, or change how it is attached.
     Attach(Target),
     /// Detach the netdev with this ifindex.
@@ -49,19 +52,76 @@ pub fn desired(
 }
 
 /// Returns the steps: detaches first, since a port's new netdev may wait for its old one; then uplinks, of which there
-/// are few and which carry everything; then the rest.
+/// are few and which carry everything; then the rest. Between netdevs that stay, a port is left before it is taken, so
+/// that no step takes a port away from a netdev that counts; where that goes in a circle they exchange their ports.
+///
+/// The netdevs that are `gone` took their hooks along, whatever is attached and whoever has their numbers now.
 #[must_use]
-pub fn plan(desired: &BTreeMap<u32, Target>, attached: &BTreeMap<u32, Attachment>) -> Vec<Step> {
-    let detach = attached
-        .keys()
-        .filter(|ifindex| !desired.contains_key(ifindex))
-        .map(|&ifindex| Step::Detach { ifindex });
-    let mut attach: Vec<&Target> = desired
-        .values()
-        .filter(|target| attached.get(&target.ifindex).is_none_or(|is| is.target != **target))
-        .collect();
-    attach.sort_by_key(|target| (!target.underlay, target.ifindex));
-    detach.chain(attach.into_iter().cloned().map(Step::Attach)).collect()
+pub fn plan(
+    desired: &BTreeMap<u32, Target>,
+    attached: &BTreeMap<u32, Attachment>,
+    gone: &BTreeSet<u32>,
+) -> Vec<Step> {
+    let stays = |ifindex: &u32| desired.contains_key(ifindex) && !gone.contains(ifindex);
+    let mut steps: Vec<Step> =
+        attached.keys().filter(|ifindex| !stays(ifindex)).map(|&ifindex| Step::Detach { ifindex }).collect();
+    let staying = attached.iter().filter(|(ifindex, _)| stays(ifindex)).map(|(&ifindex, is)| (ifindex, is));
+    let staying: BTreeMap<u32, &Attachment> = staying.collect();
+    let is_right =
+        |target: &Target| staying.get(&target.ifindex).is_some_and(|is| !is.lost && is.target == *target);
+    let mut order = Order {
+        holders: staying.iter().map(|(&ifindex, is)| (is.target.port, ifindex)).collect(),
+        waiting: desired
+            .iter()
+            .filter(|(_, target)| !is_right(target))
+            .map(|(&i, target)| (i, target))
+            .collect(),
+        staying,
+        steps: Vec::new(),
+    };
+    let mut first: Vec<&Target> = order.waiting.values().copied().collect();
+    first.sort_by_key(|target| (!target.underlay, target.ifindex));
+    first.into_iter().for_each(|target| order.take(target));
+    steps.append(&mut order.steps);
+    steps
+}
+
+/// Puts attaches into an order in which every port is free when its netdev takes it.
+struct Order<'a> {
+    staying: BTreeMap<u32, &'a Attachment>,
+    /// Which of them carries a port.
+    holders: BTreeMap<PortId, u32>,
+    /// The targets that have no step yet.
+    waiting: BTreeMap<u32, &'a Target>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Order<'a> {
+    /// Adds the steps for a target: first those of the netdevs that have to leave their ports for it.
+    fn take(&mut self, target: &'a Target) {
+        let mut chain: Vec<&Target> = Vec::new();
+        let mut next = self.waiting.remove(&target.ifindex);
+        while let Some(target) = next {
+            chain.push(target);
+            let holder = self.holders.get(&target.port);
+            next = holder.and_then(|holder| self.waiting.remove(holder));
+        }
+        let Some(last) = chain.last() else { return };
+        // The last one waits for one of the chain: from there on it goes in a circle.
+        let holder = self.holders.get(&last.port).filter(|holder| **holder != last.ifindex);
+        let circle = holder.and_then(|holder| chain.iter().position(|target| target.ifindex == *holder));
+        if let Some(circle) = circle {
+            let targets = chain.split_off(circle);
+            self.steps.push(Step::Exchange(targets.iter().map(|&target| target.clone()).collect()));
+            // What more than their ports differs comes after.
+            let differs = |target: &&Target| {
+                let is = self.staying.get(&target.ifindex);
+                is.is_none_or(|is| is.lost || is.with_port_of(target) != **target)
+            };
+            self.steps.extend(targets.into_iter().filter(differs).cloned().map(Step::Attach));
+        }
+        self.steps.extend(chain.into_iter().rev().cloned().map(Step::Attach));
+    }
 }
 
 #[cfg(test)]

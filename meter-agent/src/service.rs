@@ -101,15 +101,7 @@ pub fn run(
 
     let (events, channel) = mpsc::channel();
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let attached = datapath.attachments().clone();
-    let agent = Agent::new(
-        datapath,
-        attached,
-        policy(config),
-        config.host_name.clone(),
-        now_s(),
-        Arc::clone(&latest),
-    );
+    let agent = Agent::new(datapath, policy(config), config.host_name.clone(), now_s(), Arc::clone(&latest));
     let (ended, agent_ended) = oneshot::channel::<()>();
     let agent = spawn("agent", move || {
         // Dropped when the thread ends, in whichever way.

@@ -114,8 +114,10 @@ pub struct Health {
     pub netlink_events: u64,
     /// Failed attaches by reason.
     pub attach_failures: BTreeMap<&'static str, u64>,
-    /// Netdevs that should be metered and are not, now.
+    /// Netdevs that are not metered, or not as they should be, now.
     pub attach_pending: u64,
+    /// Hooks that were found to have been removed by another tool.
+    pub hooks_lost: u64,
     /// Times the maps could not be read.
     pub read_failures: u64,
     /// Whether the last reload of the configuration was taken; true before the first.

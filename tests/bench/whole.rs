@@ -1,6 +1,7 @@
 //! A whole agent on a datapath of memory, and a scrape of it from the request to the last byte.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc},
     thread,
 };
@@ -12,7 +13,8 @@ use meter_agent::{
     agent::{Agent, Event},
     binding::Bindings,
     datapath::{
-        AttachError, Attachment, Datapath, HookKind, PortReading, ReadError, Reading, Target, TunnelReading,
+        AttachError, Attachment, Datapath, HookKind, Lost, PortReading, ReadError, Reading, Target,
+        TunnelReading,
     },
     http::{
         Request,
@@ -29,14 +31,31 @@ use meter_ebpf::abi::{Direction, SlotCounters};
 use uuid::Uuid;
 
 /// Attaches everything, and reads the same totals each time.
-struct Memory(Reading);
+struct Memory {
+    reading: Reading,
+    attached: BTreeMap<u32, Attachment>,
+}
 
 impl Datapath for Memory {
-    fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
-        if let Some(port) = self.0.ports.iter_mut().find(|port| port.port == target.port) {
+    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+        &self.attached
+    }
+
+    fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
+        if let Some(port) = self.reading.ports.iter_mut().find(|port| port.port == target.port) {
             port.ifindex = Some(target.ifindex);
         }
-        Ok(Attachment { target: target.clone(), ingress: HookKind::Tcx, egress: HookKind::Tcx })
+        let (target, tcx) = (target.clone(), HookKind::Tcx);
+        self.attached.insert(target.ifindex, Attachment { target, ingress: tcx, egress: tcx, lost: false });
+        Ok(())
+    }
+
+    fn exchange(&mut self, _targets: &[Target]) -> Result<(), AttachError> {
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Vec<Lost> {
+        Vec::new()
     }
 
     fn detach(&mut self, _ifindex: u32) -> Result<(), AttachError> {
@@ -44,7 +63,7 @@ impl Datapath for Memory {
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {
-        Ok(self.0.clone())
+        Ok(self.reading.clone())
     }
 }
 
@@ -64,9 +83,8 @@ impl Whole {
             bindings: Bindings { configured: Vec::new(), host_id: Uuid::from_u128(1) },
             rules: Rules::default(),
         };
-        let datapath = Memory(reading(host));
-        let agent =
-            Agent::new(datapath, <_>::default(), policy, "compute1".to_owned(), 0, Arc::clone(&latest));
+        let datapath = Memory { reading: reading(host), attached: BTreeMap::new() };
+        let agent = Agent::new(datapath, policy, "compute1".to_owned(), 0, Arc::clone(&latest));
         thread::spawn(move || agent.run(&channel));
         let netdevs = host.ports.iter().filter_map(netdev).map(|netdev| (netdev.ifindex, netdev)).collect();
         let table = NetdevTable { netdevs, ..NetdevTable::default() };

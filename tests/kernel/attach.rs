@@ -1,7 +1,10 @@
 //! Hooks come, are replaced and go, and every frame counts once meanwhile.
 
 mod foreign;
+mod rebind;
+mod refused;
 mod restart;
+mod vanished;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -346,7 +349,7 @@ fn port_that_moves_to_another_netdev_leaves_the_first() {
         meter.attach(&pair.host.target("eth1", PORT, Class::Port));
         meter.attach(&pair.port());
         pair.count(&mut meter, Class::Port, "on the second netdev");
-        assert_eq!(meter.datapath.attachments().len(), 1);
+        assert_eq!(meter.attached().len(), 1);
         let kind = if tc == TcMode::Auto { auto_kind() } else { HookKind::Clsact };
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
         meter.detach(pair.host.ifindex("eth1"));
@@ -368,7 +371,7 @@ fn port_without_room_leaves_nothing_attached() {
         assert_eq!((error.reason, error.retry), ("ports_full", Retry::Later), "{error}");
         assert!(error.message.contains("datapath.max_ports"), "{error}");
         assert_eq!(pair.host.hooks(), [""; 0]);
-        assert!(meter.datapath.attachments().is_empty());
+        assert!(meter.attached().is_empty());
         pair.count_nothing(&mut meter);
         meter.attach(&pair.port());
         pair.count(&mut meter, Class::Port, "the first again");

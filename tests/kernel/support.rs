@@ -7,6 +7,7 @@ pub(crate) mod programs;
 pub(crate) mod table;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Once,
     thread,
@@ -169,7 +170,24 @@ pub(crate) struct Meter<'a> {
 impl Meter<'_> {
     /// Attaches, in the host's namespace.
     pub(crate) fn try_attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
-        self.netns.run_in(|| self.datapath.attach(target)).unwrap()
+        self.netns.run_in(|| self.datapath.attach(target)).unwrap()?;
+        Ok(self.attached()[&target.ifindex].clone())
+    }
+
+    /// Returns what is attached, by ifindex.
+    pub(crate) fn attached(&self) -> &BTreeMap<u32, Attachment> {
+        self.datapath.attached()
+    }
+
+    /// Lets netdevs exchange their ports.
+    pub(crate) fn exchange(&mut self, targets: &[Target]) {
+        self.netns.run_in(|| self.datapath.exchange(targets)).unwrap().unwrap();
+    }
+
+    /// Returns which hooks have vanished: `eth0 Ingress tcx`.
+    pub(crate) fn verify(&mut self) -> Vec<String> {
+        let lost = self.netns.run_in(|| self.datapath.verify()).unwrap();
+        lost.iter().map(|lost| format!("{} {:?} {}", lost.target.netdev, lost.direction, lost.kind)).collect()
     }
 
     /// Attaches what can be attached.

@@ -1,3 +1,5 @@
+mod sequences;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -39,8 +41,8 @@ impl Bench {
 
     fn adopting(attached: BTreeMap<u32, Attachment>) -> Self {
         let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let datapath = FakeDatapath::adopting(attached.clone());
-        let agent = Agent::new(datapath, attached, policy(vec![]), "host".to_owned(), 7, Arc::clone(&latest));
+        let datapath = FakeDatapath::adopting(attached);
+        let agent = Agent::new(datapath, policy(vec![]), "host".to_owned(), 7, Arc::clone(&latest));
         let (events, channel) = channel();
         Self { agent, events, channel, latest }
     }
@@ -212,6 +214,7 @@ fn what_an_earlier_agent_left_is_taken_over_or_put_away() {
         },
         ingress: HookKind::Tcx,
         egress: HookKind::Tcx,
+        lost: false,
     };
     let mut bench = Bench::adopting([2, 8].map(|ifindex| (ifindex, left(ifindex))).into());
     bench.send(Event::Tick).settle();
@@ -257,4 +260,91 @@ fn last_totals_are_published_when_the_agent_ends() {
     let datapath = agent.run(&channel);
     assert_eq!(latest.load().ports[0].ingress.wire().bytes, 100);
     assert_eq!(datapath.attached.len(), 1, "counting goes on without the agent");
+}
+
+#[test]
+fn number_that_another_netdev_got_while_the_agent_was_busy_is_attached_anew() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(2, "tap0")]).settle();
+    bench.calls();
+    bench.send(Event::Netdev(NetdevEvent::Gone(2))).send(Event::Netdev(NetdevEvent::New(tap(2, "tap0"))));
+    bench.settle();
+    assert_eq!(bench.calls(), ["detach 2", "attach tap0"], "its hooks went with the first");
+    bench.settle();
+    assert_eq!(bench.calls(), [""; 0]);
+}
+
+#[test]
+fn number_is_not_attached_before_what_had_it_is_detached() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(2, "tap0")]).settle();
+    bench.agent.datapath.detach_fails = true;
+    bench.send(Event::Netdev(NetdevEvent::Gone(2))).send(Event::Netdev(NetdevEvent::New(tap(2, "tap0"))));
+    bench.settle();
+    bench.agent.datapath.detach_fails = false;
+    bench.ticks(1);
+    assert_eq!(bench.calls(), ["attach tap0", "detach 2", "detach 2", "attach tap0"]);
+}
+
+#[test]
+fn hook_that_another_tool_removed_is_noticed_at_the_next_dump() {
+    let mut bench = Bench::new();
+    let netdevs = [(2, "tap0"), (3, "tap1")];
+    bench.netdevs(&netdevs).settle();
+    bench.agent.datapath.removed.insert(3);
+    bench.ticks(10);
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap1"], "nobody has looked yet");
+    bench.netdevs(&netdevs).settle();
+    assert_eq!(bench.calls(), ["attach tap1"]);
+    assert_eq!(bench.snapshot().health.hooks_lost, 1);
+    // A second dump at once doesn't look again at once.
+    bench.agent.datapath.removed.insert(2);
+    bench.netdevs(&netdevs).settle();
+    assert_eq!(bench.calls(), [""; 0]);
+    bench.ticks(10);
+    assert_eq!(bench.calls(), ["attach tap0"]);
+    assert_eq!(bench.snapshot().health.hooks_lost, 2);
+}
+
+#[test]
+fn refused_change_keeps_what_counts_and_is_tried_again() {
+    let mut bench = Bench::new();
+    let errors = VecDeque::from([error("xdp_busy", Retry::Later), error("xdp_busy", Retry::Later)]);
+    bench.netdevs(&[(2, "eth0")]);
+    let mut uplinks = policy(vec![]);
+    uplinks.rules.uplinks = vec!["eth0".parse().unwrap()];
+    bench.send(Event::Policy(Box::new(uplinks.clone()), 9)).settle();
+    let eth0 = Netdev::bare(2, "eth0", Kind::Physical);
+    bench.send(Event::Netdev(NetdevEvent::New(eth0))).settle();
+    bench.agent.datapath.attach_errors.insert("eth0".to_owned(), errors);
+    uplinks.rules.uplink_ingress = IngressHook::Xdp;
+    bench.send(Event::Policy(Box::new(uplinks), 10)).settle();
+    bench.agent.datapath.receive(2, 1, 100);
+    bench.settle();
+    let snapshot = bench.snapshot();
+    assert_eq!(snapshot.ports.iter().map(|port| port.ingress.wire().bytes).sum::<u64>(), 100);
+    let row = &snapshot.netdevs[0];
+    assert_eq!((row.ingress.as_deref(), &*row.reason), (Some("tcx"), "attach failed for xdp_busy"));
+    assert_eq!(snapshot.health.attach_pending, 1);
+    bench.ticks(3);
+    assert_eq!(bench.snapshot().netdevs[0].ingress.as_deref(), Some("xdp"));
+    assert_eq!(bench.snapshot().health.attach_pending, 0);
+    assert!(bench.calls().iter().all(|call| call == "attach eth0"), "never detached");
+}
+
+#[test]
+fn bindings_that_change_places_detach_nothing() {
+    let mut bench = Bench::new();
+    let bound = |ports: [u128; 3]| {
+        let names = ["tap0", "tap1", "tap2"].into_iter().zip(ports);
+        Box::new(policy(names.map(|(name, number)| binding(name, port(number))).collect()))
+    };
+    bench.send(Event::Policy(bound([5, 6, 7]), 9));
+    bench.netdevs(&[(2, "tap0"), (3, "tap1"), (4, "tap2")]).settle();
+    bench.calls();
+    bench.send(Event::Policy(bound([6, 5, 7]), 10)).settle();
+    assert_eq!(bench.calls(), ["exchange tap0 tap1"]);
+    // 6 goes on to the last one, which takes a new port in its place.
+    bench.send(Event::Policy(bound([8, 6, 5]), 11)).settle();
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap1", "attach tap2"]);
 }

@@ -1,24 +1,34 @@
-//! What is at the place of a clsact qdisc; removing our filter from it, and a qdisc that we added once it is empty.
+//! The clsact way to hang on a netdev: our filter on its qdisc, and the qdisc itself where there was none.
 //!
-//! aya attaches by netlink and detaches what it attached itself; a filter that an earlier agent left is found by its
-//! preference and handle, and by ifindex, not by a name that may have changed.
+//! By ifindex throughout: a name may be another netdev's by now. Our filter is told by its preference and handle,
+//! whoever asks and whichever agent made it.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
 use meter_ebpf::abi::Direction;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle, TcMessage},
+    tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// `TC_H_CLSACT`, major number of the qdisc and of its two hooks.
 const CLSACT: u16 = 0xffff;
+/// Minor number of the place that clsact and ingress qdiscs have.
+const CLSACT_PLACE: u16 = 0xfff1;
 /// `ETH_P_ALL` in network order, as filters of every protocol have it.
 const ETH_P_ALL: u16 = 0x0003_u16.to_be();
+/// Preference of our filters: ingress early and egress late, so that they see the frames of the wire.
+const PREFERENCE: [u16; 2] = [2, 65_000];
+/// Handle of our filters; with the preference it names them, whoever asks.
+const HANDLE: u32 = 0x4d41_4752;
 
 const fn parent(direction: Direction) -> TcHandle {
     let minor = match direction {
@@ -28,35 +38,104 @@ const fn parent(direction: Direction) -> TcHandle {
     TcHandle { major: CLSACT, minor }
 }
 
-/// Removes the filter with this preference and handle. One that is not there, nor its netdev, is no error.
-pub(super) fn remove_filter(
-    ifindex: u32,
-    direction: Direction,
-    preference: u16,
-    handle: u32,
-) -> io::Result<()> {
-    let mut message = message(ifindex, parent(direction))?;
-    message.header.handle = handle.into();
-    message.header.info = u32::from(preference) << 16 | u32::from(ETH_P_ALL);
-    absent_is_fine(request(RouteNetlinkMessage::DelTrafficFilter(message), NLM_F_ACK).map(drop))
+/// Makes the clsact qdisc; returns whether there was none.
+pub(super) fn add_qdisc(ifindex: u32) -> io::Result<bool> {
+    let mut message = message(ifindex, TcHandle { major: CLSACT, minor: CLSACT_PLACE })?;
+    message.header.handle = TcHandle { major: CLSACT, minor: 0 };
+    message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    match request(RouteNetlinkMessage::NewQueueDiscipline(message), flags) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// Returns the kind of the qdisc at the place of clsact: `clsact`, or `ingress`, whose one hook both of ours would hang on.
-pub(super) fn qdisc_kind(ifindex: u32) -> io::Result<Option<String>> {
-    let ask =
-        RouteNetlinkMessage::GetQueueDiscipline(message(ifindex, TcHandle { major: CLSACT, minor: 0xfff1 })?);
-    // Without NLM_F_ECHO the kernel tells everybody who listens, and not who asks.
-    let answers = request(ask, NLM_F_ACK | NLM_F_ECHO)?;
-    let kind = answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
-            qdisc.attributes.into_iter().find_map(|attribute| match attribute {
-                TcAttribute::Kind(kind) => Some(kind),
+/// Makes our filter of this program, or puts the program into the place of the one that it has, atomically.
+pub(super) fn set_filter(
+    ifindex: u32,
+    direction: Direction,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<()> {
+    let mut message = filter_message(ifindex, direction)?;
+    let options = [
+        TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
+        TcFilterBpfOption::ProgName(name.to_owned()),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
+    message.attributes.push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
+    request(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_ACK | NLM_F_CREATE).map(drop)
+}
+
+/// Returns the id of the program that our filter runs; `None` without a filter of ours.
+pub(super) fn filter_program(ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
+    // NLM_F_ECHO as for `qdisc_kind`.
+    let ask = RouteNetlinkMessage::GetTrafficFilter(filter_message(ifindex, direction)?);
+    let answers = match request(ask, NLM_F_ACK | NLM_F_ECHO) {
+        Err(error) if is_absent(&error) => return Ok(None),
+        answers => answers?,
+    };
+    let options = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => {
+            filter.attributes.into_iter().find_map(|attribute| match attribute {
+                TcAttribute::Options(options) => Some(options),
                 _ => None,
             })
         }
         _ => None,
     });
-    Ok(kind)
+    Ok(options.into_iter().flatten().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+        _ => None,
+    }))
+}
+
+/// Removes our filter. One that is not there, nor its netdev, is no error; returns whether there was one.
+pub(super) fn remove_filter(ifindex: u32, direction: Direction) -> io::Result<bool> {
+    let message = RouteNetlinkMessage::DelTrafficFilter(filter_message(ifindex, direction)?);
+    match request(message, NLM_F_ACK) {
+        Ok(_) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the kind of the qdisc at the place of clsact: `clsact`, or `ingress`, whose one hook both of ours would hang on.
+pub(super) fn qdisc_kind(ifindex: u32) -> io::Result<Option<String>> {
+    let place = TcHandle { major: CLSACT, minor: CLSACT_PLACE };
+    let ask = RouteNetlinkMessage::GetQueueDiscipline(message(ifindex, place)?);
+    // Without NLM_F_ECHO the kernel tells everybody who listens, and not who asks.
+    let answers = match request(ask, NLM_F_ACK | NLM_F_ECHO) {
+        // No netdev is another thing than no qdisc.
+        Err(error) if is_absent(&error) && error.raw_os_error() != Some(libc::ENODEV) => return Ok(None),
+        answers => answers?,
+    };
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => kind(qdisc),
+        _ => None,
+    }))
+}
+
+/// Returns the netdevs of this network namespace that have a clsact qdisc, whoever's.
+pub(super) fn netdevs() -> io::Result<Vec<u32>> {
+    let dump = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let netdevs = request(dump, NLM_F_DUMP)?.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
+            let ifindex = u32::try_from(qdisc.header.index).ok()?;
+            (kind(qdisc)? == "clsact").then_some(ifindex)
+        }
+        _ => None,
+    });
+    Ok(netdevs.collect())
+}
+
+fn kind(message: TcMessage) -> Option<String> {
+    message.attributes.into_iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind),
+        _ => None,
+    })
 }
 
 /// Removes the clsact qdisc if no filter hangs on it.
@@ -66,22 +145,28 @@ pub(super) fn remove_empty_qdisc(ifindex: u32) -> io::Result<()> {
         match request(dump, NLM_F_DUMP) {
             Ok(filters) if filters.is_empty() => {}
             Ok(_) => return Ok(()),
-            Err(error) => return absent_is_fine(Err(error)),
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
-    let mut message = message(ifindex, TcHandle { major: CLSACT, minor: 0xfff1 })?;
+    let mut message = message(ifindex, TcHandle { major: CLSACT, minor: CLSACT_PLACE })?;
     message.header.handle = TcHandle { major: CLSACT, minor: 0 };
-    absent_is_fine(request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK).map(drop))
+    match request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK) {
+        Err(error) if !is_absent(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The kernel says `ENOENT` for an absent filter or qdisc, `EINVAL` for an absent parent, `ENODEV` for a netdev.
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
-            Ok(())
-        }
-        other => other,
-    }
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
+}
+
+fn filter_message(ifindex: u32, direction: Direction) -> io::Result<TcMessage> {
+    let mut message = message(ifindex, parent(direction))?;
+    message.header.handle = HANDLE.into();
+    message.header.info = u32::from(PREFERENCE[direction as usize]) << 16 | u32::from(ETH_P_ALL);
+    Ok(message)
 }
 
 fn message(ifindex: u32, parent: TcHandle) -> io::Result<TcMessage> {

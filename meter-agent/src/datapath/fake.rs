@@ -1,23 +1,29 @@
 //! A datapath without a kernel: counts what a test sends, and fails when it is told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use meter_ebpf::abi::{Direction, HookCounter, SlotCounters};
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, IngressHook, PortReading, ReadError, Reading, Retry, Target,
+    AttachError, Attachment, Datapath, HookKind, IngressHook, Lost, PortReading, ReadError, Reading, Retry,
+    Target,
 };
 use crate::meter::PortId;
+
+/// The reason of an error that leaves the netdev without a port; every other one is of its hooks.
+pub const NO_PORT: &str = "ports_full";
 
 /// The fake. Its fields are what a test looks at and sets.
 #[derive(Debug, Default)]
 pub struct FakeDatapath {
     /// What is attached, by ifindex.
     pub attached: BTreeMap<u32, Attachment>,
-    /// Every call that changed something, in order: `attach tap0`, `detach 3`.
+    /// Every call that changed something, in order: `attach tap0`, `exchange tap0 tap1`, `detach 3`.
     pub calls: Vec<String>,
     /// What the next attaches of a netdev end in, by its name; without an entry they succeed.
     pub attach_errors: BTreeMap<String, VecDeque<AttachError>>,
+    /// Netdevs of which another tool removed the hooks.
+    pub removed: BTreeSet<u32>,
     /// Whether the next detaches fail.
     pub detach_fails: bool,
     /// Whether readings fail.
@@ -33,6 +39,9 @@ impl FakeDatapath {
 
     /// Lets a netdev receive frames; nobody counts them where it is not attached.
     pub fn receive(&mut self, ifindex: u32, packets: u64, bytes: u64) {
+        if self.removed.contains(&ifindex) {
+            return;
+        }
         let Some(attachment) = self.attached.get(&ifindex) else { return };
         if let Some(reading) = self.totals.get_mut(&attachment.target.port) {
             let counter = HookCounter { skb_packets: packets, skb_bytes: bytes, ..HookCounter::default() };
@@ -46,16 +55,10 @@ pub fn error(reason: &'static str, retry: Retry) -> AttachError {
     AttachError { message: format!("attach failed for {reason}"), reason, retry }
 }
 
-impl Datapath for FakeDatapath {
-    fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
-        self.calls.push(format!("attach {}", target.netdev));
-        if let Some(error) = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front) {
-            self.attached.remove(&target.ifindex);
-            return Err(error);
-        }
-        let ingress = if target.ingress == IngressHook::Xdp { HookKind::Xdp } else { HookKind::Tcx };
-        let attachment = Attachment { target: target.clone(), ingress, egress: HookKind::Tcx };
-        self.attached.insert(target.ifindex, attachment.clone());
+impl FakeDatapath {
+    /// Lets a netdev carry its target's port, and no other netdev.
+    fn carry(&mut self, attachment: Attachment) {
+        let target = attachment.target.clone();
         let reading = self.totals.entry(target.port).or_insert_with(|| PortReading {
             port: target.port,
             class: target.class,
@@ -66,7 +69,66 @@ impl Datapath for FakeDatapath {
         });
         reading.ifindex = Some(target.ifindex);
         reading.device = target.device;
-        Ok(attachment)
+        if let Some(before) = self.attached.insert(target.ifindex, attachment)
+            && before.target.port != target.port
+        {
+            self.release(before.target.port, target.ifindex);
+        }
+    }
+
+    fn release(&mut self, port: PortId, ifindex: u32) {
+        if let Some(reading) = self.totals.get_mut(&port)
+            && reading.ifindex == Some(ifindex)
+        {
+            reading.ifindex = None;
+        }
+    }
+
+    fn remove(&mut self, ifindex: u32) {
+        self.removed.remove(&ifindex);
+        if let Some(attachment) = self.attached.remove(&ifindex) {
+            self.release(attachment.target.port, ifindex);
+        }
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+        &self.attached
+    }
+
+    fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
+        self.calls.push(format!("attach {}", target.netdev));
+        let carries_port = |other: &&Attachment| other.target.port == target.port;
+        let others = self.attached.values().filter(carries_port).map(|other| other.target.ifindex);
+        if let Some(other) = others.clone().find(|other| *other != target.ifindex) {
+            self.detach(other)?;
+        }
+        let before = self.attached.get(&target.ifindex).cloned();
+        let before = before.filter(|_| !self.removed.contains(&target.ifindex));
+        if let Some(error) = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front) {
+            match before.filter(|_| error.reason != NO_PORT) {
+                Some(before) => {
+                    self.carry(Attachment { target: before.with_port_of(target), lost: false, ..before });
+                }
+                None => self.remove(target.ifindex),
+            }
+            return Err(error);
+        }
+        let ingress = if target.ingress == IngressHook::Xdp { HookKind::Xdp } else { HookKind::Tcx };
+        self.removed.remove(&target.ifindex);
+        self.carry(Attachment { target: target.clone(), ingress, egress: HookKind::Tcx, lost: false });
+        Ok(())
+    }
+
+    fn exchange(&mut self, targets: &[Target]) -> Result<(), AttachError> {
+        let names: Vec<&str> = targets.iter().map(|target| target.netdev.as_str()).collect();
+        self.calls.push(format!("exchange {}", names.join(" ")));
+        for target in targets {
+            let Some(before) = self.attached.get(&target.ifindex).cloned() else { continue };
+            self.carry(Attachment { target: before.with_port_of(target), ..before });
+        }
+        Ok(())
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
@@ -74,12 +136,20 @@ impl Datapath for FakeDatapath {
         if self.detach_fails {
             return Err(error("detach", Retry::Later));
         }
-        if let Some(attachment) = self.attached.remove(&ifindex)
-            && let Some(reading) = self.totals.get_mut(&attachment.target.port)
-        {
-            reading.ifindex = None;
-        }
+        self.remove(ifindex);
         Ok(())
+    }
+
+    fn verify(&mut self) -> Vec<Lost> {
+        let mut lost = Vec::new();
+        for (ifindex, attachment) in &mut self.attached {
+            if self.removed.contains(ifindex) && !attachment.lost {
+                attachment.lost = true;
+                let (target, kind) = (attachment.target.clone(), attachment.ingress);
+                lost.push(Lost { target, direction: Direction::Ingress, kind });
+            }
+        }
+        lost
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

@@ -4,34 +4,30 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
-use meter_ebpf::abi::{
-    Direction, GENEVE_PORTS, PortUuid, Settings, SlotRef, UNBOUND_SLOT, VXLAN_PORTS, hooks, map,
-};
+use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, hooks as bits, map};
 use nix::fcntl::Flock;
-use uuid::Uuid;
 
 use super::{
-    AttachError, Attachment, BucketReading, Datapath, HookKind, IngressHook, PortReading, ReadError, Reading,
-    Retry, Target,
-    hook::{Hook, describe, load, remove_qdisc},
-    ledger::{Capacity, Claim, Full, Ledger, Slots as _},
-    maps::{self, LiveSlots, Maps},
+    AttachError, Attachment, Datapath, HookKind, Lost, ReadError, Reading, Target,
+    failure::{bind_error, describe, full_error},
+    hook::load,
+    hooks::{self, ProgramIds, Refused, remove_qdisc},
+    ledger::{Capacity, Ledger},
+    maps::{self, Maps},
     open::{check_kernel, load_error, lock, make_directory},
-    record::{adopted, class_number, hook_bits, port_id, port_reading, port_uuid},
-    tunnels,
+    record::{adopted, hook_bits, reported_device},
+    sys::{self, LinkPlace},
 };
 pub use super::{
     Options, TcMode,
     open::OpenError,
     remove::{Removed, remove_all},
 };
-use crate::meter::{DeviceId, FlowStats, PortId};
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
@@ -41,14 +37,16 @@ const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_u
 /// The datapath in the kernel.
 pub struct KernelDatapath {
     ebpf: Ebpf,
-    maps: Maps,
+    pub(super) maps: Maps,
     /// Places that the tunnels' hashes lead to; behind them are the spare ones.
-    tunnel_places: u32,
-    ledger: Ledger,
-    attached: BTreeMap<u32, Attachment>,
+    pub(super) tunnel_places: u32,
+    pub(super) ledger: Ledger,
+    pub(super) attached: BTreeMap<u32, Attachment>,
     tc: TcMode,
+    has_tcx: bool,
+    programs: ProgramIds,
     links: PathBuf,
-    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
     _lock: Flock<OwnedFd>,
 }
@@ -105,13 +103,17 @@ impl KernelDatapath {
         loader.override_global("SETTINGS", &settings, true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
+        let mut programs = ProgramIds::new();
         for name in TC_PROGRAMS {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-            load(|| program.load()).map_err(|error| load_error(&format!("load program {name}"), &error))?;
+            let failed = |error| load_error(&format!("load program {name}"), &error);
+            load(|| program.load()).map_err(failed)?;
+            programs.insert(name, program.info().map_err(failed)?.id());
         }
+        let has_tcx = has_tcx(&ebpf);
 
         let mut maps = Maps::take(&mut ebpf, &specs)?;
         maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
@@ -120,158 +122,153 @@ impl KernelDatapath {
             ports: usize::try_from(entries_of(map::PORTS)).unwrap_or(usize::MAX),
             members: usize::try_from(entries_of(map::MEMBERS)).unwrap_or(usize::MAX),
         };
-        let ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
+        let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
+        for write in ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot)) {
+            let failed = |source| OpenError::Write { map: map::PORTS, source };
+            maps.write(&write).map_err(failed)?;
+        }
         let attached = adopted(&ledger);
-        Ok(Self { ebpf, maps, tunnel_places, ledger, attached, tc: options.tc, links, logger, _lock: lock })
+        let tc = options.tc;
+        Ok(Self {
+            ebpf,
+            maps,
+            tunnel_places,
+            ledger,
+            attached,
+            tc,
+            has_tcx,
+            programs,
+            links,
+            logger,
+            _lock: lock,
+        })
     }
 
-    /// Returns what is attached, after [`KernelDatapath::open`] what an earlier agent left attached.
-    ///
-    /// Names are empty until the netdev is attached again.
-    #[must_use]
-    pub fn attachments(&self) -> &BTreeMap<u32, Attachment> {
-        &self.attached
-    }
-
-    /// Gives the port its counters and points the netdev at them.
-    fn bind(&mut self, target: &Target) -> Result<(), AttachError> {
-        let claim = Claim {
-            port: port_uuid(target.port),
-            class: class_number(target.class),
-            ifindex: target.ifindex,
-            device: target
-                .device
-                .map_or_else(PortUuid::default, |device| PortUuid { uuid: *device.0.as_bytes() }),
-            underlay: target.underlay,
-        };
-        let live = LiveSlots::new(&self.maps);
-        let claimed = self.ledger.claim(&claim, now_ns(), &live);
-        live.into_result().map_err(|error| bind_error(target, &error.to_string(), "read"))?;
-        let (slot, writes) = claimed.map_err(|full| full_error(target, full))?;
-        for write in &writes {
-            self.maps.write(write).map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
+    /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its
+    /// clsact qdisc is.
+    fn hang(
+        &mut self,
+        target: &Target,
+        before: Option<&Attachment>,
+        ours: bool,
+    ) -> Result<[HookKind; 2], Refused> {
+        let refused = |error| Refused { error, kept: before.is_some() };
+        let kinds = hooks::kinds(target, self.tc, self.has_tcx).map_err(refused)?;
+        let mut ours = ours;
+        if before.is_some_and(|before| is_the_same(before, target, kinds)) {
+            // The same programs: only the names or the counters are others.
+            self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
+            return Ok(kinds);
         }
-        self.maps
-            .set_slot(target.ifindex, slot)
-            .map_err(|error| bind_error(target, &describe(&error), "map_write"))
+        let adds = kinds.contains(&HookKind::Clsact) && !hooks::has_clsact(target).map_err(refused)?;
+        // The intention goes first: whoever comes after a crash knows what there may be to remove.
+        let old = before.map_or(0, |before| hook_bits(before.kinds(), false));
+        self.record(target, old | hook_bits(kinds, ours || adds)).map_err(refused)?;
+        if adds {
+            ours = hooks::add_clsact(target).map_err(refused)?;
+        }
+        let changed = hooks::change(&mut self.ebpf, &self.links, target, kinds, before);
+        let in_use = kinds.contains(&HookKind::Clsact);
+        if ours && ((!in_use && changed.is_ok()) || (adds && changed.is_err())) {
+            remove_qdisc(target.ifindex);
+            ours = false;
+        }
+        changed?;
+        self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
+        Ok(kinds)
     }
 
-    /// Takes the netdev away from its port. The port keeps its totals.
-    fn unbind(&mut self, ifindex: u32, port: PortId) {
-        let result = self.maps.set_slot(ifindex, SlotRef::default()).and_then(|()| {
-            self.ledger.release(port_uuid(port), ifindex).map_or(Ok(()), |write| self.maps.write(&write))
-        });
-        if let Err(error) = result {
-            tracing::error!(ifindex, port = %port, error = %describe(&error), "release failed");
-        }
-    }
-
-    fn attach_hooks(&mut self, target: &Target) -> Result<(HookKind, HookKind, bool), AttachError> {
-        let xdp = target.ingress == IngressHook::Xdp && target.underlay;
-        let [ingress, egress] = hooks_of(target, &self.links);
-        if xdp {
-            // Never both: a TC program left on ingress would count each frame again.
-            remove_other_kind(&ingress, &self.attached)?;
-        }
-        let made_ingress = ingress.attach(&mut self.ebpf, self.tc, xdp)?;
-        match egress.attach(&mut self.ebpf, self.tc, false) {
-            Ok(made_egress) => {
-                Ok((made_ingress.kind, made_egress.kind, made_ingress.clsact || made_egress.clsact))
-            }
-            Err(error) => {
-                self.remove_hooks(target, made_ingress.clsact);
-                Err(error)
-            }
-        }
-    }
-
-    /// Removes every hook of the netdev, and the clsact qdisc where it is ours, after an attach that failed: that
-    /// has an error to return already.
-    fn remove_hooks(&self, target: &Target, clsact_ours: bool) {
-        for hook in hooks_of(target, &self.links) {
+    /// Removes every hook of the netdev and the clsact qdisc where it is ours, as far as that is possible, after an
+    /// attach that failed: that has an error to return already.
+    fn let_go(&mut self, target: &Target, ours: bool) {
+        for hook in hooks::both(target, &self.links) {
             if let Err(error) = hook.detach() {
                 tracing::error!(error = %error, "detach failed");
             }
         }
-        if clsact_ours {
+        if ours {
             remove_qdisc(target.ifindex);
         }
-    }
-
-    /// Returns whether the clsact qdisc of the netdev that carries the port is ours.
-    fn owns_clsact(&self, port: PortId) -> bool {
-        let record = self.ledger.records().get(&port_uuid(port));
-        record.is_some_and(|record| record.hooks & hooks::CLSACT_OURS != 0)
-    }
-
-    /// Binds the target, attaches its hooks where others than those `before` are needed, and records them.
-    fn bind_and_attach(
-        &mut self,
-        target: &Target,
-        before: Option<&Attachment>,
-        clsact_ours: bool,
-    ) -> Result<Attachment, AttachError> {
-        self.bind(target)?;
-        let keeps_hooks = before.filter(|before| {
-            !before.target.netdev.is_empty()
-                && before.target.underlay == target.underlay
-                && before.target.ingress == target.ingress
-        });
-        let (ingress, egress, made_clsact) = match keeps_hooks {
-            // The same programs: only the names or the counters are others.
-            Some(before) => (before.ingress, before.egress, false),
-            None => self.attach_hooks(target)?,
-        };
-        let mut clsact = clsact_ours || made_clsact;
-        if clsact && ingress != HookKind::Clsact && egress != HookKind::Clsact {
-            remove_qdisc(target.ifindex);
-            clsact = false;
+        let before = self.attached.remove(&target.ifindex);
+        if let Some(before) = before.filter(|before| before.target.port != target.port) {
+            self.release(target.ifindex, before.target.port);
         }
-        if let Some(write) = self.ledger.set_hooks(port_uuid(target.port), hook_bits(ingress, egress, clsact))
-        {
-            self.maps.write(&write).map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
-        }
-        Ok(Attachment { target: target.clone(), ingress, egress })
+        self.unbind(target.ifindex, target.port);
     }
 }
 
 impl Datapath for KernelDatapath {
-    fn attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
-        let carries_port = |attachment: &&Attachment| attachment.target.port == target.port;
-        let other = self.attached.values().filter(carries_port).map(|other| other.target.ifindex);
-        if let Some(other) = other.clone().find(|other| *other != target.ifindex) {
+    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+        &self.attached
+    }
+
+    fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
+        hooks::check_name(target)?;
+        let carries_port = |other: &&Attachment| other.target.port == target.port;
+        let others = self.attached.values().filter(carries_port).map(|other| other.target.ifindex);
+        if let Some(other) = others.clone().find(|other| *other != target.ifindex) {
             // A port is on one netdev: its record has room for one, and so the next agent would know of one.
             self.detach(other)?;
         }
-        let before = self.attached.get(&target.ifindex).cloned();
-        let mut clsact_ours = false;
-        if let Some(before) = &before {
-            clsact_ours = self.owns_clsact(before.target.port);
-            if before.target.port != target.port {
-                self.unbind(target.ifindex, before.target.port);
-            }
-        }
-        match self.bind_and_attach(target, before.as_ref(), clsact_ours) {
-            Ok(attachment) => {
-                self.attached.insert(target.ifindex, attachment.clone());
-                Ok(attachment)
-            }
+        let known = self.attached.get(&target.ifindex).cloned();
+        let ours =
+            known.as_ref().is_some_and(|known| self.recorded(known.target.port) & bits::CLSACT_OURS != 0);
+        let bound = self.bind(target, known.as_ref());
+        let (fits, lacks) = match bound {
+            Ok(bound) => bound,
             Err(error) => {
-                self.remove_hooks(target, clsact_ours);
-                self.attached.remove(&target.ifindex);
-                self.unbind(target.ifindex, target.port);
+                self.let_go(target, ours);
+                return Err(error);
+            }
+        };
+        // Hooks that have vanished are nothing to go back to.
+        let before = known.filter(|known| hooks::missing(known, &self.links, None).is_empty());
+        match self.hang(&fits, before.as_ref(), ours) {
+            Ok([ingress, egress]) => {
+                let attachment = Attachment { target: fits, ingress, egress, lost: false };
+                self.attached.insert(target.ifindex, attachment);
+                lacks.map_or(Ok(()), Err)
+            }
+            Err(Refused { error, kept }) => {
+                match before.filter(|_| kept) {
+                    Some(before) => self.keep(before, &fits, ours),
+                    None => self.let_go(target, ours),
+                }
                 Err(error)
             }
         }
+    }
+
+    fn exchange(&mut self, targets: &[Target]) -> Result<(), AttachError> {
+        let moves: Vec<(Target, Attachment, u32)> = targets
+            .iter()
+            .filter_map(|target| {
+                let before = self.attached.get(&target.ifindex)?;
+                let hooks = self.recorded(before.target.port);
+                Some((before.with_port_of(target), before.clone(), hooks))
+            })
+            .collect();
+        for (target, before, hooks) in moves {
+            let claimed = self.claim(&target)?.map_err(|full| full_error(&target, full))?;
+            self.write(&target, &claimed.writes)?;
+            self.record(&target, hooks)?;
+            self.maps
+                .set_slot(target.ifindex, claimed.slot)
+                .map_err(|error| bind_error(&target, &describe(&error), "map_write"))?;
+            let device = reported_device(claimed.device);
+            let attachment = Attachment { target: Target { device, ..target }, ..before };
+            self.attached.insert(attachment.target.ifindex, attachment);
+        }
+        Ok(())
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         let Some(attachment) = self.attached.get(&ifindex) else { return Ok(()) };
         let target = attachment.target.clone();
-        for hook in hooks_of(&target, &self.links) {
+        for hook in hooks::both(&target, &self.links) {
             hook.detach()?;
         }
-        if self.owns_clsact(target.port) {
+        if self.recorded(target.port) & bits::CLSACT_OURS != 0 {
             remove_qdisc(ifindex);
         }
         self.unbind(ifindex, target.port);
@@ -279,82 +276,70 @@ impl Datapath for KernelDatapath {
         Ok(())
     }
 
+    fn verify(&mut self) -> Vec<Lost> {
+        let mut all_lost = Vec::new();
+        // What an earlier agent left has no name yet, and is attached anew anyway.
+        let known = self.attached.values().filter(|known| !known.lost && !known.target.netdev.is_empty());
+        for known in known.cloned().collect::<Vec<_>>() {
+            let missing = hooks::missing(&known, &self.links, Some(&self.programs));
+            if missing.is_empty() || !hooks::is_netdev(known.target.ifindex) {
+                // A netdev that has gone took its hooks along.
+                continue;
+            }
+            let target = &known.target;
+            let filters = known.kinds().into_iter().filter(|kind| *kind == HookKind::Clsact).count();
+            let absent = hooks::missing(&known, &self.links, None);
+            if filters == absent.iter().filter(|(_, kind)| *kind == HookKind::Clsact).count() {
+                // Where every filter of ours has gone, the qdisc has, and the one that is there may be another's.
+                let hooks = self.recorded(target.port) & !bits::CLSACT_OURS;
+                if let Err(error) = self.record(target, hooks) {
+                    tracing::debug!(error = %error, "lost qdisc not recorded");
+                }
+            }
+            let lost = |(direction, kind)| Lost { target: target.clone(), direction, kind };
+            all_lost.extend(missing.into_iter().map(lost));
+            self.attached.insert(target.ifindex, Attachment { lost: true, ..known.clone() });
+        }
+        all_lost
+    }
+
     fn read(&mut self) -> Result<Reading, ReadError> {
-        if let Some(logger) = &mut self.logger {
-            logger.flush();
-        }
-        let slots = self.maps.slot_counters(self.ledger.last_slot())?;
-        let tunnels = self.maps.tunnel_entries()?;
-        let mut buckets = Vec::new();
-        for (uuid, record) in self.ledger.records().iter().filter(|(_, record)| record.uplink != 0) {
-            for direction in Direction::ALL {
-                let hook = record.uplink * 2 + direction as u32;
-                buckets.push(BucketReading {
-                    uplink: port_id(*uuid),
-                    direction,
-                    buckets: self.maps.buckets(hook)?,
-                });
-            }
-        }
-        let ports: Vec<PortReading> =
-            self.ledger.records().iter().map(|(uuid, record)| port_reading(*uuid, record, &slots)).collect();
-        let devices = self
-            .ledger
-            .devices(&slots)
-            .into_iter()
-            .map(|(device, sum)| {
-                let stats = FlowStats { packets: sum.packets, bytes: sum.bytes };
-                (DeviceId(Uuid::from_bytes(device.uuid)), stats)
-            })
-            .collect();
-        let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
-        let usage = self.maps.usage(|name, capacity| match name {
-            map::SLOTS => count(self.attached.range(..maps::SLOT_ENTRIES).count()),
-            map::SLOTS_HIGH => count(self.attached.range(maps::SLOT_ENTRIES..).count()),
-            map::COUNTERS => {
-                count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK))
-            }
-            map::PORTS => count(self.ledger.records().len()),
-            map::MEMBERS => count(self.ledger.members()),
-            map::TUNNELS => count(tunnel_use.hashed + tunnel_use.spare),
-            map::TUNNEL_TAKEN => count(tunnel_use.hashed),
-            map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
-            map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
-            _ => u64::from(capacity),
-        });
-        Ok(Reading {
-            ports,
-            devices,
-            tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
-            buckets,
-            faults: self.maps.faults()?,
-            unbound: slots.counters(UNBOUND_SLOT),
-            maps: usage,
-        })
+        self.read_all()
     }
 }
 
-impl KernelDatapath {}
-
-fn hooks_of<'a>(target: &'a Target, links: &'a Path) -> [Hook<'a>; 2] {
-    Direction::ALL.map(|direction| Hook { target, direction, links })
-}
-
-/// Removes a hook of another kind than the one that is to come. What is not there is no error.
-fn remove_other_kind(hook: &Hook<'_>, attached: &BTreeMap<u32, Attachment>) -> Result<(), AttachError> {
-    match attached.get(&hook.target.ifindex) {
-        Some(attachment) if attachment.ingress == HookKind::Xdp => Ok(()),
-        _ => hook.detach(),
+impl KernelDatapath {
+    /// Goes on with the hooks from before, for the port that the target has now.
+    fn keep(&mut self, before: Attachment, target: &Target, ours: bool) {
+        let target = before.with_port_of(target);
+        if target.underlay
+            && let Err(error) = self.bind(&target, None)
+        {
+            // Without an uplink's index its frames count, but not its tunnels.
+            tracing::debug!(error = %error, "uplink not bound again");
+        }
+        if let Err(error) = self.record(&target, hook_bits(before.kinds(), ours)) {
+            tracing::error!(error = %error, "hooks not recorded");
+        }
+        self.attached.insert(target.ifindex, Attachment { target, lost: false, ..before });
     }
 }
 
-fn count(number: usize) -> u64 {
-    u64::try_from(number).unwrap_or(u64::MAX)
+/// Returns whether hooks that are there run the programs of the target already.
+fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
+    !before.lost
+        && !before.target.netdev.is_empty()
+        && before.target.underlay == target.underlay
+        && before.kinds() == kinds
 }
 
-fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+/// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
+fn has_tcx(ebpf: &Ebpf) -> bool {
+    let program: Option<&SchedClassifier> =
+        ebpf.program("meter_in").and_then(|program| program.try_into().ok());
+    let Some(program) = program.and_then(|program| program.fd().ok()) else { return false };
+    let answer = sys::create_link(program.as_fd(), 0, LinkPlace::TcxIngress);
+    answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
 fn settings(options: &Options) -> Settings {
@@ -369,35 +354,4 @@ fn settings(options: &Options) -> Settings {
 /// Where the links are pinned.
 pub(super) fn link_directory(pin_path: &Path) -> PathBuf {
     pin_path.join(format!("v{}", meter_ebpf::abi::VERSION)).join("links")
-}
-
-fn bind_error(target: &Target, why: &str, reason: &'static str) -> AttachError {
-    let Target { netdev, ifindex, port, .. } = target;
-    AttachError {
-        message: format!("bind {netdev} (ifindex {ifindex}) to port {port}: {why}"),
-        reason,
-        retry: Retry::Later,
-    }
-}
-
-fn full_error(target: &Target, full: Full) -> AttachError {
-    let (why, reason) = match full {
-        Full::Slots => (
-            "every slot is in use; raise datapath.max_netdevs and `meter-agent detach`, which ends all totals",
-            "slots_full",
-        ),
-        Full::Ports => (
-            "no room for another port; raise datapath.max_ports and `meter-agent detach`, which ends all totals",
-            "ports_full",
-        ),
-        Full::Members => (
-            "no room for another port of a device; raise datapath.max_ports and `meter-agent detach`, which ends all totals",
-            "members_full",
-        ),
-        Full::Uplinks => (
-            "63 netdevs are or were uplinks; name fewer in uplinks.netdevs and `meter-agent detach`, which ends all totals",
-            "uplinks_full",
-        ),
-    };
-    bind_error(target, why, reason)
 }

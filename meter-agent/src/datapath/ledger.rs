@@ -33,6 +33,21 @@ pub(crate) struct Claim {
     pub(crate) underlay: bool,
 }
 
+/// What a port got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claimed {
+    /// Where its netdev counts. The uplink is the one that the port has or had, whether its program reads tunnels or not.
+    pub(crate) slot: SlotRef,
+    /// Whether tunnel headers can be read: false where that was not asked for.
+    pub(crate) underlay: bool,
+    /// The device that what comes in now counts for.
+    pub(crate) device: PortUuid,
+    /// What it does without.
+    pub(crate) lacks: Vec<Full>,
+    /// What to write.
+    pub(crate) writes: Vec<Write>,
+}
+
 /// A record to write, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Write {
@@ -85,6 +100,24 @@ impl Ledger {
         Self { records, members, capacity, free, idle }
     }
 
+    /// Leaves each netdev to one port: where an agent was killed while a netdev went from one port to another, both have
+    /// it. `slot_of` tells at which slot a netdev counts.
+    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> Vec<Write> {
+        let carried = self.records.iter().filter(|(_, record)| record.ifindex != 0);
+        let mut ports: BTreeMap<u32, Vec<PortUuid>> = BTreeMap::new();
+        carried.for_each(|(port, record)| ports.entry(record.ifindex).or_default().push(*port));
+        ports.retain(|_, ports| ports.len() > 1);
+        let mut writes = Vec::new();
+        for (ifindex, ports) in ports {
+            let counts =
+                |port: &PortUuid| self.records.get(port).map(|record| record.slot) == Some(slot_of(ifindex));
+            let keeper = ports.iter().copied().find(counts).unwrap_or(ports[0]);
+            let others = ports.into_iter().filter(|port| *port != keeper);
+            writes.extend(others.filter_map(|port| self.release(port, ifindex)));
+        }
+        writes
+    }
+
     /// Returns the record of every port.
     pub(crate) fn records(&self) -> &BTreeMap<PortUuid, PortRecord> {
         &self.records
@@ -105,26 +138,15 @@ impl Ledger {
         self.records.values().map(|record| record.slot).max().unwrap_or(UNBOUND_SLOT)
     }
 
-    /// Gives the port a slot, its device and its netdev. The records are changed only if everything fits.
-    pub(crate) fn claim(
-        &mut self,
-        claim: &Claim,
-        now_ns: u64,
-        slots: &impl Slots,
-    ) -> Result<(SlotRef, Vec<Write>), Full> {
+    /// Gives the port a slot, its device and its netdev. Without room for its device or its tunnels it counts without
+    /// them. The records are changed only if there is a slot.
+    pub(crate) fn claim(&mut self, claim: &Claim, now_ns: u64, slots: &impl Slots) -> Result<Claimed, Full> {
         let known = self.records.get(&claim.port).copied();
         if known.is_none() && self.records.len() >= self.capacity.ports {
             return Err(Full::Ports);
         }
         let mut record = known.unwrap_or(PortRecord { created_ns: now_ns, ..PortRecord::default() });
-        if claim.underlay && record.uplink == 0 {
-            record.uplink = self.free_uplink().ok_or(Full::Uplinks)?;
-        }
-        let joins = claim.device != record.device && claim.device != PortUuid::default();
-        let member_key = MemberKey { port: claim.port, device: claim.device };
-        if joins && !self.members.contains_key(&member_key) && self.members.len() >= self.capacity.members {
-            return Err(Full::Members);
-        }
+        let (claim, lacks) = self.what_fits(claim, &mut record);
 
         let mut writes = Vec::new();
         if record.slot == UNBOUND_SLOT {
@@ -134,7 +156,7 @@ impl Ledger {
         }
         if claim.device != record.device {
             let ingress = total(&record, slots).hook(Direction::Ingress).wire();
-            self.change_device(&record, claim, ingress, &mut writes);
+            self.change_device(&record, &claim, ingress, &mut writes);
             record.device = claim.device;
         }
         record.class = claim.class;
@@ -142,7 +164,34 @@ impl Ledger {
         self.idle.retain(|port| *port != claim.port);
         self.records.insert(claim.port, record);
         writes.push(Write::Port(claim.port, record));
-        Ok((SlotRef { slot: record.slot, uplink: if claim.underlay { record.uplink } else { 0 } }, writes))
+        Ok(Claimed {
+            slot: SlotRef { slot: record.slot, uplink: record.uplink },
+            underlay: claim.underlay,
+            device: claim.device,
+            lacks,
+            writes,
+        })
+    }
+
+    /// Gives the record an uplink's index where it needs one; returns what is left of the claim, and what there was no
+    /// room for.
+    fn what_fits(&self, claim: &Claim, record: &mut PortRecord) -> (Claim, Vec<Full>) {
+        let mut claim = *claim;
+        let mut lacks = Vec::new();
+        if claim.underlay && record.uplink == 0 {
+            record.uplink = self.free_uplink().unwrap_or_default();
+            if record.uplink == 0 {
+                claim.underlay = false;
+                lacks.push(Full::Uplinks);
+            }
+        }
+        let joins = claim.device != record.device && claim.device != PortUuid::default();
+        let member_key = MemberKey { port: claim.port, device: claim.device };
+        if joins && !self.members.contains_key(&member_key) && self.members.len() >= self.capacity.members {
+            claim.device = PortUuid::default();
+            lacks.push(Full::Members);
+        }
+        (claim, lacks)
     }
 
     /// Remembers how the port's netdev is attached.
@@ -231,158 +280,4 @@ pub(crate) fn total(record: &PortRecord, slots: &impl Slots) -> SlotCounters {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-
-    use meter_ebpf::abi::HookCounter;
-    use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
-
-    use super::{
-        BTreeMap, Capacity, Claim, Counter, Full, Ledger, PortUuid, SlotCounters, Slots, UNBOUND_SLOT, Write,
-        total,
-    };
-
-    #[derive(Default)]
-    struct FakeSlots(RefCell<BTreeMap<u32, SlotCounters>>);
-
-    impl Slots for FakeSlots {
-        fn counters(&self, slot: u32) -> SlotCounters {
-            self.0.borrow().get(&slot).copied().unwrap_or_default()
-        }
-    }
-
-    impl FakeSlots {
-        fn receive(&self, slot: u32, packets: u64, bytes: u64) {
-            let hook = HookCounter { skb_packets: packets, skb_bytes: bytes, ..HookCounter::default() };
-            self.0.borrow_mut().entry(slot).or_default().hooks[0].add(&hook);
-        }
-    }
-
-    const CAPACITY: Capacity = Capacity { slots: 4, ports: 6, members: 8 };
-
-    fn uuid(number: u8) -> PortUuid {
-        PortUuid { uuid: [number; 16] }
-    }
-
-    fn claim(port: u8, device: u8) -> Claim {
-        Claim { port: uuid(port), class: 0, ifindex: u32::from(port), device: uuid(device), underlay: false }
-    }
-
-    fn empty() -> Ledger {
-        Ledger::new(BTreeMap::new(), BTreeMap::new(), CAPACITY)
-    }
-
-    #[test]
-    fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
-        let slots = FakeSlots::default();
-        let mut ledger = empty();
-        for port in 1..=3 {
-            let (slot, _) = ledger.claim(&claim(port, 0), 7, &slots).unwrap();
-            slots.receive(slot.slot, 1, 100 * u64::from(port));
-        }
-        assert_eq!(ledger.claim(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
-        ledger.release(uuid(2), 2);
-        let (slot, writes) = ledger.claim(&claim(4, 0), 7, &slots).unwrap();
-        assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
-        slots.receive(slot.slot, 5, 5);
-        let bytes: Vec<u64> =
-            ledger.records().values().map(|record| total(record, &slots).hooks[0].wire().bytes).collect();
-        assert_eq!(bytes, [100, 200, 300, 5]);
-    }
-
-    #[test]
-    fn port_that_changes_its_device_leaves_what_came_in_behind() {
-        let slots = FakeSlots::default();
-        let mut ledger = empty();
-        let (slot, _) = ledger.claim(&claim(1, 10), 7, &slots).unwrap();
-        slots.receive(slot.slot, 1, 60);
-        ledger.claim(&claim(1, 11), 7, &slots).unwrap();
-        slots.receive(slot.slot, 1, 40);
-        ledger.claim(&claim(1, 10), 7, &slots).unwrap();
-        slots.receive(slot.slot, 1, 1);
-        let devices = ledger.devices(&slots);
-        assert_eq!(
-            devices,
-            BTreeMap::from([
-                (uuid(10), Counter { packets: 2, bytes: 61 }),
-                (uuid(11), Counter { packets: 1, bytes: 40 }),
-            ])
-        );
-    }
-
-    #[derive(Debug, Clone)]
-    enum Action {
-        Claim(u8, u8),
-        Release(u8),
-        Receive(u8, u64),
-    }
-
-    fn actions() -> impl Strategy<Value = Vec<Action>> {
-        let action = prop_oneof![
-            (1..6u8, 0..3u8).prop_map(|(port, device)| Action::Claim(port, device)),
-            (1..6u8).prop_map(Action::Release),
-            (1..6u8, 0..2000u64).prop_map(|(port, bytes)| Action::Receive(port, bytes)),
-        ];
-        proptest::collection::vec(action, 0..80)
-    }
-
-    proptest! {
-        /// The totals are the sums of what each port and device received, whatever the slots went through, and an
-        /// agent that is killed after any single write and starts again finds the same totals.
-        #[test]
-        fn totals_are_the_sums_of_what_was_received(actions in actions(), cut in any::<usize>()) {
-            let slots = FakeSlots::default();
-            let mut ledger = empty();
-            let mut ports: BTreeMap<PortUuid, u64> = BTreeMap::new();
-            let mut devices: BTreeMap<PortUuid, u64> = BTreeMap::new();
-            let mut written: (BTreeMap<_, _>, BTreeMap<_, _>) = Default::default();
-            for (step, action) in actions.iter().enumerate() {
-                let writes = match *action {
-                    Action::Claim(port, device) => match ledger.claim(&claim(port, device), 1, &slots) {
-                        Ok((_, writes)) => writes,
-                        Err(_) => continue,
-                    },
-                    Action::Release(port) => ledger.release(uuid(port), u32::from(port)).into_iter().collect(),
-                    Action::Receive(port, bytes) => {
-                        if let Some(record) = ledger.records().get(&uuid(port))
-                            && record.ifindex != 0
-                        {
-                            slots.receive(record.slot, 1, bytes);
-                            *ports.entry(uuid(port)).or_default() += bytes;
-                            if record.device != PortUuid::default() {
-                                *devices.entry(record.device).or_default() += bytes;
-                            }
-                        }
-                        continue;
-                    }
-                };
-                let crash = step == cut % actions.len();
-                let kept = if crash { cut % (writes.len() + 1) } else { writes.len() };
-                for write in &writes[..kept] {
-                    match *write {
-                        Write::Port(port, record) => drop(written.0.insert(port, record)),
-                        Write::Member(key, member) => drop(written.1.insert(key, member)),
-                    }
-                }
-                if crash {
-                    ledger = Ledger::new(written.0.clone(), written.1.clone(), CAPACITY);
-                }
-            }
-            for (port, record) in ledger.records() {
-                let bytes = total(record, &slots).hooks[0].wire().bytes;
-                prop_assert_eq!(bytes, ports.get(port).copied().unwrap_or_default());
-                prop_assert!(record.slot < CAPACITY.slots);
-            }
-            for (device, counter) in ledger.devices(&slots) {
-                prop_assert_eq!(counter.bytes, devices.get(&device).copied().unwrap_or_default());
-            }
-            let mut owned: Vec<u32> =
-                ledger.records().values().map(|r| r.slot).filter(|slot| *slot != UNBOUND_SLOT).collect();
-            let before = owned.len();
-            owned.sort_unstable();
-            owned.dedup();
-            prop_assert_eq!(before, owned.len(), "no slot has two owners");
-        }
-    }
-    use proptest::prop_assert;
-}
+mod tests;

@@ -167,6 +167,11 @@ impl Maps {
         self.meta.set(0, meta, 0).map_err(failed(map::META))
     }
 
+    /// Returns where the netdev's counters are.
+    pub(super) fn slot(&self, ifindex: u32) -> Result<SlotRef, MapError> {
+        if ifindex < SLOT_ENTRIES { self.slots.get(&ifindex, 0) } else { self.slots_high.get(&ifindex, 0) }
+    }
+
     /// Says where the netdev's counters are; the default for nowhere.
     pub(super) fn set_slot(&mut self, ifindex: u32, slot: SlotRef) -> Result<(), MapError> {
         if ifindex < SLOT_ENTRIES {

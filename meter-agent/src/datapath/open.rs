@@ -9,7 +9,7 @@ use std::{
 use aya::maps::MapError;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{ReadError, hook::describe};
+use super::{ReadError, failure::describe};
 
 /// The oldest kernel whose verifier takes the programs.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);

@@ -20,19 +20,19 @@ pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<u32, Attachment> {
         .map(|(uuid, record)| {
             let ingress = hook_kind(record.hooks, hooks::INGRESS_CLSACT, hooks::INGRESS_XDP);
             let egress = hook_kind(record.hooks, hooks::EGRESS_CLSACT, 0);
-            (record.ifindex, Attachment { target: recorded_target(*uuid, record), ingress, egress })
+            let target = recorded_target(*uuid, record);
+            (record.ifindex, Attachment { target, ingress, egress, lost: false })
         })
         .collect()
 }
 
 pub(super) fn recorded_target(uuid: PortUuid, record: &PortRecord) -> Target {
-    let device = Uuid::from_bytes(record.device.uuid);
     Target {
         ifindex: record.ifindex,
         netdev: String::new(),
         port: port_id(uuid),
         class: class_of(record.class),
-        device: (!device.is_nil()).then_some(DeviceId(device)),
+        device: reported_device(record.device),
         underlay: record.uplink != 0,
         ingress: if record.hooks & hooks::INGRESS_XDP == 0 { IngressHook::Tc } else { IngressHook::Xdp },
     }
@@ -48,7 +48,7 @@ fn hook_kind(bits: u32, clsact: u32, xdp: u32) -> HookKind {
     }
 }
 
-pub(super) fn hook_bits(ingress: HookKind, egress: HookKind, clsact_ours: bool) -> u32 {
+pub(super) fn hook_bits([ingress, egress]: [HookKind; 2], clsact_ours: bool) -> u32 {
     let ingress = match ingress {
         HookKind::Tcx => hooks::INGRESS_TCX,
         HookKind::Clsact => hooks::INGRESS_CLSACT,
@@ -59,16 +59,25 @@ pub(super) fn hook_bits(ingress: HookKind, egress: HookKind, clsact_ours: bool) 
 }
 
 pub(super) fn port_reading(uuid: PortUuid, record: &PortRecord, slots: &impl Slots) -> PortReading {
-    let device = Uuid::from_bytes(record.device.uuid);
     let totals: SlotCounters = total(record, slots);
     PortReading {
         port: port_id(uuid),
         class: class_of(record.class),
         ifindex: (record.ifindex != 0).then_some(record.ifindex),
-        device: (!device.is_nil()).then_some(DeviceId(device)),
+        device: reported_device(record.device),
         created_ns: record.created_ns,
         totals,
     }
+}
+
+pub(super) fn device_uuid(device: Option<DeviceId>) -> PortUuid {
+    device.map_or_else(PortUuid::default, |device| PortUuid { uuid: *device.0.as_bytes() })
+}
+
+/// Returns the device of a record; zeros are none.
+pub(super) fn reported_device(device: PortUuid) -> Option<DeviceId> {
+    let device = Uuid::from_bytes(device.uuid);
+    (!device.is_nil()).then_some(DeviceId(device))
 }
 
 pub(super) fn port_uuid(port: PortId) -> PortUuid {

@@ -6,11 +6,13 @@ use aya::maps::{HashMap, Map, MapData};
 use meter_ebpf::abi::{Direction, PortRecord, PortUuid, hooks, map};
 
 use super::{
-    hook::{Hook, describe, remove_link, remove_qdisc},
+    clsact,
+    failure::describe,
+    hook::remove_link,
+    hooks::remove_qdisc,
     kernel::link_directory,
     maps,
     open::{OpenError, lock, path_error, pin_error},
-    record::recorded_target,
 };
 
 /// What [`remove_all`] removed.
@@ -37,9 +39,7 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
     let lock = lock(&map_pins)?;
     let ports = map_pins.join(map::PORTS);
     if ports.exists() {
-        for (uuid, record) in pinned_records(&ports)? {
-            removed.hooks += remove_clsact(uuid, &record)?;
-        }
+        removed.hooks += remove_clsact(&pinned_records(&ports)?)?;
     }
     removed.hooks += remove_files(&links, remove_link)?;
     removed.maps += remove_files(&map_pins, |path| fs::remove_file(path))?;
@@ -57,31 +57,29 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
     Ok(removed)
 }
 
-fn pinned_records(path: &Path) -> Result<Vec<(PortUuid, PortRecord)>, OpenError> {
+fn pinned_records(path: &Path) -> Result<Vec<PortRecord>, OpenError> {
     let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: map::PORTS, found };
     let data = MapData::from_pin(path).map_err(|error| pin_error(map::PORTS, path, &error))?;
     let map: HashMap<MapData, PortUuid, PortRecord> =
         Map::from_map_data(data).and_then(TryInto::try_into).map_err(|error| foreign(describe(&error)))?;
-    map.iter().collect::<Result<_, _>>().map_err(|error| foreign(describe(&error)))
+    let records = map.iter().map(|entry| entry.map(|(_, record)| record));
+    records.collect::<Result<_, _>>().map_err(|error| foreign(describe(&error)))
 }
 
-/// Removes the filters that a record tells of; returns how many.
-fn remove_clsact(uuid: PortUuid, record: &PortRecord) -> Result<usize, OpenError> {
-    let filters = [(hooks::INGRESS_CLSACT, Direction::Ingress), (hooks::EGRESS_CLSACT, Direction::Egress)];
+/// Removes our filters wherever they are in this network namespace, whatever the records tell of them, and the qdiscs
+/// that they say are ours; returns how many filters.
+fn remove_clsact(records: &[PortRecord]) -> Result<usize, OpenError> {
+    let failed = |doing: &'static str| {
+        move |error: io::Error| OpenError::Object(format!("{doing} of clsact: {error}"))
+    };
     let mut removed = 0;
-    if record.ifindex == 0 || record.hooks & (hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT) == 0 {
-        return Ok(removed);
-    }
-    let target = recorded_target(uuid, record);
-    for (bit, direction) in filters {
-        if record.hooks & bit != 0 {
-            Hook { target: &target, direction, links: Path::new("") }
-                .detach_clsact()
-                .map_err(|error| OpenError::Object(error.message))?;
-            removed += 1;
+    for ifindex in clsact::netdevs().map_err(failed("list the qdiscs"))? {
+        for direction in Direction::ALL {
+            let is_ours = clsact::remove_filter(ifindex, direction).map_err(failed("remove a filter"))?;
+            removed += usize::from(is_ours);
         }
     }
-    if record.hooks & hooks::CLSACT_OURS != 0 {
+    for record in records.iter().filter(|record| record.hooks & hooks::CLSACT_OURS != 0) {
         remove_qdisc(record.ifindex);
     }
     Ok(removed)

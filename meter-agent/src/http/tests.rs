@@ -100,6 +100,7 @@ pub(super) fn snapshot() -> Snapshot {
             netlink_events: 40,
             attach_failures: [("netdev_gone", 2), ("xdp_busy", 1)].into(),
             attach_pending: 1,
+            hooks_lost: 2,
             read_failures: 4,
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
+use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 use uuid::Uuid;
 
-use super::{Step, plan};
+use super::{Step, plan as plan_with};
 use crate::{
     datapath::{Attachment, Class, HookKind, IngressHook, Target},
     meter::PortId,
@@ -30,9 +30,14 @@ fn attached(targets: &BTreeMap<u32, Target>) -> BTreeMap<u32, Attachment> {
         .iter()
         .map(|(&ifindex, target)| {
             let target = target.clone();
-            (ifindex, Attachment { target, ingress: HookKind::Tcx, egress: HookKind::Tcx })
+            (ifindex, Attachment { target, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false })
         })
         .collect()
+}
+
+/// What is to be done where no netdev is known to be gone.
+fn plan(desired: &BTreeMap<u32, Target>, attached: &BTreeMap<u32, Attachment>) -> Vec<Step> {
+    plan_with(desired, attached, &BTreeSet::new())
 }
 
 #[test]
@@ -59,25 +64,94 @@ fn whatever_differs_is_attached_again() {
     }
 }
 
+#[test]
+fn port_is_left_before_it_is_taken() {
+    let is = attached(&by_ifindex([target(2, 1, false), target(3, 2, false)]));
+    // 2 takes the port of 3, which takes a new one; 1 is new and takes the one that 2 leaves.
+    let should = by_ifindex([target(1, 1, false), target(2, 2, false), target(3, 3, false)]);
+    let order = [3, 2, 1].map(|ifindex| Step::Attach(should[&ifindex].clone()));
+    assert_eq!(plan(&should, &is), order);
+}
+
+#[test]
+fn ports_that_go_in_a_circle_are_exchanged() {
+    let is = attached(&by_ifindex([target(2, 1, false), target(3, 2, false), target(4, 3, false)]));
+    let renamed = Target { netdev: "renamed".to_owned(), ..target(3, 3, false) };
+    let should = by_ifindex([target(2, 2, false), renamed.clone(), target(4, 1, false)]);
+    let circle = vec![target(2, 2, false), renamed.clone(), target(4, 1, false)];
+    assert_eq!(plan(&should, &is), [Step::Exchange(circle), Step::Attach(renamed)]);
+}
+
+#[test]
+fn netdev_that_is_gone_is_detached_whoever_has_its_number() {
+    let should = by_ifindex([target(2, 1, false), target(3, 2, false)]);
+    let is = attached(&should);
+    let steps = [Step::Detach { ifindex: 2 }, Step::Attach(target(2, 1, false))];
+    assert_eq!(plan_with(&should, &is, &BTreeSet::from([2, 9])), steps);
+}
+
+#[test]
+fn lost_hooks_are_attached_again() {
+    let should = by_ifindex([target(2, 1, false), target(3, 2, false)]);
+    let mut is = attached(&should);
+    is.get_mut(&3).unwrap().lost = true;
+    assert_eq!(plan(&should, &is), [Step::Attach(target(3, 2, false))]);
+}
+
+/// Netdevs with a port each, which no two of them share.
 fn tables() -> impl Strategy<Value = BTreeMap<u32, Target>> {
-    let row =
-        (1..12u32, any::<u8>(), any::<bool>()).prop_map(|(i, port, underlay)| target(i, port, underlay));
-    proptest::collection::vec(row, 0..10).prop_map(by_ifindex)
+    let row = (1..9u32, 0..10u8, any::<bool>());
+    proptest::collection::vec(row, 0..12).prop_map(|rows| {
+        let ports: BTreeMap<u8, (u32, bool)> =
+            rows.into_iter().map(|(ifindex, port, underlay)| (port, (ifindex, underlay))).collect();
+        by_ifindex(ports.into_iter().map(|(port, (ifindex, underlay))| target(ifindex, port, underlay)))
+    })
+}
+
+/// Takes the steps by the datapath's law; no step takes a port from a netdev that stays.
+fn take(steps: Vec<Step>, is: &mut BTreeMap<u32, Attachment>) {
+    for step in steps {
+        match step {
+            Step::Attach(target) => {
+                let holder = is.values().find(|is| is.target.port == target.port);
+                assert!(holder.is_none_or(|is| is.target.ifindex == target.ifindex), "{target:?} {holder:?}");
+                is.extend(attached(&by_ifindex([target])));
+            }
+            Step::Exchange(targets) => {
+                let exchanged = targets.iter().map(|target| {
+                    let before = is[&target.ifindex].clone();
+                    (target.ifindex, Attachment { target: before.with_port_of(target), ..before })
+                });
+                let exchanged: Vec<_> = exchanged.collect();
+                let ports = |targets: &mut dyn Iterator<Item = PortId>| targets.collect::<BTreeSet<_>>();
+                assert_eq!(
+                    ports(&mut targets.iter().map(|target| is[&target.ifindex].target.port)),
+                    ports(&mut targets.iter().map(|target| target.port))
+                );
+                is.extend(exchanged);
+            }
+            Step::Detach { ifindex } => drop(is.remove(&ifindex)),
+        }
+    }
 }
 
 proptest! {
-    /// Taking all steps leads to what should be, and then there is nothing left to do.
+    /// Taking all steps leads to what should be, and then there is nothing left to do. Only what should not be attached,
+    /// or is gone, is detached.
     #[test]
-    fn steps_lead_to_what_should_be(before in tables(), should in tables()) {
+    fn steps_lead_to_what_should_be(
+        before in tables(),
+        should in tables(),
+        gone in proptest::collection::btree_set(1..9u32, 0..3),
+    ) {
         let mut is = attached(&before);
-        for step in plan(&should, &is) {
-            match step {
-                Step::Attach(target) => {
-                    is.extend(attached(&by_ifindex([target])));
-                }
-                Step::Detach { ifindex } => drop(is.remove(&ifindex)),
+        let steps = plan_with(&should, &is, &gone);
+        for step in &steps {
+            if let Step::Detach { ifindex } = step {
+                prop_assert!(!should.contains_key(ifindex) || gone.contains(ifindex));
             }
         }
+        take(steps, &mut is);
         prop_assert_eq!(&is, &attached(&should));
         prop_assert_eq!(plan(&should, &is), []);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     super::support::{auto_kind, foreign::Foreign, until},
-    Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, ready,
+    Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, moved, ready,
 };
 
 /// Sends both ways and asserts that the foreign programs saw it.
@@ -182,15 +182,18 @@ fn xdp_program_of_another_is_left_in_place() {
         refused(&mut meter);
         assert_eq!(pair.host.hooks(), ["eth0 xdp"], "nothing of a failed attach remains");
 
-        // By TC it can be metered all the same; and a change to XDP that fails leaves nothing behind either.
+        // By TC it can be metered all the same; and a change to XDP that is refused costs no frame.
         meter.attach(&pair.uplink(IngressHook::Tc));
         pair.count(&mut meter, Class::Uplink, "beside XDP");
         let mut all = hooks(kind, Class::Uplink);
         all.push("eth0 xdp".to_owned());
         assert_eq!(pair.host.hooks(), all);
-        refused(&mut meter);
-        assert_eq!(pair.host.hooks(), ["eth0 xdp"], "nothing of a failed attach remains");
-        pair.count_nothing(&mut meter);
+        let before = meter.table();
+        let (frames, ()) = pair.while_sending(|| (0..20).for_each(|_| refused(&mut meter)));
+        meter.expect(&before, &moved(Class::Uplink, frames, frames), "while XDP is refused");
+        assert_eq!(pair.host.hooks(), all, "the hooks from before are kept");
+        let kept = &meter.attached()[&pair.host.ifindex("eth0")];
+        assert_eq!((&kept.target, kept.kinds()), (&pair.uplink(IngressHook::Tc), [kind; 2]));
 
         let seen = foreign.seen(Direction::Ingress);
         pair.send(3, 0);

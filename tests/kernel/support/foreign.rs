@@ -1,6 +1,6 @@
 //! Another tool's programs: one of the object's, over maps of its own, so that what it sees can be told.
 
-use std::path::Path;
+use std::{ffi::CString, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -88,4 +88,24 @@ impl Drop for Foreign<'_> {
         let ebpf = std::mem::replace(&mut self.ebpf, EbpfLoader::new().load(OBJECT).unwrap());
         self.netns.run_in(|| drop(ebpf)).unwrap();
     }
+}
+
+/// Detaches a pinned link, as `bpftool link detach pinned` does; the pin stays.
+pub(crate) fn detach_link(pin: &Path) {
+    /// `BPF_OBJ_GET`.
+    const GET: libc::c_long = 7;
+    /// `BPF_LINK_DETACH`.
+    const DETACH: libc::c_long = 34;
+    let path = CString::new(pin.to_str().unwrap()).unwrap();
+    let mut get = [path.as_ptr() as u64, 0];
+    // SAFETY: both commands read the 16 bytes of their attributes; the path lives through the first.
+    let detached = unsafe {
+        let link = libc::syscall(libc::SYS_bpf, GET, get.as_mut_ptr(), 16);
+        assert!(link >= 0, "{}", pin.display());
+        let mut detach = [u32::try_from(link).unwrap(), 0, 0, 0];
+        let detached = libc::syscall(libc::SYS_bpf, DETACH, detach.as_mut_ptr(), 4);
+        libc::close(i32::try_from(link).unwrap());
+        detached
+    };
+    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
 }

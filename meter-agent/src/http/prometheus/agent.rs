@@ -163,10 +163,18 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
         health.attach_failures.iter().map(|(reason, count)| (by_reason(reason), *count, started_ns)),
     )?;
     families.gauge(
-        &Family::new("meter_agent_attach_pending", "Netdevs that should be metered and are not, now."),
+        &Family::new(
+            "meter_agent_attach_pending",
+            "Netdevs that are not metered, or not as they should be, now; meter-agent ls says why.",
+        ),
         health.attach_pending,
     )?;
     for (name, help, value) in [
+        (
+            "meter_agent_hooks_lost",
+            "Hooks that another tool removed; each was attached again when that was noticed.",
+            health.hooks_lost,
+        ),
         (
             "meter_agent_netlink_overruns",
             "Times that the kernel dropped netlink messages; each is followed by a complete dump.",

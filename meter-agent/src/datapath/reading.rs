@@ -1,0 +1,75 @@
+//! Everything that the kernel half has counted, read and named.
+
+use meter_ebpf::abi::{Direction, UNBOUND_SLOT, map};
+use uuid::Uuid;
+
+use super::{
+    BucketReading, PortReading, ReadError, Reading,
+    kernel::KernelDatapath,
+    ledger::Slots as _,
+    maps,
+    record::{port_id, port_reading},
+    tunnels,
+};
+use crate::meter::{DeviceId, FlowStats};
+
+impl KernelDatapath {
+    /// Reads everything.
+    pub(super) fn read_all(&mut self) -> Result<Reading, ReadError> {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let slots = self.maps.slot_counters(self.ledger.last_slot())?;
+        let tunnels = self.maps.tunnel_entries()?;
+        let mut buckets = Vec::new();
+        for (uuid, record) in self.ledger.records().iter().filter(|(_, record)| record.uplink != 0) {
+            for direction in Direction::ALL {
+                let hook = record.uplink * 2 + direction as u32;
+                buckets.push(BucketReading {
+                    uplink: port_id(*uuid),
+                    direction,
+                    buckets: self.maps.buckets(hook)?,
+                });
+            }
+        }
+        let ports: Vec<PortReading> =
+            self.ledger.records().iter().map(|(uuid, record)| port_reading(*uuid, record, &slots)).collect();
+        let devices = self
+            .ledger
+            .devices(&slots)
+            .into_iter()
+            .map(|(device, sum)| {
+                let stats = FlowStats { packets: sum.packets, bytes: sum.bytes };
+                (DeviceId(Uuid::from_bytes(device.uuid)), stats)
+            })
+            .collect();
+        let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
+        let usage = self.maps.usage(|name, capacity| match name {
+            map::SLOTS => count(self.attached.range(..maps::SLOT_ENTRIES).count()),
+            map::SLOTS_HIGH => count(self.attached.range(maps::SLOT_ENTRIES..).count()),
+            map::COUNTERS => {
+                count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK))
+            }
+            map::PORTS => count(self.ledger.records().len()),
+            map::MEMBERS => count(self.ledger.members()),
+            map::TUNNELS => count(tunnel_use.hashed + tunnel_use.spare),
+            map::TUNNEL_TAKEN => count(tunnel_use.hashed),
+            map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
+            map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
+            _ => u64::from(capacity),
+        });
+        Ok(Reading {
+            ports,
+            devices,
+            tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
+            buckets,
+            faults: self.maps.faults()?,
+            unbound: slots.counters(UNBOUND_SLOT),
+            maps: usage,
+        })
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
