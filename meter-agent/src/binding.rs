@@ -92,8 +92,15 @@ impl fmt::Display for Conflict {
 
 impl Bindings {
     /// Returns the port of each netdev, by ifindex.
+    ///
+    /// Only a netdev that `is_metered` with the port that it names keeps another one from that port; of two, the
+    /// stronger source does.
     #[must_use]
-    pub fn resolve(&self, table: &NetdevTable) -> BTreeMap<u32, Result<Bound, Conflict>> {
+    pub fn resolve(
+        &self,
+        table: &NetdevTable,
+        is_metered: impl Fn(&Netdev, &Bound) -> bool,
+    ) -> BTreeMap<u32, Result<Bound, Conflict>> {
         let mut bound: Vec<(&Netdev, Bound)> =
             table.netdevs.values().map(|netdev| (netdev, self.bind(netdev, table))).collect();
         // The strongest claim to a port comes first; among equals the netdev that is there longest.
@@ -101,11 +108,16 @@ impl Bindings {
         let mut holders: BTreeMap<PortId, &str> = BTreeMap::new();
         let mut resolved = BTreeMap::new();
         for (netdev, bound) in bound {
-            let holder = *holders.entry(bound.port).or_insert(&netdev.name);
-            let result = if holder == netdev.name {
-                Ok(bound)
+            let result = if is_metered(netdev, &bound) {
+                match *holders.entry(bound.port).or_insert(&netdev.name) {
+                    holder if holder == netdev.name => Ok(bound),
+                    holder => {
+                        let (port, source) = (bound.port, bound.source);
+                        Err(Conflict { port, holder: holder.to_owned(), source })
+                    }
+                }
             } else {
-                Err(Conflict { port: bound.port, holder: holder.to_owned(), source: bound.source })
+                Ok(bound)
             };
             resolved.insert(netdev.ifindex, result);
         }

@@ -53,26 +53,41 @@ impl Role {
     }
 }
 
-/// Says of each netdev, by ifindex, what it is. `bound` is [`crate::binding::Bindings::resolve`]'s answer.
-#[must_use]
-pub fn assign(
-    table: &NetdevTable,
-    bound: &BTreeMap<u32, Result<Bound, Conflict>>,
-    rules: &Rules,
-) -> BTreeMap<u32, Role> {
-    let uplinks = uplinks(table, rules);
-    table
-        .netdevs
-        .values()
-        .map(|netdev| {
-            let role = match bound.get(&netdev.ifindex) {
-                Some(Ok(bound)) => role(netdev, bound, rules, uplinks.get(&netdev.ifindex)),
-                Some(Err(conflict)) => unless_unmetered(netdev, rules, || Role::none(conflict.to_string())),
-                None => Role::none("not looked at yet"),
-            };
-            (netdev.ifindex, role)
-        })
-        .collect()
+/// Says what the netdevs of a table are.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    table: &'a NetdevTable,
+    rules: &'a Rules,
+    uplinks: BTreeMap<u32, String>,
+}
+
+impl<'a> Judge<'a> {
+    /// Looks at the whole table: what is an uplink depends on more than the netdev itself.
+    #[must_use]
+    pub fn new(table: &'a NetdevTable, rules: &'a Rules) -> Self {
+        Self { table, rules, uplinks: uplinks(table, rules) }
+    }
+
+    /// Returns whether a netdev is metered if it carries this port.
+    #[must_use]
+    pub fn is_metered(&self, netdev: &Netdev, bound: &Bound) -> bool {
+        self.role(netdev, bound).class.is_some()
+    }
+
+    /// Says of each netdev, by ifindex, what it is. `bound` is [`crate::binding::Bindings::resolve`]'s answer.
+    #[must_use]
+    pub fn roles(&self, bound: &BTreeMap<u32, Result<Bound, Conflict>>) -> BTreeMap<u32, Role> {
+        let role = |netdev: &Netdev| match bound.get(&netdev.ifindex) {
+            Some(Ok(bound)) => self.role(netdev, bound),
+            Some(Err(conflict)) => unless_unmetered(netdev, self.rules, || Role::none(conflict.to_string())),
+            None => Role::none("not looked at yet"),
+        };
+        self.table.netdevs.values().map(|netdev| (netdev.ifindex, role(netdev))).collect()
+    }
+
+    fn role(&self, netdev: &Netdev, bound: &Bound) -> Role {
+        role(netdev, bound, self.rules, self.uplinks.get(&netdev.ifindex))
+    }
 }
 
 /// Returns the role that `or_else` says, except for netdevs that no rule makes anything of.

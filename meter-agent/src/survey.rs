@@ -9,7 +9,7 @@ use crate::{
     datapath::{Attachment, Class, Target},
     netdev::{Netdev, NetdevTable},
     reconcile,
-    roles::{self, Role, Rules},
+    roles::{Judge, Role, Rules},
     snapshot::NetdevStatus,
 };
 
@@ -37,8 +37,9 @@ impl Survey {
     /// Looks at all netdevs.
     #[must_use]
     pub fn new(table: &NetdevTable, policy: &Policy) -> Self {
-        let bound = policy.bindings.resolve(table);
-        let roles = roles::assign(table, &bound, &policy.rules);
+        let judge = Judge::new(table, &policy.rules);
+        let bound = policy.bindings.resolve(table, |netdev, bound| judge.is_metered(netdev, bound));
+        let roles = judge.roles(&bound);
         let desired = reconcile::desired(table, &bound, &roles);
         Self { bound, roles, desired }
     }

@@ -38,7 +38,8 @@ fn binding(netdev: &str, port: Option<u128>, device: Option<u128>) -> Binding {
 fn strongest_source_names_the_port() {
     let mut tap = netdev(3, "tap0", Kind::Tap);
     let resolve = |tap: &Netdev, configured| {
-        let bound = bindings(configured).resolve(&table([tap.clone()])).remove(&3).unwrap().unwrap();
+        let bound =
+            bindings(configured).resolve(&table([tap.clone()]), |_, _| true).remove(&3).unwrap().unwrap();
         (bound.port.0.to_string(), bound.source)
     };
     let (derived, source) = resolve(&tap, vec![]);
@@ -59,7 +60,7 @@ fn device_is_the_bindings_or_the_bridge() {
     let mut bridge = netdev(2, "br0", Kind::Bridge);
     let mut tap = netdev(3, "tap0", Kind::Tap);
     let device = |tap: &Netdev, bridge: &Netdev, configured| {
-        let resolved = bindings(configured).resolve(&table([bridge.clone(), tap.clone()]));
+        let resolved = bindings(configured).resolve(&table([bridge.clone(), tap.clone()]), |_, _| true);
         let bound = resolved[&3].clone().unwrap();
         (bound.device, bound.device_name)
     };
@@ -85,10 +86,15 @@ fn stronger_claim_to_a_port_wins_and_the_other_hears_of_it() {
     first.altnames = vec![FIRST.to_owned()];
     second.alias = Some(FIRST.to_owned());
     let port = PortId(FIRST.parse().unwrap());
-    let resolved = bindings(vec![]).resolve(&table([first, second]));
+    let table = table([first, second]);
+    let resolved = bindings(vec![]).resolve(&table, |_, _| true);
     let bound = Bound { port, device: None, device_name: None, source: Source::Alias };
     let conflict = Conflict { port, holder: "tap1".to_owned(), source: Source::Altname };
-    assert_eq!(resolved, BTreeMap::from([(3, Err(conflict)), (4, Ok(bound))]));
+    assert_eq!(resolved, BTreeMap::from([(3, Err(conflict)), (4, Ok(bound.clone()))]));
+    // One that is not metered keeps nobody from a port.
+    let resolved = bindings(vec![]).resolve(&table, |netdev, _| netdev.name != "tap1");
+    let first = Bound { source: Source::Altname, ..bound.clone() };
+    assert_eq!(resolved, BTreeMap::from([(3, Ok(first)), (4, Ok(bound))]));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Role, Rules, assign};
+use super::{Judge, Role, Rules};
 use crate::{
     binding::{Binding, Bindings},
     datapath::{Class, IngressHook},
@@ -53,7 +53,8 @@ impl Host {
 
     fn roles(&self) -> BTreeMap<u32, Role> {
         let bindings = Bindings { configured: self.configured.clone(), host_id: Uuid::from_u128(1) };
-        assign(&self.table, &bindings.resolve(&self.table), &self.rules)
+        let judge = Judge::new(&self.table, &self.rules);
+        judge.roles(&bindings.resolve(&self.table, |netdev, bound| judge.is_metered(netdev, bound)))
     }
 
     /// The roles as words: `uplink`, `port`, `port+underlay`, `tunnel`, `-`, each with `/xdp` where so.
@@ -276,4 +277,30 @@ fn second_netdev_of_a_port_is_not_metered_and_says_who_is() {
     );
     let ifindexes: BTreeSet<u32> = host.roles().into_keys().collect();
     assert_eq!(ifindexes, BTreeSet::from([2, 3]));
+}
+
+#[test]
+fn netdev_that_is_not_metered_keeps_no_other_from_its_port() {
+    let uuid = "3f2a7c1e-0000-4000-8000-000000000001";
+    let claims = |netdev: &mut Netdev| netdev.alias = Some(uuid.to_owned());
+    // Each claims it by its alias, and was there before the tap, which names it by an altname.
+    let host = Host {
+        rules: Rules { ignore: vec!["virbr*".parse().unwrap()], ..Rules::default() },
+        ..Host::default()
+    }
+    .netdev(1, "lo", Kind::Loopback)
+    .change(1, claims)
+    .netdev(2, "virbr0-nic", Kind::Tap)
+    .change(2, claims)
+    .netdev(3, "tun0", Kind::Layer3)
+    .change(3, claims)
+    .netdev(4, "br0", Kind::Bridge)
+    .change(4, claims)
+    .netdev(5, "tap0", Kind::Tap)
+    .change(5, |netdev| netdev.altnames = vec![uuid.to_owned()]);
+    assert_eq!(host.words(), ["-", "-", "-", "-", "port"]);
+    // Of two that are metered one is told of the other.
+    let host = host.netdev(6, "tap1", Kind::Tap).change(6, claims);
+    assert_eq!(host.words(), ["-", "-", "-", "-", "-", "port"]);
+    assert!(host.roles()[&5].reason.contains("is carried by tap1"), "{:?}", host.roles()[&5]);
 }
