@@ -13,7 +13,7 @@ use meter_ebpf::abi::{
     TunnelBlock, TunnelKey, VERSION, map,
 };
 
-use super::support::{self, Host, foreign::Foreign, programs::Programs, ready, table::Table};
+use super::support::{self, Host, daemon::output, foreign::Foreign, programs::Programs, ready, table::Table};
 
 #[test]
 fn every_program_loads_and_every_map_is_the_abis() {
@@ -164,7 +164,7 @@ fn without_privileges_the_error_says_which_are_needed() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let own_name = "verifier::without_privileges_the_error_says_which_are_needed";
         command.args(["--exact", "--nocapture", own_name]);
-        let output = command.env(NOBODYS_PIN_PATH, &host.pins).output().unwrap();
+        let output = output(command.env(NOBODYS_PIN_PATH, &host.pins));
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         text

@@ -1,7 +1,7 @@
 //! An agent ends, in whatever way, and the next one goes on: nothing is lost and nothing counts twice.
 
 use super::{
-    super::support::{auto_kind, until},
+    super::support::{STILL, auto_kind, until},
     Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode, hooks, moved, ready,
 };
 
@@ -115,17 +115,39 @@ fn change_of_the_hooks_under_traffic_counts_no_frame_twice() {
     }
     let pair = Pair::new("modes-traffic");
     pair.host.open().attach(&pair.port());
-    let (frames, ()) = pair.while_sending(|| {
-        for mode in [TcMode::Clsact, TcMode::Tcx].into_iter().cycle().take(8) {
+    for mode in [TcMode::Clsact, TcMode::Tcx].into_iter().cycle().take(8) {
+        let before = pair.host.open().table();
+        let (changing, ()) = pair.while_sending(|| {
             pair.host.open_with(&pair.options(mode)).attach(&pair.port());
-        }
-    });
-    // Frames between two hooks are not counted; and none is counted by both.
-    let table = pair.host.open().table();
-    for direction in ["Ingress", "Egress"] {
-        let [counted, ..] = table.get(&format!("port {PORT} {direction}"));
-        assert!(counted > 0 && counted <= frames, "{direction}: {counted} of {frames}");
+        });
+        let mut meter = pair.host.open_with(&pair.options(mode));
+        pair.send(3, 5);
+        let counted = |meter: &mut Meter<'_>| {
+            let moved = meter.table().since(&before);
+            ["Ingress", "Egress"].map(|direction| moved.get(&format!("port {PORT} {direction}"))[0])
+        };
+        // Frames between two hooks are not counted, however many those are; and none is counted by both.
+        let all = [changing + 3, changing + 5];
+        until_still(|| counted(&mut meter));
+        let [ingress, egress] = counted(&mut meter);
+        assert!(ingress <= all[0] && egress <= all[1], "{mode:?}: {ingress}, {egress} of {all:?}");
+        assert!(ingress > 3 && egress > 5, "{mode:?}: {ingress}, {egress}");
+
+        // With the hooks in their new place each frame is.
+        let before = meter.table();
+        let (frames, ()) = pair.while_sending(|| std::thread::sleep(std::time::Duration::from_millis(20)));
+        meter.expect(&before, &moved(Class::Port, frames, frames), "with the hooks changed");
     }
+}
+
+/// Waits until a value has not changed for a while.
+fn until_still<T: PartialEq>(mut value: impl FnMut() -> T) {
+    let mut last = value();
+    until(|| {
+        std::thread::sleep(STILL);
+        let before = std::mem::replace(&mut last, value());
+        before == last
+    });
 }
 
 #[test]

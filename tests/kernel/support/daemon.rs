@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Output, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -13,7 +14,10 @@ use lab::{
     http::{self, Answer},
     netns::Process,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 use super::{Host, WITHIN};
@@ -153,14 +157,14 @@ impl<'a> Daemon<'a> {
     /// Runs `mm-meter` to its end.
     pub(crate) fn mm_meter(&self, arguments: &[&str]) -> String {
         let mut command = self.host.netns.command(env!("CARGO_BIN_EXE_mm-meter")).unwrap();
-        let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = output(command.args(arguments).stdin(Stdio::null()));
         assert!(output.status.success(), "mm-meter {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs `meter-agent` with this subcommand to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        self.command(&[], arguments).output().unwrap()
+        output(&mut self.command(&[], arguments))
     }
 
     /// Sends it a signal.
@@ -178,6 +182,21 @@ impl<'a> Daemon<'a> {
         let status = self.process.take().unwrap().terminate(WITHIN).unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
     }
+}
+
+/// Runs a command to its end, which has to come in time.
+pub(crate) fn output(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = Pid::from_raw(child.id().try_into().unwrap());
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || drop(ended.send(child.wait_with_output())));
+    end.recv_timeout(WITHIN).map_or_else(
+        |_| {
+            kill(id, Signal::SIGKILL).unwrap();
+            panic!("{command:?} has not ended within {WITHIN:?}");
+        },
+        Result::unwrap,
+    )
 }
 
 impl Drop for Daemon<'_> {
