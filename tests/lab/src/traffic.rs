@@ -56,7 +56,7 @@ pub fn connect(
     within: Duration,
 ) -> Result<(TcpStream, TcpStream)> {
     let bound = listener
-        .run_in(|| TcpListener::bind(server))?
+        .run_in(|| listen(server, Instant::now() + within))?
         .doing(|| format!("listen on {server} in {}", listener.name()))?;
     // Applies to `accept` as well.
     socket2::SockRef::from(&bound).set_read_timeout(Some(within)).doing(|| "set a timeout".to_owned())?;
@@ -69,6 +69,19 @@ pub fn connect(
         stream.set_write_timeout(Some(within)).doing(|| "set a timeout".to_owned())?;
     }
     Ok((connected, accepted))
+}
+
+/// Listens, as soon as nobody else does: a child that another thread is about to start holds a copy of the listener from
+/// before until it is the program that it is to be.
+fn listen(server: SocketAddr, deadline: Instant) -> io::Result<TcpListener> {
+    loop {
+        match TcpListener::bind(server) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Sends `bytes` through a TCP connection between two namespaces, and closes it from both ends.
