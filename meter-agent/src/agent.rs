@@ -34,8 +34,12 @@ use crate::{
 /// Events that are taken from the channel before the next step; bounds how long a flood of them delays it.
 const BATCH: usize = 4_096;
 
-/// Ticks from one look at the hooks to the next at least: each hook takes a few system calls.
-const VERIFY_WAIT: u32 = 10;
+/// Ticks from one look at the hooks to the next at least, however many dumps there are: each hook takes a few system
+/// calls.
+const VERIFY_REST: u32 = 10;
+/// Ticks without a dump after which they are looked at all the same. The kernel announces a hook that goes to nobody, or
+/// only among every change of every filter.
+const VERIFY_EVERY: u32 = 60;
 
 /// Everything that happens to the agent.
 #[derive(Debug)]
@@ -64,8 +68,10 @@ pub struct Agent<D> {
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
     gone: BTreeSet<u32>,
     failures: Failures,
-    /// Whether the hooks are to be looked at, and the ticks before that may be.
-    verify: (bool, u32),
+    /// Whether there was a dump since the hooks were looked at.
+    unverified: bool,
+    /// Ticks since then.
+    verified_before: u32,
     steps: VecDeque<Step>,
     wishes: Vec<Refresh>,
     /// Whether something changed that may change the plan.
@@ -96,7 +102,8 @@ impl<D: Datapath> Agent<D> {
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
-            verify: (false, 0),
+            unverified: false,
+            verified_before: VERIFY_REST,
             steps: VecDeque::new(),
             wishes: Vec::new(),
             stale: false,
@@ -165,7 +172,7 @@ impl<D: Datapath> Agent<D> {
             Event::Refresh(wish) => self.wishes.push(wish),
             Event::Tick => {
                 self.stale |= self.failures.tick();
-                self.verify.1 = self.verify.1.saturating_sub(1);
+                self.verified_before = self.verified_before.saturating_add(1);
             }
             // Handled where events are taken from the channel.
             Event::Shutdown => {}
@@ -178,7 +185,7 @@ impl<D: Datapath> Agent<D> {
             NetdevEvent::All(_) => {
                 self.health.netlink_dumps += 1;
                 self.dumped = true;
-                self.verify.0 = true;
+                self.unverified = true;
             }
             NetdevEvent::New(netdev) => {
                 self.health.netlink_events += 1;
@@ -202,10 +209,12 @@ impl<D: Datapath> Agent<D> {
 
     /// Looks at the hooks where that is due. What another tool removed is attached again.
     fn verify(&mut self) {
-        if self.verify != (true, 0) {
+        let rest = if self.unverified { VERIFY_REST } else { VERIFY_EVERY };
+        if !self.dumped || self.verified_before < rest {
             return;
         }
-        self.verify = (false, VERIFY_WAIT);
+        self.unverified = false;
+        self.verified_before = 0;
         for Lost { target, direction, kind } in self.datapath.verify() {
             self.health.hooks_lost += 1;
             self.stale = true;

@@ -304,6 +304,10 @@ fn hook_that_another_tool_removed_is_noticed_at_the_next_dump() {
     bench.ticks(10);
     assert_eq!(bench.calls(), ["attach tap0"]);
     assert_eq!(bench.snapshot().health.hooks_lost, 2);
+    // Without any dump it takes a minute.
+    bench.agent.datapath.removed.insert(2);
+    let ticks = (1..).find(|_| !bench.ticks(1).calls().is_empty()).unwrap();
+    assert_eq!(ticks, 60);
 }
 
 #[test]

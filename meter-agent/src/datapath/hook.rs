@@ -277,9 +277,11 @@ impl Hook<'_> {
 
 /// Detaches a pinned link and removes the pin.
 pub(super) fn remove_link(path: &Path) -> io::Result<()> {
-    if let Err(error) = sys::open_pin(path).and_then(|link| sys::detach_link(link.as_fd())) {
+    match sys::open_pin(path).and_then(|link| sys::detach_link(link.as_fd())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
         // It goes with its pin then.
-        tracing::debug!(path = %path.display(), error = %error, "link not detached");
+        Err(error) => tracing::debug!(path = %path.display(), error = %error, "link not detached"),
+        Ok(()) => {}
     }
     fs::remove_file(path)
 }

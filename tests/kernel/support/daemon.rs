@@ -50,14 +50,14 @@ impl<'a> Daemon<'a> {
         daemon
     }
 
-    /// Writes another configuration.
+    /// Writes another configuration; `more` begins in the table `datapath`.
     pub(crate) fn configure(&self, more: &str) {
         let text = format!(
             "host_id = \"00000000-0000-4000-8000-000000000001\"\n\
-             [datapath]\npin_path = \"{}\"\nmax_ports = 64\nmax_netdevs = 64\n\
-             [control]\nsocket = \"{}\"\n{more}\n",
-            self.host.pins.display(),
+             [control]\nsocket = \"{}\"\n\
+             [datapath]\npin_path = \"{}\"\nmax_ports = 64\nmax_netdevs = 64\n{more}\n",
             self.control_socket().display(),
+            self.host.pins.display(),
         );
         fs::write(self.config(), text).unwrap();
     }
