@@ -345,8 +345,18 @@ impl<D: Datapath> Agent<D> {
             Err(error) => {
                 self.health.read_failures += 1;
                 tracing::error!(error = %error, "reading the counters failed; readers get the last totals");
+                self.publish_health();
                 self.wishes.clear();
             }
         }
+    }
+
+    /// Shows how the agent is beside the last totals, which only so are known to be old. Nothing is ready that was never
+    /// read.
+    fn publish_health(&self) {
+        let last = self.latest.load();
+        let ready = self.health.ready && last.generation > 0;
+        let health = Health { ready, ..self.health.clone() };
+        self.latest.store(Arc::new(Snapshot { health, ..Snapshot::clone(&last) }));
     }
 }

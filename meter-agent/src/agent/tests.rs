@@ -22,7 +22,7 @@ use crate::{
     meter::PortId,
     netdev::{Kind, Netdev, NetdevEvent, NetdevTable},
     roles::Rules,
-    snapshot::{SharedSnapshot, Snapshot},
+    snapshot::{Health, SharedSnapshot, Snapshot},
     survey::Policy,
 };
 
@@ -248,6 +248,28 @@ fn reader_gets_the_last_totals_where_the_maps_cannot_be_read() {
     bench.agent.datapath.read_fails = false;
     bench.settle();
     assert_eq!(bench.snapshot().health.read_failures, 1, "one reading for all who waited");
+}
+
+#[test]
+fn reader_hears_that_the_maps_cannot_be_read_while_they_cannot() {
+    let mut bench = Bench::new();
+    bench.agent.datapath.read_fails = true;
+    bench.netdevs(&[(2, "tap0")]).settle();
+    let Snapshot { generation, health, .. } = &*bench.snapshot();
+    assert_eq!((*generation, health.ready), (0, false), "what was never read is not ready");
+    bench.agent.datapath.read_fails = false;
+    bench.agent.datapath.receive(2, 1, 100);
+    let ask = |bench: &mut Bench| {
+        bench.send(Event::Refresh(oneshot::channel().0)).settle();
+        bench.snapshot()
+    };
+    let good = ask(&mut bench);
+    assert!(good.generation > 0 && good.health.ready);
+    bench.agent.datapath.read_fails = true;
+    for failures in 1..=2 {
+        let health = Health { read_failures: good.health.read_failures + failures, ..good.health.clone() };
+        assert_eq!(*ask(&mut bench), Snapshot { health, ..Snapshot::clone(&good) });
+    }
 }
 
 #[test]
