@@ -13,7 +13,8 @@
 //! lead into a section, as in Jolokia 1.
 //!
 //! Bounds: the body and the time for an answer, by [`crate::http::server::Limits`]; the body's depth, 128; a bulk's
-//! length, [`request::MAX_BULK`], and its answer's, [`MAX_ANSWER`].
+//! length, [`request::MAX_BULK`], and its answer's, [`MAX_ANSWER`]; attributes of one request,
+//! [`request::MAX_ATTRIBUTES`].
 
 mod calls;
 pub mod client;

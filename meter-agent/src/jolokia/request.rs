@@ -11,6 +11,10 @@ use crate::jmx::name::ObjectName;
 /// Requests in one bulk. More is answered with an error before any is looked at.
 pub const MAX_BULK: usize = 10_000;
 
+/// Attributes that one request may name: more than any bean has. Each that is missing may be an error in the answer, so a
+/// body of them would hold up everybody else.
+pub const MAX_ATTRIBUTES: usize = 1_000;
+
 /// What a client wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -267,6 +271,14 @@ impl Fields {
             "config" => Call::Config,
             "read" => {
                 let beans = self.beans(echo, canonical, "Read", "to read from (may be a pattern)")?;
+                if let Attributes::Several(names) = &self.attributes
+                    && names.len() > MAX_ATTRIBUTES
+                {
+                    return Err(Failure::bad_request(format!(
+                        "{} attributes in one request: at most {MAX_ATTRIBUTES} are read; split it",
+                        names.len()
+                    )));
+                }
                 let attribute = match &self.attributes {
                     Attributes::One(name) => Json::from(name.as_str()),
                     Attributes::Several(names) => Json::from(names.as_slice()),

@@ -224,3 +224,18 @@ proptest! {
         prop_assert_eq!(read.map(|Request { call, .. }| call), Ok(expected));
     }
 }
+
+#[test]
+fn request_for_very_many_attributes_is_refused() {
+    let of = |count: usize| {
+        let names: Vec<_> = (0..count).map(|index| format!("A{index}")).collect();
+        let body = json!({"type": "read", "mbean": NAME, "attribute": names});
+        match from_body(body.to_string().as_bytes(), None).unwrap() {
+            Posted::One(one) => one.map(|request| request.call),
+            Posted::Bulk(_) => panic!("one object"),
+        }
+    };
+    assert!(of(1000).is_ok());
+    let message = "1001 attributes in one request: at most 1000 are read; split it";
+    assert_eq!(of(1001), Err(Failure::bad_request(message)));
+}
