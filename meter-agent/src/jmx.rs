@@ -100,7 +100,12 @@ impl BeanServer {
     }
 
     /// Moves the rates on; to be called every [`rates::TICK`]. `now` is the time since the Unix epoch.
+    ///
+    /// Before the first reading they stay: the counts in pinned maps would seem to have come all at once.
     pub fn tick(&self, snapshot: &Snapshot, now: Duration) {
+        if snapshot.generation == 0 {
+            return;
+        }
         self.activity.tick(self.metrics.iter().map(|metric| metric.events(snapshot)), now);
     }
 

@@ -98,9 +98,12 @@ fn platform_tells_of_this_process() {
 fn metric_has_its_count_at_once_and_its_rates_by_and_by() {
     let server = server();
     let snapshot = |netlink_events| Snapshot {
+        generation: 1,
         health: Health { netlink_events, ..Health::default() },
         ..Snapshot::default()
     };
+    // Nothing was read yet, so the next ones have not come within five seconds.
+    server.tick(&Snapshot::default(), START - Duration::from_secs(5));
     server.tick(&snapshot(100), START);
     server.tick(&snapshot(150), START + Duration::from_secs(5));
     let facts = facts(snapshot(200));
