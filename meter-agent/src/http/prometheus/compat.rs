@@ -57,7 +57,7 @@ impl<'a> Compat<'a> {
             write(out, format_args!("# HELP {family} Total number of {what} processed.\n"));
             write(out, format_args!("# TYPE {family} {kind}\n"));
             for (key, stats) in (0..METER_KINDS.len()).flat_map(|kind| self.kind(kind)) {
-                let (key, value) = (Escaped(key), number(&stats));
+                let (key, value) = (Escaped::label(key), number(&stats));
                 write(out, format_args!("{name}{{key=\"{key}\",registry=\"0\"}} {value}\n"));
             }
         }
@@ -67,7 +67,6 @@ impl<'a> Compat<'a> {
     ///
     /// It had no family for user meters.
     pub(super) fn scraper(self, out: &mut String, agent: &str, stopwatch: Stopwatch) {
-        let agent = &Escaped(agent);
         for (kind, prefix) in ["mndev", "mnport_rx", "mnport_tx", "mntun"].into_iter().enumerate() {
             for (unit, number) in [("pkts", PACKETS), ("bytes", BYTES)] {
                 self.scraped(out, kind, &format!("{prefix}_{unit}"), unit, number, agent);
@@ -83,22 +82,13 @@ impl<'a> Compat<'a> {
     }
 
     /// Writes one family of the scraper, if it has a meter.
-    fn scraped(
-        self,
-        out: &mut String,
-        kind: usize,
-        family: &str,
-        unit: &str,
-        number: Number,
-        agent: &Escaped<&str>,
-    ) {
+    fn scraped(self, out: &mut String, kind: usize, family: &str, unit: &str, number: Number, agent: &str) {
         let mut meters = self.kind(kind).peekable();
         let Some((first, _)) = meters.peek() else { return };
         // The rule of its configuration that the first meter matched.
-        write(
-            out,
-            format_args!("# HELP {family} Description ({first}<hostPort={agent}, type={unit}><>Value)\n"),
-        );
+        let rule = format_args!("{first}<hostPort={agent}, type={unit}><>Value");
+        write(out, format_args!("# HELP {family} Description ({})\n", Escaped::help(rule, self.format)));
+        let agent = Escaped::label(agent);
         // Its library ends a list of labels with a comma, which OpenMetrics has no room for.
         let (declared, end) = match self.format {
             Format::Text => ("counter", ","),
@@ -155,21 +145,37 @@ impl Display for Name<'_> {
     }
 }
 
-/// The value of a label, with the escapes of both formats.
+/// A text in which these characters are escaped.
 #[derive(Debug, Clone, Copy)]
-struct Escaped<T>(T);
+struct Escaped<T>(T, &'static [char]);
+
+impl<T> Escaped<T> {
+    /// The value of a label, the same in both formats.
+    const fn label(value: T) -> Self {
+        Self(value, &['\\', '"', '\n'])
+    }
+
+    /// A HELP, in which text 0.0.4 has no escape for quotes: there, one ends the whole scrape.
+    const fn help(text: T, format: Format) -> Self {
+        match format {
+            Format::Text => Self(text, &['\\', '\n']),
+            Format::OpenMetrics => Self::label(text),
+        }
+    }
+}
 
 impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Escapes<'a, 'f>(&'a mut fmt::Formatter<'f>);
+        struct Escapes<'a, 'f>(&'a mut fmt::Formatter<'f>, &'static [char]);
         impl fmt::Write for Escapes<'_, '_> {
             fn write_str(&mut self, text: &str) -> fmt::Result {
-                for piece in text.split_inclusive(['\\', '"', '\n']) {
-                    let (plain, escape) = match piece.as_bytes().last() {
-                        Some(b'\\') => (&piece[..piece.len() - 1], "\\\\"),
-                        Some(b'"') => (&piece[..piece.len() - 1], "\\\""),
-                        Some(b'\n') => (&piece[..piece.len() - 1], "\\n"),
-                        _ => (piece, ""),
+                for piece in text.split_inclusive(self.1) {
+                    let plain = piece.strip_suffix(self.1).unwrap_or(piece);
+                    let escape = match &piece[plain.len()..] {
+                        "\\" => "\\\\",
+                        "\"" => "\\\"",
+                        "\n" => "\\n",
+                        _ => "",
                     };
                     self.0.write_str(plain)?;
                     self.0.write_str(escape)?;
@@ -177,7 +183,7 @@ impl<T: Display> Display for Escaped<T> {
                 Ok(())
             }
         }
-        write!(Escapes(f), "{}", self.0)
+        write!(Escapes(f, self.1), "{}", self.0)
     }
 }
 

@@ -170,6 +170,22 @@ fn both_sets_are_as_the_golden_files_hold_them() {
 
 #[test]
 fn label_values_are_escaped() {
-    assert_eq!(Escaped("").to_string(), "");
-    assert_eq!(Escaped("a\"\\\n\"é").to_string(), "a\\\"\\\\\\n\\\"é");
+    assert_eq!(Escaped::label("").to_string(), "");
+    assert_eq!(Escaped::label("a\"\\\n\"é").to_string(), "a\\\"\\\\\\n\\\"é");
+}
+
+#[test]
+fn help_of_text_has_no_escaped_quotes() {
+    // A host's name may hold them, and Prometheus' parser ends at the first escape that it doesn't know.
+    let agent = "a\"b\\c\"";
+    let text = written(&blog(), 10, |compat, out| compat.scraper(out, agent, TOOK));
+    let open_metrics = written(&blog(), 10, |compat, out| {
+        Compat { format: Format::OpenMetrics, ..compat }.scraper(out, agent, TOOK);
+    });
+    for (text, escaped) in [(text, r#"a"b\\c""#), (open_metrics, r#"a\"b\\c\""#)] {
+        let device = "meters:device:4fc20423-5e56-4cea-a4f3-cdf02917e7a3";
+        let rule = format!("{device}<hostPort={escaped}, type=bytes><>Value");
+        assert_eq!(text.lines().nth(3), Some(format!("# HELP mndev_bytes Description ({rule})").as_str()));
+        assert!(text.contains(r#"{mn_agent="a\"b\\c\"",mn_id="#), "{text}");
+    }
 }
