@@ -26,7 +26,7 @@ use prometheus_client::{
 
 pub use self::format::Format;
 use self::{
-    budget::{Budget, Choice, MeterPools},
+    budget::{Budget, Choice, METER_KINDS},
     compat::Compat,
     families::Families,
     lines::{Created, Lines},
@@ -99,12 +99,14 @@ impl Exposition {
             + (snapshot.tunnels_receive.len() + snapshot.tunnels_transmit.len()) * BYTES_PER_TUNNEL;
         let mut lines = Lines::new(format, created.clone(), capacity);
         let meters = (midonet || scraper).then(|| snapshot.meters());
-        let (choice, meter_pools) = {
+        let (choice, meter_pools, over) = {
             let mut budget = self.budget();
-            let pools = meters.as_ref().map(|meters| budget.choose_meters(max_series, meters));
-            (budget.choose(max_series, snapshot), pools)
+            let pools =
+                meters.as_ref().map(|meters| budget.choose_meters(max_series, &snapshot.ports, meters));
+            let choice = budget.choose(max_series, snapshot);
+            let over = over(&choice, budget.meters_over());
+            (choice, pools, over)
         };
-        let over = over(&choice, meter_pools.as_ref());
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
             snapshot: SharedSnapshot::clone(snapshot),
@@ -132,7 +134,7 @@ impl Exposition {
     #[must_use]
     pub fn render_scraper(&self, snapshot: &Snapshot, stopwatch: Stopwatch) -> String {
         let meters = snapshot.meters();
-        let pools = self.budget().choose_meters(self.options.max_series, &meters);
+        let pools = self.budget().choose_meters(self.options.max_series, &snapshot.ports, &meters);
         let mut text = String::new();
         let compat = Compat { meters: &meters, pools: &pools, format: Format::Text };
         compat.scraper(&mut text, &self.options.scraper_agent, stopwatch);
@@ -154,8 +156,9 @@ struct Series {
     over: Vec<(&'static str, usize)>,
 }
 
-fn over(choice: &Choice, pools: Option<&MeterPools>) -> Vec<(&'static str, usize)> {
-    let meters = budget::METER_KINDS.into_iter().zip(pools.into_iter().flatten().map(budget::Pool::len));
+/// `meters` are MidoNet's beyond the limit, wherever they were shown last.
+fn over(choice: &Choice, meters: Option<[usize; METER_KINDS.len()]>) -> Vec<(&'static str, usize)> {
+    let meters = METER_KINDS.into_iter().zip(meters.into_iter().flatten());
     choice.over().into_iter().chain(meters).collect()
 }
 

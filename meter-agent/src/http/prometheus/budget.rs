@@ -140,6 +140,7 @@ pub(super) struct Budget {
     tunnels_transmit: Group<TunnelId, 3>,
     tunnels_receive: Group<TunnelId, 3>,
     meters: [Group<MeterKey, 2>; METER_KINDS.len()],
+    meters_over: Option<[usize; METER_KINDS.len()]>,
 }
 
 /// What has series of its own in one exposition.
@@ -170,16 +171,36 @@ impl Budget {
         }
     }
 
-    /// Chooses for the families that MidoNet's meters are in.
+    /// Chooses for the families that MidoNet's meters are in. A port's meters, the one as a device among them, are as
+    /// old as the port, which is one of `ports`; of others nobody knows.
     pub(super) fn choose_meters(
         &mut self,
         most: usize,
+        ports: &[Port],
         meters: &BTreeMap<MeterKey, FlowStats>,
     ) -> MeterPools {
-        std::array::from_fn(|kind| {
+        let age = |key: &MeterKey| {
+            let id = match key {
+                MeterKey::PortRx(port) | MeterKey::PortTx(port) => *port,
+                MeterKey::Device(device) => PortId(*device),
+                MeterKey::Tunnel { .. } | MeterKey::User(_) => return 0,
+            };
+            let found = ports.binary_search_by_key(&id, |port| port.port).ok();
+            found.and_then(|index| ports.get(index)).map_or(0, |port| port.created_ns)
+        };
+        let pools: MeterPools = std::array::from_fn(|kind| {
             let meters = meters.iter().filter(|(key, _)| meter_kind(key) == kind);
-            self.meters[kind].admit(most, meters.map(|(key, stats)| meter(key.clone(), stats)))
-        })
+            let entries =
+                meters.map(|(key, stats)| Entry { created_ns: age(key), ..meter(key.clone(), stats) });
+            self.meters[kind].admit(most, entries)
+        });
+        self.meters_over = Some(pools.each_ref().map(Pool::len));
+        pools
+    }
+
+    /// Returns how many meters of each kind were pooled when they were chosen last; `None` where they never were.
+    pub(super) const fn meters_over(&self) -> Option<[usize; METER_KINDS.len()]> {
+        self.meters_over
     }
 }
 

@@ -2,12 +2,14 @@ use std::{sync::Arc, time::Duration};
 
 use super::{super::budget::Budget, Compat, Escaped, Format, Stopwatch};
 use crate::{
+    datapath::Class,
     http::{
         process::Process,
         prometheus::{Exposition, Options},
         tests as fixture,
     },
     meter::{FlowStats, MeterKey},
+    snapshot::Snapshot,
 };
 
 const TOOK: Stopwatch = Stopwatch::Stopped(Duration::from_millis(3400));
@@ -23,7 +25,7 @@ fn written(
         .iter()
         .map(|(key, packets, bytes)| (key.clone(), FlowStats { packets: *packets, bytes: *bytes }))
         .collect();
-    let pools = Budget::default().choose_meters(most, &meters);
+    let pools = Budget::default().choose_meters(most, &[], &meters);
     let mut text = String::new();
     write(Compat { meters: &meters, pools: &pools, format: Format::Text }, &mut text);
     text
@@ -166,6 +168,46 @@ fn both_sets_are_as_the_golden_files_hold_them() {
             assert!(format == Format::OpenMetrics || name == "midonet" || set == scraper);
         }
     }
+}
+
+#[test]
+fn oldest_ports_have_names_in_every_set() {
+    let mut ports = [1, 2, 3].map(|id| fixture::port(Class::Port, id, "tap")).to_vec();
+    for (port, created_ns) in ports.iter_mut().zip([30, 10, 20]) {
+        (port.created_ns, port.device) = (created_ns, None);
+    }
+    let oldest = ports[1].port;
+    let snapshot = Arc::new(Snapshot { ports, ..Snapshot::default() });
+    let scraper_agent = AGENT.to_owned();
+    let options = Options { max_series: 1, midonet: true, scraper: true, scraper_agent };
+    let text = Exposition::new(options).render(&snapshot, Process::default(), Format::Text, TOOK);
+    for (family, label) in [
+        ("meter_port_receive_bytes_total{", format!("port=\"{oldest}\"")),
+        ("midonet_packets_total{", format!("key=\"meters:port:rx:{oldest}\"")),
+        ("midonet_packets_total{", format!("key=\"meters:port:tx:{oldest}\"")),
+        ("mndev_bytes{", format!("mn_id=\"{oldest}\"")),
+        ("mnport_rx_bytes{", format!("mn_id=\"{oldest}\"")),
+    ] {
+        let is_it = |line: &str| line.starts_with(family) && line.contains(&label);
+        assert!(text.lines().any(is_it), "{family}{label}\n{text}");
+    }
+}
+
+#[test]
+fn what_only_the_scrapers_port_shows_is_over_the_limit_as_well() {
+    let ports = [1, 2, 3].map(|id| fixture::port(Class::Port, id, "tap")).to_vec();
+    let snapshot = Arc::new(Snapshot { ports, ..Snapshot::default() });
+    let scraper_agent = AGENT.to_owned();
+    let options = Options { max_series: 1, midonet: false, scraper: false, scraper_agent };
+    let exposition = Exposition::new(options);
+    let over = |exposition: &Exposition| -> Vec<String> {
+        let text = exposition.render(&snapshot, Process::default(), Format::Text, TOOK);
+        let meters = text.lines().filter(|line| line.contains("{family=\"meters:port:rx\"}"));
+        meters.map(ToOwned::to_owned).collect()
+    };
+    assert_eq!(over(&exposition), [""; 0], "nobody is shown them");
+    assert!(exposition.render_scraper(&snapshot, TOOK).contains("mn_id=\"other\""));
+    assert_eq!(over(&exposition), ["meter_agent_series_over_limit{family=\"meters:port:rx\"} 2"]);
 }
 
 #[test]
