@@ -236,11 +236,24 @@ impl<D: Datapath> Agent<D> {
             // Before the first dump everything would look gone.
             return;
         }
-        self.survey = Survey::new(&self.table, &self.policy);
+        let survey = Survey::new(&self.table, &self.policy);
+        for (ifindex, conflict) in survey.conflicts() {
+            let before = self.survey.bound.get(&ifindex).and_then(|bound| bound.as_ref().err());
+            if before != Some(conflict) {
+                let netdev = self.table.netdevs.get(&ifindex).map_or("", |netdev| &netdev.name);
+                tracing::error!(netdev, ifindex, error = %conflict, "not metered");
+            }
+        }
+        self.survey = survey;
         self.failures.keep(&self.survey.desired);
         let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
-        self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
+        self.health.attach_pending = self.pending();
+    }
+
+    /// Returns how many netdevs should be metered and are not, because they could not be attached or have another's port.
+    fn pending(&self) -> u64 {
+        u64::try_from(self.failures.len() + self.survey.conflicts().count()).unwrap_or(u64::MAX)
     }
 
     /// Returns whether a step is to be taken now; one that failed waits for its time.
@@ -260,7 +273,7 @@ impl<D: Datapath> Agent<D> {
             Step::Attach(target) => self.attach(target),
             Step::Detach { ifindex } => self.detach(ifindex),
         }
-        self.health.attach_pending = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
+        self.health.attach_pending = self.pending();
     }
 
     fn exchange(&mut self, targets: Vec<Target>) {

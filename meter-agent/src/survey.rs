@@ -44,6 +44,11 @@ impl Survey {
         Self { bound, roles, desired }
     }
 
+    /// Returns the netdevs, by ifindex, that would be metered if their port were not another's.
+    pub fn conflicts(&self) -> impl Iterator<Item = (u32, &Conflict)> {
+        self.bound.iter().filter_map(|(ifindex, bound)| Some((*ifindex, bound.as_ref().err()?)))
+    }
+
     /// Returns what `meter-agent ls` says of each netdev, in the order of their ifindexes.
     ///
     /// `failed` holds why a netdev that should be attached is not.

@@ -157,6 +157,24 @@ fn failed_attach_is_tried_later_and_later_and_costs_the_others_nothing() {
 }
 
 #[test]
+fn netdev_whose_port_another_one_carries_is_pending_like_one_that_failed() {
+    let mut bench = Bench::new();
+    let alias = Some("00000000-0000-4000-8000-000000000007".to_owned());
+    let named = |ifindex, name| (ifindex, Netdev { alias: alias.clone(), ..tap(ifindex, name) });
+    let table = |netdevs: &[(u32, Netdev)]| {
+        let netdevs = netdevs.iter().cloned().collect();
+        Event::Netdev(NetdevEvent::All(NetdevTable { netdevs, ..NetdevTable::default() }))
+    };
+    bench.send(table(&[named(2, "tap0"), named(3, "tap1")])).settle();
+    let snapshot = bench.snapshot();
+    assert_eq!((snapshot.health.attach_pending, snapshot.health.ready), (1, true));
+    assert!(snapshot.netdevs[1].reason.contains("is carried by tap0"), "{:?}", snapshot.netdevs);
+    bench.send(table(&[named(2, "tap0"), (3, tap(3, "tap1"))])).settle();
+    assert_eq!(bench.snapshot().health.attach_pending, 0);
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap1"]);
+}
+
+#[test]
 fn what_only_another_configuration_helps_waits_for_one() {
     let mut bench = Bench::new();
     let errors = VecDeque::from([error("xdp_unsupported", Retry::Never)]);
