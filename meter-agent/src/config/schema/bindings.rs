@@ -18,7 +18,7 @@ struct Entry {
     netdev: Option<Placed<Pattern>>,
     mac: Option<Placed<MacAddress>>,
     port: Option<Placed<PortId>>,
-    device: Option<DeviceId>,
+    device: Option<Placed<DeviceId>>,
     origin: Origin,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> Vec<Bind
             netdev: netdev.map(|netdev| netdev.value),
             mac: mac.map(|mac| mac.value),
             port: port.map(|port| port.value),
-            device,
+            device: device.map(|device| device.value),
         })
         .collect()
 }
@@ -61,10 +61,11 @@ fn entry(section: &Section<'_>, report: &mut Report<'_>) -> Entry {
         );
         report.key(port.origin, "binding.port", what);
     }
-    Entry { netdev, mac, port, device: device.map(|device| device.value), origin: section.origin }
+    Entry { netdev, mac, port, device, origin: section.origin }
 }
 
-/// Reports ports that are bound twice, and bindings that can never count because an earlier one says the same.
+/// Reports ports that are bound twice, bindings that can never count because an earlier one says the same, and devices
+/// whose meter would be a port's as well.
 fn reject_repeated(entries: &[Entry], report: &mut Report<'_>) {
     let mut ports: HashMap<PortId, Origin> = HashMap::new();
     let mut netdevs: HashMap<(Option<String>, Option<MacAddress>), Origin> = HashMap::new();
@@ -86,6 +87,16 @@ fn reject_repeated(entries: &[Entry], report: &mut Report<'_>) {
             let what =
                 format!("is about the same netdev as the one in line {line}, which counts; make them one");
             report.key(entry.origin, "binding", what);
+        }
+    }
+    for device in entries.iter().filter_map(|entry| entry.device.as_ref()) {
+        if let Some(Origin::File(offset)) = ports.get(&PortId(device.value.0)) {
+            let line = report.line(*offset);
+            let what = format!(
+                "{} is a port's in line {line}; MidoNet's meters name ports and devices by their UUID alone",
+                device.value
+            );
+            report.key(device.origin, "binding.device", what);
         }
     }
 }

@@ -72,7 +72,7 @@ fn bindings() -> impl Strategy<Value = Vec<Binding>> {
                 netdev: (by_name || !by_mac).then(|| format!("tap{number}").parse().unwrap()),
                 mac: by_mac.then_some([2, 0, 0, 0, 0, number]),
                 port: with_port.then_some(PortId(uuid)),
-                device: (!with_port || by_mac).then_some(DeviceId(uuid)),
+                device: (!with_port || by_mac).then_some(DeviceId(Uuid::from_u128(!uuid.as_u128()))),
             }
         };
         all.into_iter().enumerate().map(binding).collect()

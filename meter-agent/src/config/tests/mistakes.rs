@@ -355,7 +355,9 @@ fn bindings() {
     );
     let expected = format!(
         "a.toml:7:1: binding.port: {A} is bound in line 3 already; a port has one netdev\n\
-         a.toml:9:1: binding: is about the same netdev as the one in line 1, which counts; make them one"
+         a.toml:9:1: binding: is about the same netdev as the one in line 1, which counts; make them one\n\
+         a.toml:11:1: binding.device: {A} is a port's in line 3; MidoNet's meters name ports and devices by their UUID \
+         alone"
     );
     assert_eq!(parse(&twice), Err(expected));
 }
