@@ -108,7 +108,9 @@ fn clients_that_do_not_read_cost_nobody_an_answer() {
 
 #[test]
 fn answers_that_nobody_reads_take_so_much_memory_and_no_more() {
-    let site = Site::start(Limits { max_unsent: 4 * LARGE, ..Limits::default() });
+    // None is cut because it stands still, however slow the machine is.
+    let stall_timeout = 10 * PATIENCE;
+    let site = Site::start(Limits { max_unsent: 4 * LARGE, stall_timeout, ..Limits::default() });
     let hostile: Vec<TcpStream> =
         (0..32).map(|_| site.send("GET /made HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
     assert_eq!(site.ask("/made"), ("200".to_owned(), LARGE));
