@@ -8,6 +8,7 @@ mod counts;
 mod limits;
 mod places;
 mod stream;
+mod turns;
 mod watch;
 
 use std::{
@@ -43,6 +44,7 @@ pub use self::{
 use self::{
     places::{Place, Places},
     stream::Watched,
+    turns::Turns,
     watch::{Held, Outgoing, Phase, Watch},
 };
 use super::{
@@ -60,6 +62,10 @@ const MAX_REST: u64 = 8 * 1024 * 1024;
 pub struct Server {
     limits: Arc<Limits>,
     places: Arc<Places>,
+    /// At making answers.
+    answers: Arc<Turns>,
+    /// At checking passwords, which are not those of the ones whose password is known.
+    checks: Arc<Turns>,
     web: Option<Arc<Web>>,
 }
 
@@ -104,7 +110,9 @@ impl Server {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let places = Arc::new(Places::new(&limits));
-        Self { limits: Arc::new(limits), places, web: None }
+        let turns = || Arc::new(Turns::new(limits.max_answers, limits.max_answers_of_peer));
+        let (answers, checks) = (turns(), turns());
+        Self { limits: Arc::new(limits), places, answers, checks, web: None }
     }
 
     /// Serves as a web configuration says.
@@ -287,8 +295,10 @@ impl Server {
         if let Some(response) = settings?.limit() {
             return Some(response);
         }
-        let settings = settings.filter(|settings| settings.has_users())?;
-        let _turn = self.places.turn(watch.peer()).await;
+        let settings = settings.filter(|settings| !settings.is_known(headers))?;
+        watch.enter(Phase::Waiting);
+        let _turn = self.checks.turn(watch.peer()).await;
+        watch.enter(Phase::Answering);
         settings.refuse(headers).await
     }
 
@@ -318,12 +328,15 @@ impl Server {
         A: Fn(Request) -> F,
         F: Future<Output = Response>,
     {
+        watch.enter(Phase::Waiting);
         // Kept until there is memory: so those that wait for it are few.
-        let turn = self.places.turn(watch.peer()).await;
+        let _turn = self.answers.turn(watch.peer()).await;
+        watch.enter(Phase::Answering);
         let response = answer(request).await;
-        self.places.hold(watch, Held::of(&response.body)).await;
-        drop(turn);
-        response
+        if self.places.hold(watch, Held::of(&response.body), || self.answers.are_wanted()).await {
+            return response;
+        }
+        Response::text(StatusCode::SERVICE_UNAVAILABLE, "too many answers that nobody takes; try again")
     }
 }
 
