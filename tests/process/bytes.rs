@@ -104,15 +104,48 @@ fn resident() -> usize {
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// Returns whether this is a process of the test's own; where it is not, the test runs in one.
+///
+/// The memory and the panics of other tests are none of this one's.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
+#[test]
+fn body_in_pieces_of_a_byte_takes_no_more_memory_than_its_bytes() {
+    if !is_alone("bytes::body_in_pieces_of_a_byte_takes_no_more_memory_than_its_bytes") {
+        return;
+    }
+    let served = Served::start(snapshot());
+    let before = resident();
+    let pieces = "1\r\n \r\n".repeat(60_000);
+    let mut clients: Vec<TcpStream> =
+        (0..4).map(|_| TcpStream::connect(("127.0.0.1", served.port)).unwrap()).collect();
+    for stream in &mut clients {
+        let head = "POST /jolokia HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(pieces.as_bytes()).unwrap();
+    }
+    let mut most = 0;
+    for stream in &mut clients {
+        most = most.max(resident().saturating_sub(before));
+        stream.write_all(b"0\r\n\r\n").unwrap();
+        // An answer: so all that was sent before has been read.
+        assert!(matches!(stream.read(&mut [0; 1024]), Ok(1..)));
+    }
+    assert!(most < GROWTH / 16, "grown by {most} bytes");
+}
+
 #[test]
 fn no_bytes_on_either_port_panic_hang_or_grow() {
-    // The memory and the panics of other tests are none of this one's: it runs in a process of its own.
-    if std::env::var_os(ALONE).is_none() {
-        let test = "bytes::no_bytes_on_either_port_panic_hang_or_grow";
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        let output = command.args(["--exact", test, "--nocapture"]).env(ALONE, "1").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    if !is_alone("bytes::no_bytes_on_either_port_panic_hang_or_grow") {
         return;
     }
     count_panics();

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::Engine as _;
 use lab::require;
 use meter_agent::http::{
     Response,
@@ -26,7 +27,7 @@ pub(crate) struct Site {
     server: Server,
     web: Arc<Web>,
     pub(crate) address: SocketAddr,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// Returns whether there is curl.
@@ -78,7 +79,7 @@ impl Site {
         runtime.spawn(async move {
             serving.serve(listener, |_| async { Response::ok("text/plain", "the page\n") }).await;
         });
-        Self { directory, server, web, address, _runtime: runtime }
+        Self { directory, server, web, address, runtime: runtime }
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -217,6 +218,39 @@ fn users_and_headers_hold_for_every_answer() {
         assert_eq!(lower.contains("\r\nwww-authenticate: basic\r\n"), status == "401", "{said}");
         assert_eq!(said.contains("the page"), status == "200", "{said}");
     }
+}
+
+/// Connects from an address of this host's own, and asks with a user's password.
+async fn ask_from(source: [u8; 4], address: SocketAddr, credentials: &str) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {encoded}\r\n\r\n");
+    stream.writable().await.unwrap();
+    assert_eq!(stream.try_write(request.as_bytes()).unwrap(), request.len());
+    stream
+}
+
+#[test]
+fn guessers_of_passwords_cost_known_users_no_answer() {
+    if !curl_is_there() {
+        return;
+    }
+    let slow = bcrypt::hash_with_salt("secret", 12, [7; 16]).unwrap();
+    let site = Site::start(&format!("{}  slow: {slow}\n", users("right")));
+    site.assert(&[("http", "-u alice:right", "200")]);
+    // More than there are turns, from more addresses than fill them.
+    let guessers = site.runtime.block_on(async {
+        let mut guessers = Vec::new();
+        for index in 0..40_u8 {
+            let source = [127, 0, 0, 2 + index % 10];
+            guessers.push(ask_from(source, site.address, &format!("slow:{index}")).await);
+        }
+        guessers
+    });
+    site.assert(&[("http", "-u alice:right", "200")]);
+    drop(guessers);
 }
 
 #[test]

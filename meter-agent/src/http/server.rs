@@ -8,6 +8,7 @@ mod counts;
 mod limits;
 mod places;
 mod stream;
+mod turns;
 mod watch;
 
 use std::{
@@ -19,7 +20,8 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use hyper::{
     StatusCode,
     body::{Body as _, Incoming},
@@ -42,6 +44,7 @@ pub use self::{
 use self::{
     places::{Place, Places},
     stream::Watched,
+    turns::Turns,
     watch::{Held, Outgoing, Phase, Watch},
 };
 use super::{
@@ -59,6 +62,10 @@ const MAX_REST: u64 = 8 * 1024 * 1024;
 pub struct Server {
     limits: Arc<Limits>,
     places: Arc<Places>,
+    /// At making answers.
+    answers: Arc<Turns>,
+    /// At checking passwords, which are not those of the ones whose password is known.
+    checks: Arc<Turns>,
     web: Option<Arc<Web>>,
 }
 
@@ -103,7 +110,9 @@ impl Server {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let places = Arc::new(Places::new(&limits));
-        Self { limits: Arc::new(limits), places, web: None }
+        let turns = || Arc::new(Turns::new(limits.max_answers, limits.max_answers_of_peer));
+        let (answers, checks) = (turns(), turns());
+        Self { limits: Arc::new(limits), places, answers, checks, web: None }
     }
 
     /// Serves as a web configuration says.
@@ -286,8 +295,10 @@ impl Server {
         if let Some(response) = settings?.limit() {
             return Some(response);
         }
-        let settings = settings.filter(|settings| settings.has_users())?;
-        let _turn = self.places.turn(watch.peer()).await;
+        let settings = settings.filter(|settings| !settings.is_known(headers))?;
+        watch.enter(Phase::Waiting);
+        let _turn = self.checks.turn(watch.peer()).await;
+        watch.enter(Phase::Answering);
         settings.refuse(headers).await
     }
 
@@ -317,12 +328,15 @@ impl Server {
         A: Fn(Request) -> F,
         F: Future<Output = Response>,
     {
+        watch.enter(Phase::Waiting);
         // Kept until there is memory: so those that wait for it are few.
-        let turn = self.places.turn(watch.peer()).await;
+        let _turn = self.answers.turn(watch.peer()).await;
+        watch.enter(Phase::Answering);
         let response = answer(request).await;
-        self.places.hold(watch, Held::of(&response.body)).await;
-        drop(turn);
-        response
+        if self.places.hold(watch, Held::of(&response.body), || self.answers.are_wanted()).await {
+            return response;
+        }
+        Response::text(StatusCode::SERVICE_UNAVAILABLE, "too many answers that nobody takes; try again")
     }
 }
 
@@ -342,11 +356,11 @@ async fn read(request: hyper::Request<Incoming>, limits: &Limits) -> Result<Requ
     if usize::try_from(body.size_hint().lower()).map_or(true, |length| length > limits.max_body) {
         return Err(too_long());
     }
-    let body = match timeout(limits.body_timeout, Limited::new(body, limits.max_body).collect()).await {
+    let body = match timeout(limits.body_timeout, collect(body, limits.max_body)).await {
         Err(_) => return Err(Response::text(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_long()),
         Ok(Err(error)) => return Err(Response::text(StatusCode::BAD_REQUEST, &format!("the body: {error}"))),
-        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Ok(None)) => return Err(too_long()),
+        Ok(Ok(Some(body))) => body,
     };
     Ok(Request {
         method: head.method,
@@ -355,6 +369,21 @@ async fn read(request: hyper::Request<Incoming>, limits: &Limits) -> Result<Requ
         headers: head.headers,
         body,
     })
+}
+
+/// Reads a body into one piece; `None` where it is longer than `max`.
+///
+/// Pieces are copied as they come: one of a single byte costs its client six, and would cost some forty to keep.
+async fn collect(mut body: Incoming, max: usize) -> hyper::Result<Option<Bytes>> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else { continue };
+        if piece.len() > max - bytes.len() {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(Some(bytes.freeze()))
 }
 
 /// Ends a connection so that its client gets to read the last answer: a kernel that has bytes nobody read resets it.

@@ -196,9 +196,9 @@ impl Settings {
         Ok(Self { tls, headers: document.headers, users, limiter: document.rate.map(Limiter::new) })
     }
 
-    /// Returns whether only some may ask.
-    pub(super) const fn has_users(&self) -> bool {
-        self.users.is_some()
+    /// Returns whether a request may be answered without more ado: from anybody, or with a password that was right before.
+    pub(super) fn is_known(&self, headers: &HeaderMap) -> bool {
+        self.users.as_ref().is_none_or(|users| users.is_known(headers))
     }
 
     /// Returns what to say instead of an answer where there are too many requests.

@@ -13,10 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{
     Limits,
@@ -27,6 +24,8 @@ use super::{
 
 /// How long a client may be silent without being taken for one that neither sends nor reads.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long an answer waits for memory while others wait for their turn.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is tried again to get memory for an answer.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -35,41 +34,40 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(super) struct Places {
     max: usize,
     max_of_peer: usize,
-    max_answers_of_peer: usize,
     max_unsent: usize,
-    turns: Arc<Semaphore>,
-    turns_of: Mutex<HashMap<Peer, Arc<Semaphore>>>,
     taken: Mutex<Vec<Arc<Watch>>>,
     pub(super) counts: Counts,
 }
 
-/// The right to make an answer, for as long as it is kept.
-pub(super) type Turn = [Option<OwnedSemaphorePermit>; 2];
-
-/// Ends the connection among some that comes first in an order, of those that wait for their clients.
+/// Ends the connection among some that comes first in an order; those that have no place in it stay.
 fn displace<K: Ord>(
     taken: &mut Vec<Arc<Watch>>,
     among: impl Fn(&Watch) -> bool,
-    order: impl Fn(&Waits) -> K,
+    order: impl Fn(&Waits) -> Option<K>,
 ) -> Option<()> {
-    let waiting = taken.iter().enumerate().filter(|(_, watch)| among(watch));
-    let (_, index) =
-        waiting.filter_map(|(index, watch)| Some((order(&watch.waits_for_client()?), index))).min()?;
+    let some = taken.iter().enumerate().filter(|(_, watch)| among(watch));
+    let (_, index) = some.filter_map(|(index, watch)| Some((order(&watch.waits())?, index))).min()?;
     taken.remove(index).cut(Cut::Displaced);
     Some(())
 }
 
-/// Returns the order in which connections are spared.
-fn spared_first(waits: &Waits) -> (u8, u128) {
+/// Returns the order in which connections are spared that wait for their clients.
+fn spared_first(waits: &Waits) -> Option<(u8, u128)> {
     let silent = waits.moved.elapsed();
     let most_silent = u128::MAX - silent.as_nanos();
-    match waits.phase {
+    Some(match waits.phase {
+        Phase::Waiting | Phase::Answering => return None,
         Phase::Idle | Phase::Leaving => (0, most_silent),
         _ if silent >= PAUSE => (1, most_silent),
         Phase::Head => (2, most_silent),
         // Of those that are served well the one that came last: others that come can't undo what was begun.
-        Phase::Body | Phase::Sending { .. } | Phase::Answering => (3, waits.since.elapsed().as_nanos()),
-    }
+        Phase::Body | Phase::Sending { .. } => (3, waits.since.elapsed().as_nanos()),
+    })
+}
+
+/// Returns the order in which requests are given up for which nothing has been done yet: the last one first.
+fn begun_last(waits: &Waits) -> Option<Duration> {
+    (waits.phase == Phase::Waiting).then(|| waits.since.elapsed())
 }
 
 /// A place, for as long as it is kept.
@@ -90,10 +88,7 @@ impl Places {
         Self {
             max: limits.max_connections.max(1),
             max_of_peer: limits.max_connections_of_peer.max(1),
-            max_answers_of_peer: limits.max_answers_of_peer.max(1),
             max_unsent: limits.max_unsent,
-            turns: Arc::new(Semaphore::new(limits.max_answers.max(1))),
-            turns_of: Mutex::default(),
             taken: Mutex::default(),
             counts: Counts::default(),
         }
@@ -126,8 +121,14 @@ impl Places {
             return Ok(());
         }
         let most = counts.values().copied().max().unwrap_or_default();
-        let among = |other: Peer| if own == most { other == peer } else { counts.get(&other) == Some(&most) };
-        displace(taken, |watch| among(watch.peer()), spared_first).ok_or(Refused::Full)
+        if own == most {
+            return displace(taken, |watch| watch.peer() == peer, spared_first).ok_or(Refused::Full);
+        }
+        let among = |watch: &Watch| counts.get(&watch.peer()) == Some(&most);
+        displace(taken, among, spared_first)
+            // Or several peers together, each with requests that wait in a queue, could keep all others out.
+            .or_else(|| displace(taken, among, begun_last))
+            .ok_or(Refused::Full)
     }
 
     /// Ends the connection that can be spared best, whosever it is: the process has no descriptors left.
@@ -135,63 +136,51 @@ impl Places {
         displace(&mut self.taken(), |_| true, spared_first);
     }
 
-    /// Waits for one's turn to make an answer: a peer has only so many of them.
-    pub(super) async fn turn(&self, peer: Peer) -> Turn {
-        let own = {
-            let mut turns = self.turns_of.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those that nobody holds or waits for are as good as new.
-            turns.retain(|_, turns| Arc::strong_count(turns) > 1);
-            Arc::clone(
-                turns.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(self.max_answers_of_peer))),
-            )
-        };
-        // They are never closed.
-        let own = own.acquire_owned().await.ok();
-        let all = Arc::clone(&self.turns).acquire_owned().await.ok();
-        [own, all]
-    }
-
-    /// Waits for memory for an answer. It is given back once the answer is with the kernel.
+    /// Waits for memory for an answer; returns whether there is some. It is given back once the answer is with the kernel.
     ///
     /// Where there is none, the peer that has the most gives the answer that its client has left waiting the longest;
-    /// if that is one's own, only an answer of which nothing was taken for a while.
-    pub(super) async fn hold(&self, watch: &Watch, held: Held) {
+    /// if that is one's own, only an answer of which nothing was taken for a while. Who has waited for a moment gives
+    /// up where `others_wait` until this answer is out of the way.
+    pub(super) async fn hold(&self, watch: &Watch, held: Held, others_wait: impl Fn() -> bool) -> bool {
+        let since = Instant::now();
         while !self.try_hold(watch, held) {
+            if since.elapsed() >= PATIENCE && others_wait() {
+                return false;
+            }
             tokio::time::sleep(RETRY).await;
         }
+        true
     }
 
     fn try_hold(&self, watch: &Watch, held: Held) -> bool {
         let mut taken = self.taken();
         loop {
-            let bytes = |which: &dyn Fn(&Watch) -> bool| -> usize {
-                let answers = taken.iter().filter(|watch| which(watch)).filter_map(|watch| watch.unsent());
-                answers.collect::<BTreeSet<_>>().iter().map(|held| held.bytes).sum()
-            };
-            let all = bytes(&|_| true);
-            let is_there = taken.iter().any(|watch| watch.unsent() == Some(held));
+            let mut answers: HashMap<Peer, BTreeSet<Held>> = HashMap::new();
+            for (peer, held) in taken.iter().filter_map(|watch| Some((watch.peer(), watch.unsent()?))) {
+                answers.entry(peer).or_default().insert(held);
+            }
+            let bytes = |answers: &BTreeSet<Held>| answers.iter().map(|held| held.bytes).sum::<usize>();
+            let each: BTreeSet<Held> = answers.values().flatten().copied().collect();
+            let all = bytes(&each);
             // One that is longer than all there is must go out too.
-            if all == 0 || is_there || all.saturating_add(held.bytes) <= self.max_unsent {
+            if all == 0 || each.contains(&held) || all.saturating_add(held.bytes) <= self.max_unsent {
                 watch.hold(held);
                 return true;
             }
-            let of = |peer: Peer| bytes(&|watch: &Watch| watch.peer() == peer);
-            let most =
-                taken.iter().map(|watch| (of(watch.peer()), watch.peer())).max_by_key(|(bytes, _)| *bytes);
+            let most = answers.iter().map(|(peer, answers)| (bytes(answers), *peer)).max_by_key(|it| it.0);
             let Some((most, peer)) = most else { return false };
-            let own = of(watch.peer());
+            let own = answers.get(&watch.peer()).map_or(0, bytes);
             let (peer, pause) = if own.saturating_add(held.bytes) < most {
                 (peer, Duration::ZERO)
             } else {
                 (watch.peer(), PAUSE)
             };
             let now = Instant::now();
-            let spared = |other: &Watch| {
-                other.peer() == peer
-                    && other.unsent().is_some()
-                    && other.waits_for_client().is_some_and(|waits| waits.moved + pause <= now)
+            let spared = |other: &Watch| other.peer() == peer && other.unsent().is_some();
+            let moved = |waits: &Waits| {
+                spared_first(waits).filter(|_| waits.moved + pause <= now).map(|_| waits.moved)
             };
-            if displace(&mut taken, spared, |waits| waits.moved).is_none() {
+            if displace(&mut taken, spared, moved).is_none() {
                 return false;
             }
         }
@@ -209,7 +198,7 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arc, Cut, Duration, Held, Limits, PAUSE, Peer, Phase, Place, Places, Refused};
+    use super::{Arc, Cut, Duration, Held, Limits, PATIENCE, PAUSE, Peer, Phase, Place, Places, Refused};
 
     const ONE: Peer = Peer::V4([10, 0, 0, 1]);
     const TWO: Peer = Peer::V4([10, 0, 0, 2]);
@@ -304,6 +293,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn several_peers_whose_requests_wait_keep_nobody_out() {
+        let places = places(4, 2);
+        let mut all = admitted(&places, ONE, 2).await;
+        all.extend(admitted(&places, TWO, 2).await);
+        all[0].watch.enter(Phase::Answering);
+        for place in &all[1..] {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            place.watch.enter(Phase::Waiting);
+        }
+        assert_eq!(places.admit(ONE).err(), Some(Refused::Peer), "a flood does not undo what was begun");
+        assert!(places.admit(THREE).is_ok());
+        assert_eq!(kept(&all), [true, true, true, false], "the last one goes");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn full_of_answers_in_the_making_refuses() {
         let places = places(2, 2);
         let all = admitted(&places, ONE, 2).await;
@@ -358,14 +362,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn turns_of_a_peer_leave_some_for_others() {
-        let places = Arc::new(Places::new(&Limits { max_answers_of_peer: 2, ..Limits::default() }));
-        let own = [places.turn(ONE).await, places.turn(ONE).await];
-        let waits = tokio::time::timeout(Duration::from_secs(1), places.turn(ONE)).await;
-        assert!(waits.is_err());
-        drop(places.turn(TWO).await);
-        drop(own);
-        drop(places.turn(ONE).await);
-        assert_eq!(places.turns_of.lock().unwrap().len(), 1, "none is kept for a peer that is gone");
+    async fn answer_without_memory_is_given_up_once_others_wait() {
+        let places = Arc::new(Places::new(&Limits { max_unsent: 100, ..Limits::default() }));
+        let [slow, next] = [ONE, ONE].map(|peer| places.admit(peer).unwrap());
+        assert!(places.try_hold(&slow.watch, held(100)));
+        slow.watch.enter(Phase::Sending { all: false });
+        let since = tokio::time::Instant::now();
+        let read_on = async {
+            loop {
+                slow.watch.wrote();
+                tokio::time::sleep(PAUSE / 5).await;
+            }
+        };
+        let wanted = || since.elapsed() > PATIENCE * 3;
+        let has_memory = tokio::select! {
+            has_memory = places.hold(&next.watch, held(10), wanted) => has_memory,
+            () = read_on => true,
+        };
+        assert!(!has_memory && since.elapsed() < PATIENCE * 4, "{:?}", since.elapsed());
     }
 }

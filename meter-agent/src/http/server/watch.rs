@@ -22,6 +22,8 @@ pub(super) enum Phase {
     Idle,
     /// A body is read.
     Body,
+    /// A request waits for its turn.
+    Waiting,
     /// An answer is made.
     Answering,
     /// An answer goes out. `all` once nothing of it is left to hand to the connection.
@@ -33,7 +35,7 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// How a connection waits for its client.
+/// What a connection waits for, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waits {
     pub(super) phase: Phase,
@@ -146,8 +148,8 @@ impl Watch {
         state.cut.is_some() && matches!(state.phase, Phase::Sending { .. })
     }
 
-    /// Returns what the connection waits for; `None` where the server is at work and the client waits.
-    pub(super) fn waits_for_client(&self) -> Option<Waits> {
+    /// Returns what the connection waits for.
+    pub(super) fn waits(&self) -> Waits {
         let state = self.state();
         let moved = if matches!(state.phase, Phase::Sending { .. }) {
             // It may have taken long to make what is sent.
@@ -155,7 +157,7 @@ impl Watch {
         } else {
             state.moved
         };
-        (state.phase != Phase::Answering).then_some(Waits { phase: state.phase, since: state.since, moved })
+        Waits { phase: state.phase, since: state.since, moved }
     }
 
     /// Returns the answer that goes out.
@@ -189,7 +191,7 @@ impl Watch {
             Phase::Head => Some((state.since + limits.head_timeout, Cut::Head)),
             Phase::Idle => Some((state.since + limits.idle_timeout, Cut::Idle)),
             // Whoever reads the body or makes the answer has a deadline, and an answer that says so.
-            Phase::Body | Phase::Answering => None,
+            Phase::Body | Phase::Waiting | Phase::Answering => None,
             Phase::Sending { .. } => {
                 let stalled = state.moved.max(state.since) + limits.stall_timeout;
                 let whole = state.since + limits.send_timeout;

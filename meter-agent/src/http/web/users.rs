@@ -55,6 +55,12 @@ impl Users {
         }))
     }
 
+    /// Returns whether a request names a user with a password that was found to be right before.
+    pub(super) fn is_known(&self, headers: &HeaderMap) -> bool {
+        credentials(headers)
+            .is_some_and(|(user, password)| self.known(&self.digest(&user, &password)) == Some(true))
+    }
+
     /// Returns whether a request names a user with the right password.
     pub(super) async fn allow(&self, headers: &HeaderMap) -> bool {
         let Some((user, password)) = credentials(headers) else { return false };
@@ -167,6 +173,9 @@ mod tests {
             }
         }
         assert!(!users.allow(&HeaderMap::new()).await);
+        let known = ["alice:one:two", "bob:three", "alice:three", "carol:three", "bob:four"]
+            .map(|credentials| users.is_known(&basic(credentials)));
+        assert_eq!(known, [true, true, false, false, false]);
         assert_eq!((users.right.lock().unwrap().len(), users.wrong.lock().unwrap().len()), (2, 4));
     }
 
