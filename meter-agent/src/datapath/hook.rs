@@ -60,7 +60,7 @@ impl Hook<'_> {
             .ok_or_else(|| self.error("the object lacks the program", "object", Retry::Never))?;
         // Never both: with a hook of another kind beside it each frame would count twice.
         if mode != TcMode::Clsact {
-            if SchedClassifier::query_tcx(&self.target.netdev, self.attach_type()).is_ok() {
+            if self.has_tcx() {
                 self.detach_clsact()?;
             }
             match self.attach_tcx(program) {
@@ -71,6 +71,15 @@ impl Hook<'_> {
         }
         self.unpin()?;
         Ok(Made { kind: HookKind::Clsact, clsact: self.attach_clsact(program)? })
+    }
+
+    /// Returns whether the kernel has TCX here.
+    fn has_tcx(&self) -> bool {
+        match SchedClassifier::query_tcx(&self.target.netdev, self.attach_type()) {
+            Ok(_) => true,
+            // The kernel has told their numbers. What programs they are it tells only with CAP_SYS_ADMIN.
+            Err(error) => errno(&error) == Some(libc::EPERM),
+        }
     }
 
     fn attach_tcx(&self, program: &mut SchedClassifier) -> Result<(), AttachError> {
