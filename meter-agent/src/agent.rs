@@ -150,6 +150,7 @@ impl<D: Datapath> Agent<D> {
         let caught_up = self.dumped && self.steps.is_empty();
         let became_ready = caught_up && !self.health.ready;
         self.health.ready |= caught_up;
+        self.health.settled = caught_up;
         // The last of a run of steps shows at once, without a reader's asking.
         if became_ready || (planned && self.steps.is_empty()) || !self.wishes.is_empty() {
             self.publish();

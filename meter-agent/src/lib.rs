@@ -52,6 +52,7 @@
 pub mod agent;
 pub mod binding;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod datapath;

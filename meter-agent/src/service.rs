@@ -4,13 +4,14 @@
 //! |---|---|
 //! | thread `agent` | [`Agent::run`]: owns all mutable state |
 //! | thread `netdevs` | [`Monitor`]: turns netlink into events |
-//! | tokio | the servers, the signals, one tick a second, and one every five seconds for the rates of beans |
+//! | tokio | the servers, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
 //! count on; the next one takes them over.
 
 mod activation;
 mod beans;
+mod notify;
 mod servers;
 
 use std::{
@@ -28,6 +29,7 @@ use tokio::{
 };
 
 use activation::Inherited;
+use notify::Herald;
 
 use crate::{
     agent::{Agent, Event},
@@ -64,6 +66,14 @@ pub enum ServiceError {
     /// The agent's thread ended by itself.
     #[error("the agent's thread ended; see the log for the panic")]
     AgentEnded,
+}
+
+impl ServiceError {
+    /// Returns whether a new start ends in the same way, until somebody has changed the host.
+    #[must_use]
+    pub const fn lasts(&self) -> bool {
+        matches!(self, Self::Datapath(error) if error.lasts())
+    }
 }
 
 /// Runs until SIGTERM or SIGINT. `web` is what the configuration names; `reload` reads the configuration again, for SIGHUP.
@@ -120,7 +130,10 @@ pub fn run(
 
     let result = runtime.block_on(async {
         servers::start(config, web, inherited, control, &reader);
-        supervise(config, &events, reload, agent_ended).await
+        let herald = Herald::start(reader.clone());
+        let result = supervise(config, &events, reload, agent_ended, &herald).await;
+        herald.stopping();
+        result
     });
     drop(events.send(Event::Shutdown));
     let result = agent.join().map(drop).map_err(|_| ServiceError::AgentEnded).and(result);
@@ -136,6 +149,7 @@ async fn supervise(
     events: &mpsc::Sender<Event>,
     reload: impl Fn() -> Result<Config, ConfigError>,
     mut agent_ended: oneshot::Receiver<()>,
+    herald: &Herald,
 ) -> Result<(), ServiceError> {
     let listen = |kind| -> Result<Signal, ServiceError> { signal(kind).map_err(failed("handle signals")) };
     let mut hangup = listen(SignalKind::hangup())?;
@@ -150,10 +164,17 @@ async fn supervise(
             _ = interrupt.recv() => break,
             _ = &mut agent_ended => return Err(ServiceError::AgentEnded),
             _ = tick.tick() => Event::Tick,
-            _ = hangup.recv() => reloaded(&mut current, &reload),
+            _ = hangup.recv() => {
+                herald.reloading();
+                reloaded(&mut current, &reload)
+            }
         };
+        let is_reload = matches!(event, Event::Policy(..) | Event::BadPolicy);
         if events.send(event).is_err() {
             return Err(ServiceError::AgentEnded);
+        }
+        if is_reload {
+            herald.reloaded();
         }
     }
     tracing::info!("ending; the hooks stay attached and count on");

@@ -126,6 +126,8 @@ pub struct Health {
     pub config_loaded_s: u64,
     /// Whether everything found at the start has been attached or has failed for a reason.
     pub ready: bool,
+    /// Whether the same is true of what is known and wanted now.
+    pub settled: bool,
 }
 
 /// All totals at one time.

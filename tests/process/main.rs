@@ -9,4 +9,5 @@ mod mm_meter;
 mod prometheus;
 mod rules;
 mod served;
+mod units;
 mod web;

@@ -79,7 +79,7 @@ impl Site {
         runtime.spawn(async move {
             serving.serve(listener, |_| async { Response::ok("text/plain", "the page\n") }).await;
         });
-        Self { directory, server, web, address, runtime: runtime }
+        Self { directory, server, web, address, runtime }
     }
 
     fn path(&self, file: &str) -> PathBuf {

@@ -1,7 +1,8 @@
 //! `meter-agent`: the daemon, and the operator's own subcommands.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or
-//! configuration.
+//! configuration, 3 what starting again does not help: a kernel that is too old, a missing capability, no bpffs. The unit's
+//! `RestartPreventExitStatus=` knows 2 and 3.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -9,41 +10,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 use meter_agent::{
-    config::{Config, ConfigError, Flags, HostFacts, LogFormat},
+    command::{Arguments, Command},
+    config::{Config, ConfigError, HostFacts, LogFormat},
     datapath::kernel,
     http::web::{Web, WebError},
     ls::{self, Witness},
-    service,
+    service::{self, ServiceError},
     survey::Policy,
 };
 use tracing_subscriber::EnvFilter;
 
-/// Exact traffic meters for virtual networks. Without a command it runs the daemon.
-#[derive(Parser)]
-#[command(name = "meter-agent", version)]
-struct Arguments {
-    #[command(flatten)]
-    flags: Flags,
-    /// Check the configuration, say what is wrong with it, and end
-    #[arg(long)]
-    check_config: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// List the netdevs: what each is, its port and device, its hooks, and why not if not
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove every hook, map and pin of this agent, and with them the totals
-    Detach,
-}
+/// Wrong usage, as clap has it, or a wrong configuration.
+const WRONG: u8 = 2;
+/// What starting again does not help.
+const LASTING: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -55,14 +37,14 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG);
         }
     };
     let web = match web(&config, &arguments) {
         Ok(web) => web,
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG);
         }
     };
     let result = match arguments.command {
@@ -78,7 +60,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meter-agent: {error:#}");
-            ExitCode::FAILURE
+            let lasts = error.downcast_ref().is_some_and(ServiceError::lasts);
+            if lasts { ExitCode::from(LASTING) } else { ExitCode::FAILURE }
         }
     }
 }

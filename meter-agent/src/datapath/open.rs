@@ -98,6 +98,26 @@ pub enum OpenError {
     Read(#[from] ReadError),
 }
 
+impl OpenError {
+    /// Returns whether another attempt ends in the same way, until somebody has changed the host.
+    ///
+    /// Not so while another agent ends, or where memory was short.
+    #[must_use]
+    pub const fn lasts(&self) -> bool {
+        match self {
+            Self::NoObject
+            | Self::OldKernel { .. }
+            | Self::Permission { .. }
+            | Self::NoBpffs { .. }
+            | Self::ForeignPin { .. }
+            | Self::Object(_) => true,
+            Self::Path { .. } | Self::Locked { .. } | Self::Load(_) | Self::Write { .. } | Self::Read(_) => {
+                false
+            }
+        }
+    }
+}
+
 pub(super) fn check_kernel() -> Result<(), OpenError> {
     let found = nix::sys::utsname::uname().map_or_else(
         |_| "of unknown release".to_owned(),

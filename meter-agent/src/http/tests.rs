@@ -105,6 +105,7 @@ pub(super) fn snapshot() -> Snapshot {
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,
             ready: true,
+            settled: true,
         },
     }
 }

@@ -62,6 +62,13 @@ impl<'a> Daemon<'a> {
         fs::write(self.config(), text).unwrap();
     }
 
+    /// Makes its directory and its configuration this user's.
+    pub(crate) fn give_to(&self, user: u32) {
+        for path in [self.scratch.path(), &self.config()] {
+            std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+        }
+    }
+
     /// Where its control socket is to be.
     pub(crate) fn control_socket(&self) -> PathBuf {
         self.scratch.path().join("control.sock")
@@ -88,8 +95,13 @@ impl<'a> Daemon<'a> {
 
     /// Starts it as the last words of `line`, with other streams than the log.
     pub(crate) fn start_with(&mut self, line: &[&str], prepare: impl FnOnce(&mut Command)) {
+        self.start_flags(line, &["--log-level", "debug"], prepare);
+    }
+
+    /// Starts it with these flags.
+    pub(crate) fn start_flags(&mut self, line: &[&str], flags: &[&str], prepare: impl FnOnce(&mut Command)) {
         let log = File::options().create(true).append(true).open(self.scratch.path().join("log")).unwrap();
-        let mut command = self.command(line, &["--log-level", "debug"]);
+        let mut command = self.command(line, flags);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         prepare(&mut command);
         self.process = Some(self.host.netns.spawn(command).unwrap());

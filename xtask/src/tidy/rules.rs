@@ -103,6 +103,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["datapath", "netdev", "publish", "reconcile", "snapshot", "survey"]),
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
+    ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("control", &["http", "publish", "snapshot"]),
     ("datapath", &["meter"]),

@@ -1,0 +1,45 @@
+//! The command line of `meter-agent`, as clap reads it and as the manual pages and completions are made from.
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Flags;
+
+/// Exact traffic meters for virtual networks. Without a command it runs the daemon.
+#[derive(Debug, Parser)]
+#[command(name = "meter-agent", version)]
+pub struct Arguments {
+    /// What stands above the configuration file.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// Check the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    pub check_config: bool,
+    /// What to do in place of running the daemon.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The operator's own commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the netdevs: what each is, its port and device, its hooks, and why not if not
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove every hook, map and pin of this agent, and with them the totals
+    Detach,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,286 @@
+//! What the service manager is told (`sd_notify(3)`): ready, reloading, stopping, a line of status, and that the agent works.
+//!
+//! Nothing is told where nobody asked: `NOTIFY_SOCKET` and `WATCHDOG_USEC` come from the service manager.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    datapath::Class,
+    publish::SnapshotReader,
+    snapshot::{Health, Snapshot},
+};
+
+/// How often the snapshot is looked at while something is to be told as soon as it is true.
+const SOON: Duration = Duration::from_millis(100);
+/// How often it is looked at else.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The way to the service manager. It is told the rest by a task of its own, which begins with [`Herald::start`].
+#[derive(Debug)]
+pub(super) struct Herald {
+    reloads: mpsc::UnboundedSender<()>,
+}
+
+impl Herald {
+    /// Begins to tell what snapshots say. To be called on the runtime.
+    pub(super) fn start(reader: SnapshotReader) -> Self {
+        let (reloads, reloaded) = mpsc::unbounded_channel();
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            tokio::spawn(tell_all(reader, reloaded, sd_notify::watchdog_enabled(), |state| tell(&[state])));
+        }
+        Self { reloads }
+    }
+
+    /// Says that the configuration is being read again.
+    pub(super) fn reloading(&self) {
+        let mut states = vec![NotifyState::Reloading];
+        states.extend(NotifyState::monotonic_usec_now());
+        tell(&states);
+    }
+
+    /// Takes note that the agent has been sent what was read; that it is ready is said when it has acted on it.
+    pub(super) fn reloaded(&self) {
+        if self.reloads.send(()).is_err() {
+            tracing::trace!("no service manager waits for the reload");
+        }
+    }
+
+    /// Says that the agent ends.
+    pub(super) fn stopping(&self) {
+        tell(&[NotifyState::Stopping, NotifyState::Status("ending; the hooks count on")]);
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(error = %error, "the service manager can't be told");
+    }
+}
+
+async fn tell_all(
+    reader: SnapshotReader,
+    mut reloaded: mpsc::UnboundedReceiver<()>,
+    watchdog: Option<Duration>,
+    tell: impl Fn(NotifyState<'_>),
+) {
+    let mut teller = Teller::default();
+    let mut fed = Instant::now();
+    loop {
+        let pause = if teller.is_waiting() { SOON } else { PERIOD };
+        // Fed at a quarter of the time that is given, one that comes late is still early enough.
+        let pause = watchdog.map_or(pause, |limit| pause.min(limit / 4));
+        tokio::select! {
+            Some(()) = reloaded.recv() => teller.reload(),
+            () = sleep(pause) => {}
+        }
+        let is_hungry = watchdog.is_some_and(|limit| fed.elapsed() >= limit / 4);
+        // A reading that is asked for now, after what it is to show has been sent, takes a turn of the agent.
+        let snapshot = if is_hungry || teller.is_reloading { reader.fresh().await } else { reader.latest() };
+        let has_worked = snapshot.generation > teller.generation;
+        for words in teller.look(&snapshot) {
+            tell(words.state());
+        }
+        if is_hungry && has_worked {
+            fed = Instant::now();
+            tell(NotifyState::Watchdog);
+        }
+    }
+}
+
+/// One thing to tell.
+#[derive(Debug, PartialEq, Eq)]
+enum Words {
+    Ready,
+    Status(String),
+}
+
+impl Words {
+    fn state(&self) -> NotifyState<'_> {
+        match self {
+            Self::Ready => NotifyState::Ready,
+            Self::Status(text) => NotifyState::Status(text),
+        }
+    }
+}
+
+/// What has been told, and so what is left to tell.
+#[derive(Debug, Default)]
+struct Teller {
+    generation: u64,
+    is_ready: bool,
+    is_reloading: bool,
+    status: String,
+}
+
+impl Teller {
+    fn is_waiting(&self) -> bool {
+        !self.is_ready || self.is_reloading
+    }
+
+    fn reload(&mut self) {
+        self.is_reloading = true;
+    }
+
+    /// Looks at a snapshot and returns what it makes to tell. While a reload waits only a newer one than before counts.
+    fn look(&mut self, snapshot: &Snapshot) -> Vec<Words> {
+        let mut words = Vec::new();
+        let is_new = snapshot.generation > self.generation;
+        self.generation = snapshot.generation;
+        if !self.is_ready && snapshot.health.ready {
+            self.is_ready = true;
+            words.push(Words::Ready);
+        } else if self.is_reloading && is_new && snapshot.health.settled {
+            self.is_reloading = false;
+            words.push(Words::Ready);
+        }
+        if is_new {
+            let status = status(snapshot);
+            if status != self.status {
+                words.push(Words::Status(status.clone()));
+                self.status = status;
+            }
+        }
+        words
+    }
+}
+
+/// What `systemctl status` shows.
+fn status(snapshot: &Snapshot) -> String {
+    let Health { ready, attach_pending, config_reload_ok, .. } = snapshot.health;
+    let metered = |class: Class| {
+        let is_one = |role: &str| role == class.name();
+        snapshot.netdevs.iter().filter(|netdev| netdev.ingress.is_some() && is_one(&netdev.role)).count()
+    };
+    let mut text = if ready { "metering " } else { "starting; metering " }.to_owned();
+    text += &format!(
+        "{} ports, {} uplinks, {} tunnel netdevs",
+        metered(Class::Port),
+        metered(Class::Uplink),
+        metered(Class::Tunnel)
+    );
+    if attach_pending > 0 {
+        text += &format!("; {attach_pending} not attached, see meter-agent ls");
+    }
+    if !config_reload_ok {
+        text += "; the configuration on disk is wrong and not in force";
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
+        time::Duration,
+    };
+
+    use arc_swap::ArcSwap;
+    use sd_notify::NotifyState;
+    use tokio::{sync::mpsc, time::sleep};
+
+    use super::{Health, Snapshot, SnapshotReader, Teller, Words, status, tell_all};
+    use crate::snapshot::NetdevStatus;
+
+    fn snapshot(generation: u64, ready: bool, settled: bool) -> Snapshot {
+        let health = Health { ready, settled, config_reload_ok: true, ..Health::default() };
+        Snapshot { generation, health, ..Snapshot::default() }
+    }
+
+    const NONE: &str = "metering 0 ports, 0 uplinks, 0 tunnel netdevs";
+
+    #[test]
+    fn ready_is_told_once_everything_was_reconciled_and_a_status_when_it_changes() {
+        let mut teller = Teller::default();
+        let starting = Words::Status(format!("starting; {NONE}"));
+        assert_eq!(teller.look(&snapshot(0, false, false)), []);
+        assert_eq!(teller.look(&snapshot(1, false, false)), [starting]);
+        assert!(teller.is_waiting());
+        assert_eq!(teller.look(&snapshot(2, true, true)), [Words::Ready, Words::Status(NONE.to_owned())]);
+        assert!(!teller.is_waiting());
+        assert_eq!(teller.look(&snapshot(3, true, true)), []);
+    }
+
+    #[test]
+    fn reload_is_over_when_a_later_reading_finds_nothing_left_to_do() {
+        let mut teller = Teller::default();
+        teller.look(&snapshot(4, true, true));
+        teller.reload();
+        // The agent did not answer: this one is from before.
+        assert_eq!(teller.look(&snapshot(4, true, true)), []);
+        assert_eq!(teller.look(&snapshot(5, true, false)), []);
+        assert_eq!(teller.look(&snapshot(6, true, true)), [Words::Ready]);
+        assert_eq!(teller.look(&snapshot(7, true, true)), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watchdog_is_fed_while_the_agent_answers_and_not_a_time_longer() {
+        let answers = Arc::new(AtomicBool::new(true));
+        let latest = Arc::new(ArcSwap::from_pointee(snapshot(1, true, true)));
+        let reader = SnapshotReader::new(Arc::clone(&latest), {
+            let answers = Arc::clone(&answers);
+            move |wish| {
+                if answers.load(Ordering::Relaxed) {
+                    latest.store(Arc::new(snapshot(latest.load().generation + 1, true, true)));
+                    drop(wish.send(latest.load_full()));
+                } else {
+                    // An agent that hangs keeps the wish.
+                    std::mem::forget(wish);
+                }
+            }
+        });
+        let fed = Arc::new(Mutex::new(0_u32));
+        let count = Arc::clone(&fed);
+        let (_reloads, reloaded) = mpsc::unbounded_channel();
+        let task = tokio::spawn(tell_all(reader, reloaded, Some(Duration::from_secs(8)), move |state| {
+            *count.lock().unwrap() += u32::from(matches!(state, NotifyState::Watchdog));
+        }));
+        sleep(Duration::from_secs(41)).await;
+        let while_it_answers = *fed.lock().unwrap();
+        assert!((13..=20).contains(&while_it_answers), "{while_it_answers} times in 41 s");
+        answers.store(false, Ordering::Relaxed);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(*fed.lock().unwrap(), while_it_answers);
+        task.abort();
+    }
+
+    #[test]
+    fn status_counts_what_is_metered_and_says_what_is_wrong() {
+        let netdev = |role: &str, ingress: Option<&str>| NetdevStatus {
+            ifindex: 1,
+            netdev: "tap0".to_owned(),
+            kind: "tap".to_owned(),
+            role: role.to_owned(),
+            port: None,
+            device: None,
+            source: None,
+            ingress: ingress.map(ToOwned::to_owned),
+            egress: None,
+            reason: String::new(),
+        };
+        let mut snapshot = snapshot(1, true, true);
+        snapshot.netdevs = vec![
+            netdev("port", Some("tcx")),
+            netdev("port", Some("clsact")),
+            netdev("port", None),
+            netdev("uplink", Some("xdp")),
+            netdev("-", None),
+        ];
+        assert_eq!(status(&snapshot), "metering 2 ports, 1 uplinks, 0 tunnel netdevs");
+        snapshot.health.attach_pending = 1;
+        snapshot.health.config_reload_ok = false;
+        assert_eq!(
+            status(&snapshot),
+            "metering 2 ports, 1 uplinks, 0 tunnel netdevs; 1 not attached, see meter-agent ls; the configuration on \
+             disk is wrong and not in force"
+        );
+    }
+}
