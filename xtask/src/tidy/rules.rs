@@ -23,6 +23,8 @@ const PURE: &[&str] = &[
     "meter-agent/src/reconcile/",
     "meter-agent/src/roles.rs",
     "meter-agent/src/roles/",
+    "meter-agent/src/rules.rs",
+    "meter-agent/src/rules/",
     "meter-agent/src/snapshot.rs",
     "meter-agent/src/survey.rs",
 ];
@@ -116,6 +118,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("publish", &["snapshot"]),
     ("reconcile", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("roles", &["binding", "datapath", "meter", "netdev"]),
+    ("rules", &["meter", "netdev"]),
     ("snapshot", &["binding", "datapath", "meter"]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
 ];
