@@ -45,7 +45,7 @@ mod matcher;
 mod packet;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod value;
 
 use std::{
@@ -89,7 +89,7 @@ pub struct MeterSet {
 
 impl MeterSet {
     /// Returns the meters that count a packet.
-    pub fn counting<'s>(&'s self, packet: &'s Packet) -> impl Iterator<Item = &'s Meter> {
+    pub fn counting<'s>(&'s self, packet: &Packet) -> impl Iterator<Item = &'s Meter> {
         let counts = |meter: &&Meter| meter.rules.iter().any(|rule| matches(rule, packet, &self.groups));
         self.meters.iter().filter(counts)
     }

@@ -8,7 +8,7 @@ use crate::meter::PortId;
 
 mod extraction;
 mod semantics;
-mod strategies;
+pub(crate) mod strategies;
 mod syntax;
 mod worked;
 

@@ -105,7 +105,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["datapath", "netdev", "publish", "reconcile", "snapshot", "survey"]),
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
-    ("config", &["binding", "datapath", "meter", "netdev", "roles"]),
+    ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["http", "publish", "snapshot"]),
     ("datapath", &["meter"]),
     ("http", &["datapath", "jolokia", "meter", "process", "publish", "snapshot"]),

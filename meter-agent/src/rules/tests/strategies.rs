@@ -4,6 +4,8 @@ use meter_ebpf::packet::Fragment;
 
 use super::*;
 
+const GROUPS: &[&str] = &["a", "b", "é\"\\", "3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c"];
+
 fn test<T: std::fmt::Debug + Clone + 'static>(
     value: impl Strategy<Value = T> + 'static,
 ) -> BoxedStrategy<Test<T>> {
@@ -49,8 +51,7 @@ fn port_ranges() -> impl Strategy<Value = PortRange> {
 }
 
 fn group_names() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["a", "b", "é\"\\", "3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c"])
-        .prop_map(ToOwned::to_owned)
+    prop::sample::select(GROUPS).prop_map(ToOwned::to_owned)
 }
 
 fn flows() -> impl Strategy<Value = Flow> {
@@ -62,12 +63,25 @@ fn directions() -> impl Strategy<Value = Direction> {
 }
 
 prop_compose! {
-    pub(super) fn groups()(
+    pub(crate) fn groups()(
         ports in prop::collection::btree_map(group_names(), prop::collection::btree_set(ports(), 0..3), 0..4),
         addresses in prop::collection::btree_map(group_names(), prop::collection::vec(prefixes(), 0..3), 0..4),
     ) -> Groups {
         Groups { ports, addresses }
     }
+}
+
+/// Groups of every name that a condition may have.
+pub(crate) fn every_group() -> impl Strategy<Value = Groups> {
+    let member = (prop::collection::btree_set(ports(), 0..3), prop::collection::vec(prefixes(), 0..3));
+    prop::collection::vec(member, GROUPS.len()).prop_map(|members| {
+        let mut groups = Groups::default();
+        for (name, (ports, addresses)) in GROUPS.iter().zip(members) {
+            groups.ports.insert((*name).to_owned(), ports);
+            groups.addresses.insert((*name).to_owned(), addresses);
+        }
+        groups
+    })
 }
 
 prop_compose! {
@@ -121,7 +135,7 @@ prop_compose! {
 
 prop_compose! {
     /// Any condition that can be written down.
-    pub(super) fn conditions()(
+    pub(crate) fn conditions()(
         policy in policies(),
         members in members(),
         ethertype in test(prop::sample::select(vec![0x800, 0x806, 0x86dd])),
@@ -164,7 +178,7 @@ prop_compose! {
 
 prop_compose! {
     /// Any packet, also one that no wire carries.
-    pub(super) fn packets()(
+    pub(crate) fn packets()(
         hw in prop::array::uniform2(prop::option::of(macs())),
         ethertype in prop::option::of(prop::sample::select(vec![0x800, 0x806, 0x86dd])),
         vlan in prop::option::of(0..4_u16),
