@@ -55,6 +55,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod explain;
 pub mod http;
 pub mod jmx;
 pub mod jolokia;

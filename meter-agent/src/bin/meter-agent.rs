@@ -4,7 +4,8 @@
 //! configuration.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::{BufWriter, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand};
 use meter_agent::{
     config::{Config, ConfigError, Flags, HostFacts, LogFormat},
     datapath::kernel,
+    explain::{self, ExplainError},
     http::web::{Web, WebError},
     ls::{self, Witness},
     service,
@@ -43,7 +45,29 @@ enum Command {
     },
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
+    /// User-defined meters, [[meter]] of the configuration
+    Meter {
+        #[command(subcommand)]
+        command: MeterCommand,
+    },
 }
+
+#[derive(Subcommand)]
+enum MeterCommand {
+    /// Say which meters count a packet, and why; needs no agent
+    Explain {
+        /// A pcap or pcapng file of Ethernet frames, each of which is explained
+        #[arg(long, value_name = "FILE")]
+        pcap: Option<PathBuf>,
+        /// The packet, as attributes of a rule and their values: src 10.0.0.1 proto 6 dst-port 80 in-ports UUID …,
+        /// and fragment none, first or later. With --pcap, what a frame doesn't tell
+        #[arg(value_name = "WORD VALUE")]
+        packet: Vec<String>,
+    },
+}
+
+/// What `[[meter]]` is worth in this version.
+const NOT_COUNTED: &str = "user-defined meters are checked and explained, but not counted by this version";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -68,17 +92,24 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         _ if arguments.check_config => {
             eprintln!("the configuration is right");
+            if !config.meters.meters.is_empty() {
+                eprintln!("warning: {NOT_COUNTED}");
+            }
             Ok(())
         }
         None => daemon(&config, web, load),
         Some(Command::Ls { json }) => list(&config, json),
         Some(Command::Detach) => detach(&config),
+        Some(Command::Meter { command: MeterCommand::Explain { pcap, packet } }) => {
+            explain(&config, &packet, pcap.as_deref())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meter-agent: {error:#}");
-            ExitCode::FAILURE
+            let is_usage = matches!(error.downcast_ref(), Some(ExplainError::Words(_)));
+            if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -92,7 +123,13 @@ fn web(config: &Config, arguments: &Arguments) -> Result<Option<Web>, WebError> 
 fn daemon(config: &Config, web: Option<Web>, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<()> {
     log(config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), host = %config.host_name, "starting");
-    Ok(service::run(config, web, reload)?)
+    let warn = |config: &Config| {
+        if !config.meters.meters.is_empty() {
+            tracing::warn!(meters = config.meters.meters.len(), "{NOT_COUNTED}");
+        }
+    };
+    warn(config);
+    Ok(service::run(config, web, || reload().inspect(warn))?)
 }
 
 /// Sends what the agent says of itself to standard error.
@@ -121,6 +158,15 @@ fn list(config: &Config, json: bool) -> Result<()> {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("write to standard output"),
+    }
+}
+
+fn explain(config: &Config, packet: &[String], pcap: Option<&Path>) -> Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match explain::run(&config.meters, packet, pcap, &mut out) {
+        // Whoever reads has seen enough.
+        Err(ExplainError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        explained => Ok(explained?),
     }
 }
 

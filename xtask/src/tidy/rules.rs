@@ -108,6 +108,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["http", "publish", "snapshot"]),
     ("datapath", &["meter"]),
+    ("explain", &["meter", "rules"]),
     ("http", &["datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
     ("jmx", &["datapath", "meter", "process", "snapshot"]),
     ("jolokia", &["http", "jmx", "publish"]),
