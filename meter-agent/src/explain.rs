@@ -13,7 +13,7 @@ use std::{
 use self::capture::Capture;
 pub use self::capture::CaptureError;
 use crate::{
-    meter::FlowStats,
+    meter::{DeviceId, FlowStats, PortId},
     rules::{self, MeterSet, Packet},
 };
 
@@ -35,13 +35,14 @@ pub enum ExplainError {
 }
 
 /// Explains the packet of some words, or each frame of a capture file; words then say what a frame doesn't tell, such as
-/// its port.
+/// its port. `devices` are those that ports are known to belong to, which a packet has then come through.
 ///
 /// # Errors
 ///
 /// What is wrong with the words or the file. What was explained before has been written.
 pub fn run(
     set: &MeterSet,
+    devices: &BTreeMap<PortId, DeviceId>,
     words: &[String],
     capture: Option<&Path>,
     out: &mut impl Write,
@@ -51,7 +52,7 @@ pub fn run(
         return Err(ExplainError::Words(what.to_owned()));
     }
     // They are read before the file, so that what is wrong with them is said at once.
-    let packet = with_words(Packet::default(), words)?;
+    let packet = with_words(Packet::default(), words, devices)?;
     if set.meters.is_empty() {
         return Err(ExplainError::NoMeters);
     }
@@ -65,7 +66,7 @@ pub fn run(
     while let Some(frame) = capture.next_frame()? {
         number += 1;
         let bytes = frame.length;
-        let packet = with_words(rules::fields(frame.bytes), words)?;
+        let packet = with_words(rules::fields(frame.bytes), words, devices)?;
         writeln!(out, "frame {number}, {bytes} bytes: {packet}\n{}", rules::explain(set, &packet))?;
         for meter in set.counting(&packet) {
             *totals.entry(&meter.name).or_default() += FlowStats { packets: 1, bytes: bytes.into() };
@@ -79,8 +80,14 @@ pub fn run(
     Ok(out.flush()?)
 }
 
-fn with_words(mut packet: Packet, words: &[String]) -> Result<Packet, ExplainError> {
+fn with_words(
+    mut packet: Packet,
+    words: &[String],
+    devices: &BTreeMap<PortId, DeviceId>,
+) -> Result<Packet, ExplainError> {
     packet.set_words(words.iter().map(String::as_str)).map_err(ExplainError::Words)?;
+    let ports = packet.in_port.into_iter().chain(packet.out_port);
+    packet.traversed.extend(ports.filter_map(|port| devices.get(&port)).map(|device| device.0));
     Ok(packet)
 }
 

@@ -33,6 +33,13 @@
 //! Level-triggered: the plan compares what is with what should be, so a lost event, a failed attach and a start are one
 //! case.
 //!
+//! # The way of a rule
+//!
+//! ```text
+//! [[meter]] ─► config ─► rules::MeterSet ─► rules::matches: what a meter counts, plain and slow
+//!                                        ─► explain: which meters count a packet, and why
+//! ```
+//!
 //! # Invariants
 //!
 //! 1. The programs decide nothing and write to no packet; they return "next".

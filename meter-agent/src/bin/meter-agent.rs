@@ -60,7 +60,8 @@ enum MeterCommand {
         #[arg(long, value_name = "FILE")]
         pcap: Option<PathBuf>,
         /// The packet, as attributes of a rule and their values: src 10.0.0.1 proto 6 dst-port 80 in-ports UUID …,
-        /// and fragment none, first or later. With --pcap, what a frame doesn't tell
+        /// and fragment none, first or later; with --pcap, what a frame doesn't tell. Devices are those that
+        /// [[binding]] gives its ports
         #[arg(value_name = "WORD VALUE")]
         packet: Vec<String>,
     },
@@ -162,8 +163,10 @@ fn list(config: &Config, json: bool) -> Result<()> {
 }
 
 fn explain(config: &Config, packet: &[String], pcap: Option<&Path>) -> Result<()> {
+    let bindings = &config.bindings.configured;
+    let devices = bindings.iter().filter_map(|binding| Some((binding.port?, binding.device?))).collect();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    match explain::run(&config.meters, packet, pcap, &mut out) {
+    match explain::run(&config.meters, &devices, packet, pcap, &mut out) {
         // Whoever reads has seen enough.
         Err(ExplainError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         explained => Ok(explained?),

@@ -1,6 +1,7 @@
 use std::{fs, io::Write as _};
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
 use crate::rules::{Groups, Meter, RuleLine};
@@ -17,11 +18,16 @@ fn web() -> MeterSet {
     meters(&[("web", "proto 6 dst-port 80"), ("rest", "proto 6 dst-port 80 inverted")])
 }
 
+/// A bridge with one port.
+fn devices() -> BTreeMap<PortId, DeviceId> {
+    [(PortId(Uuid::from_u128(1)), DeviceId(Uuid::from_u128(2)))].into()
+}
+
 /// Explains, and returns what was written and what went wrong.
 fn explained(set: &MeterSet, words: &str, capture: Option<&Path>) -> (String, Option<String>) {
     let words: Vec<String> = words.split_whitespace().map(ToOwned::to_owned).collect();
     let mut out = Vec::new();
-    let error = run(set, &words, capture, &mut out).err().map(|error| error.to_string());
+    let error = run(set, &devices(), &words, capture, &mut out).err().map(|error| error.to_string());
     (String::from_utf8(out).unwrap(), error)
 }
 
@@ -90,6 +96,14 @@ rest: counted
   rule 1 matches: is inverted, and dst-port 80 doesn't hold, the packet has 443
 "
     );
+}
+
+#[test]
+fn packet_of_a_port_has_come_through_its_device() {
+    let set = meters(&[("bridge", "traversed-device 00000000-0000-0000-0000-000000000002 direction rx")]);
+    let (text, error) = explained(&set, "in-ports 00000000-0000-0000-0000-000000000001", None);
+    assert_eq!(error, None);
+    assert!(text.contains("\nbridge: counted\n"), "{text}");
 }
 
 #[test]

@@ -87,8 +87,9 @@ const ETH_IPV6: u16 = 0x86dd;
 impl Packet {
     /// Sets fields to what words and values by turns say: the attributes of a rule, and `fragment none|first|later`.
     ///
-    /// An address without an ethertype brings it along; a port in `in-ports` is also the one on which the packet came
-    /// into the virtual network, and both it and `out-ports` are traversed.
+    /// What isn't said follows where it can: the ethertype from an address; from ports the direction, since only a packet
+    /// that goes out to a port has an `out-ports`, and that they are traversed; and the one in `in-ports` is the one on
+    /// which the packet came into the virtual network.
     ///
     /// # Errors
     ///
@@ -115,6 +116,8 @@ impl Packet {
             self.ethertype =
                 self.src.or(self.dst).map(|address| if address.is_ipv4() { ETH_IPV4 } else { ETH_IPV6 });
         }
+        let direction = self.out_port.map(|_| Direction::Tx).or(self.in_port.map(|_| Direction::Rx));
+        self.direction = self.direction.or(direction);
         self.origin_port = self.origin_port.or(self.in_port);
         self.traversed.extend(self.in_port.into_iter().chain(self.out_port).map(|port| port.0));
         Ok(())
