@@ -1,6 +1,6 @@
 //! `meter-agent meter explain`: which user-defined meters count a packet, and why.
 //!
-//! Needs no agent: it asks the plain matcher of [`rules`](crate::rules), with the meters of the configuration.
+//! Needs no agent: it asks the plain matcher of [`rules`], with the meters of the configuration.
 
 mod capture;
 

@@ -27,7 +27,7 @@
 //!
 //! # What a compiled form must obey
 //!
-//! - It counts a packet for a meter exactly if [`matches`] says so of one of the meter's rules: the differential test
+//! - It counts a packet for a meter exactly if [`matches()`] says so of one of the meter's rules: the differential test
 //!   compares them packet by packet.
 //! - A packet counts for each of its meters once, in wire units, on the CPU that it is on.
 //! - What a verdict depends on is all of [`Packet`], and nothing else. A cache of verdicts has every field in its key
