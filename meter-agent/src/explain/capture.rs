@@ -125,13 +125,13 @@ impl Capture {
                 }
                 Err(PcapError::Eof) => return Ok(None),
                 Err(PcapError::Incomplete(_)) => {
-                    let is_read = self.reader.refill().is_ok();
-                    let is_fuller = self.reader.data().len() > available;
-                    match is_read {
-                        true if is_fuller || self.reader.reader_exhausted() => continue,
+                    if self.reader.refill().is_err() {
+                        "an error of the disk"
+                    } else if self.reader.data().len() > available || self.reader.reader_exhausted() {
+                        continue;
+                    } else {
                         // A buffer that doesn't get fuller never will.
-                        true => "a block that is too long",
-                        false => "an error of the disk",
+                        "a block that is too long"
                     }
                 }
                 Err(PcapError::UnexpectedEof) => "the file ends inside a block",

@@ -135,6 +135,29 @@ impl fmt::Display for Condition {
     }
 }
 
+/// What a word of a line is about.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Attribute(Attribute),
+    Meter,
+    Type,
+    Target,
+    LeftOut,
+}
+
+/// Returns what a word is about, and the word itself.
+fn kind_of(word: &str) -> Option<(Kind, &'static str)> {
+    if let Some(attribute) = Attribute::of_word(word) {
+        return Some((Kind::Attribute(attribute), attribute.word()));
+    }
+    match word {
+        "meter" => Some((Kind::Meter, "meter")),
+        "type" => Some((Kind::Type, "type")),
+        "target" => Some((Kind::Target, "target")),
+        _ => LEFT_OUT.iter().find(|known| **known == word).map(|known| (Kind::LeftOut, *known)),
+    }
+}
+
 /// One word of a line.
 #[derive(Debug)]
 struct Word {
@@ -149,7 +172,7 @@ struct Reader {
     /// Where each attribute is.
     columns: Vec<(Attribute, usize)>,
     meter: Option<String>,
-    kind: Option<Type>,
+    does: Option<Type>,
     target: Option<String>,
     errors: Vec<LineError>,
 }
@@ -160,7 +183,7 @@ impl Default for Reader {
             draft: Draft::new(Form::Line),
             columns: Vec::new(),
             meter: None,
-            kind: None,
+            does: None,
             target: None,
             errors: Vec::new(),
         }
@@ -178,44 +201,42 @@ impl Reader {
             self.set(Attribute::Inverted, word.column, "true", word.column);
             return behind;
         }
-        let known = [["meter", "type", "target"].as_slice(), LEFT_OUT].concat();
-        let attribute = Attribute::of_word(&word.text);
-        let name =
-            attribute.map(Attribute::word).or_else(|| known.into_iter().find(|known| *known == word.text));
-        let Some(name) = name else {
-            let impossible = IMPOSSIBLE.iter().find(|(impossible, _)| *impossible == word.text);
-            if let Some((name, why)) = impossible {
-                self.error(word.column, Some(name), (*why).to_owned());
-                return behind.get(1..).unwrap_or_default();
-            }
-            let words = Attribute::ALL.map(Attribute::word).join(", ");
-            let what = format!("unknown attribute {}; known are: {words}, meter", value::quote(&word.text));
-            self.error(word.column, None, what);
-            // What follows is its value, unless it is an attribute itself.
-            let is_value = value.is_some_and(|value| Attribute::of_word(&value.text).is_none());
-            return if is_value { behind.get(1..).unwrap_or_default() } else { behind };
-        };
+        let Some((kind, name)) = kind_of(&word.text) else { return self.unknown(word, behind) };
         let Some(value) = value else {
             self.error(word.column, Some(name), "has no value".to_owned());
             return behind;
         };
-        match (attribute, name) {
-            (Some(attribute), _) => self.set(attribute, word.column, &value.text, value.column),
-            (None, "meter") if self.meter.is_some() => {
+        match kind {
+            Kind::Attribute(attribute) => self.set(attribute, word.column, &value.text, value.column),
+            Kind::Meter if self.meter.is_some() => {
                 self.error(word.column, Some(name), "is set twice".to_owned());
             }
-            (None, "meter") => match value::meter_name(&value.text) {
+            Kind::Meter => match value::meter_name(&value.text) {
                 Ok(meter) => self.meter = Some(meter),
                 Err(what) => self.error(value.column, Some(name), what),
             },
-            (None, "type") => match value::word(&value.text, TYPES) {
-                Ok(kind) => self.kind = Some(kind),
+            Kind::Type => match value::word(&value.text, TYPES) {
+                Ok(does) => self.does = Some(does),
                 Err(what) => self.error(value.column, Some(name), what),
             },
-            (None, "target") => self.target = Some(value.text.clone()),
-            (None, _) => {}
+            Kind::Target => self.target = Some(value.text.clone()),
+            Kind::LeftOut => {}
         }
         behind.get(1..).unwrap_or_default()
+    }
+
+    /// Reports a word that is none of a rule; returns what is behind it and its value.
+    fn unknown<'w>(&mut self, word: &Word, behind: &'w [Word]) -> &'w [Word] {
+        if let Some((name, why)) = IMPOSSIBLE.iter().find(|(impossible, _)| *impossible == word.text) {
+            self.error(word.column, Some(name), (*why).to_owned());
+        } else {
+            let words = Attribute::ALL.map(Attribute::word).join(", ");
+            let what = format!("unknown attribute {}; known are: {words}, meter", value::quote(&word.text));
+            self.error(word.column, None, what);
+        }
+        // A word that is known is no value of one that isn't.
+        let is_value = behind.first().is_some_and(|value| kind_of(&value.text).is_none());
+        if is_value { behind.get(1..).unwrap_or_default() } else { behind }
     }
 
     fn set(&mut self, attribute: Attribute, column: usize, text: &str, text_column: usize) {
@@ -230,7 +251,7 @@ impl Reader {
     }
 
     fn finish(mut self) -> Result<RuleLine, Vec<LineError>> {
-        if self.kind == Some(Type::Nat) {
+        if self.does == Some(Type::Nat) {
             let target = self.target.unwrap_or_default();
             self.draft.translates(!target.contains(['-', ':', ',']));
         }
