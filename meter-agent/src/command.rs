@@ -1,5 +1,7 @@
 //! The command line of `meter-agent`, as clap reads it and as the manual pages and completions are made from.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 use crate::config::Flags;
@@ -30,6 +32,28 @@ pub enum Command {
     },
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
+    /// User-defined meters, [[meter]] of the configuration
+    Meter {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: MeterCommand,
+    },
+}
+
+/// What can be done with user-defined meters.
+#[derive(Debug, Subcommand)]
+pub enum MeterCommand {
+    /// Say which meters count a packet, and why; needs no agent
+    Explain {
+        /// A pcap or pcapng file of Ethernet frames, each of which is explained
+        #[arg(long, value_name = "FILE")]
+        pcap: Option<PathBuf>,
+        /// The packet, as attributes of a rule and their values: src 10.0.0.1 proto 6 dst-port 80 in-ports UUID …,
+        /// and fragment none, first or later; with --pcap, what a frame doesn't tell. Devices are those that
+        /// [[binding]] gives its ports
+        #[arg(value_name = "WORD VALUE")]
+        packet: Vec<String>,
+    },
 }
 
 #[cfg(test)]

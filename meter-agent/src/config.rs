@@ -24,7 +24,7 @@ pub use self::{
     flags::Flags,
     report::{Mistake, Mistakes, Place},
 };
-use crate::{binding::Bindings, datapath::Options, roles::Rules};
+use crate::{binding::Bindings, datapath::Options, roles::Rules, rules::MeterSet};
 
 /// Where the configuration is unless `--config` says otherwise.
 const DEFAULT_PATH: &str = "/etc/meter-agent/meter-agent.toml";
@@ -58,6 +58,8 @@ pub struct Config {
     pub bindings: Bindings,
     /// Which netdevs are ports, uplinks, or left alone.
     pub rules: Rules,
+    /// `[[meter]]` and the groups: what the user-defined meters count.
+    pub meters: MeterSet,
 }
 
 /// `[metrics]`.

@@ -33,6 +33,13 @@
 //! Level-triggered: the plan compares what is with what should be, so a lost event, a failed attach and a start are one
 //! case.
 //!
+//! # The way of a rule
+//!
+//! ```text
+//! [[meter]] ─► config ─► rules::MeterSet ─► rules::matches: what a meter counts, plain and slow
+//!                                        ─► explain: which meters count a packet, and why
+//! ```
+//!
 //! # Invariants
 //!
 //! 1. The programs decide nothing and write to no packet; they return "next".
@@ -43,8 +50,8 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no
-//!    I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and [`survey`] do
+//!    no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
@@ -56,6 +63,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod explain;
 pub mod http;
 pub mod jmx;
 pub mod jolokia;
@@ -66,6 +74,7 @@ pub mod process;
 pub mod publish;
 pub mod reconcile;
 pub mod roles;
+pub mod rules;
 pub mod service;
 pub mod snapshot;
 pub mod survey;

@@ -115,3 +115,54 @@ fn list_without_an_agent_says_what_one_would_do() {
     let netdevs: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(netdevs.as_array().unwrap().iter().any(|netdev| netdev["netdev"] == "lo"), "{json}");
 }
+
+const METERS: &str = "
+host_id = '123e4567-e89b-12d3-a456-426614174000'
+[[meter]]
+name = 'web: \"é\"'
+rules = ['rule rule0 proto 6 tos 0 dst-port 80 fragment-policy header pos 1 type accept', { proto = 17, src = '10.0.0.0/8' }]
+";
+
+#[test]
+fn packet_is_explained_without_an_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = config(directory.path(), METERS);
+    let output = meter_agent(&[
+        "meter", "explain", "--config", &path, "src", "10.0.0.1", "proto", "6", "dst-port", "80",
+    ]);
+    let expected = "packet: ethertype 2048 src 10.0.0.1 proto 6 dst-port 80\n\
+                    web: \"é\": counted\n  \
+                    rule 1 matches: every attribute holds: proto 6 dst-port 80 fragment-policy header\n  \
+                    rule 2 doesn't match: proto 17 doesn't hold, the packet has 6\n";
+    assert_eq!(streams(&output), (expected.to_owned(), String::new()));
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn packet_that_can_not_be_explained_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = config(directory.path(), METERS);
+    for (arguments, code, expected) in [
+        (&["proto", "tcp"][..], 2, "meter-agent: proto: \"tcp\" is not a number, expected 0 to 255\n"),
+        (
+            &["--pcap", "/nonexistent"],
+            1,
+            "meter-agent: open /nonexistent: No such file or directory (os error 2)\n",
+        ),
+    ] {
+        let output = meter_agent(&[&["meter", "explain", "--config", &path], arguments].concat());
+        assert_eq!(streams(&output), (String::new(), expected.to_owned()), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn configuration_with_a_meter_is_right_and_says_that_it_does_not_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = config(directory.path(), METERS);
+    let output = meter_agent(&["--check-config", "--config", &path]);
+    let expected = "the configuration is right\nwarning: user-defined meters are checked and explained, but not counted \
+                    by this version\n";
+    assert_eq!(streams(&output), (String::new(), expected.to_owned()));
+    assert_eq!(output.status.code(), Some(0));
+}

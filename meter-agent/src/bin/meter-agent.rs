@@ -5,16 +5,18 @@
 //! `RestartPreventExitStatus=` knows 2 and 3.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::{BufWriter, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use meter_agent::{
-    command::{Arguments, Command},
+    command::{Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
     datapath::kernel,
+    explain::{self, ExplainError},
     http::web::{Web, WebError},
     ls::{self, Witness},
     service::{self, ServiceError},
@@ -26,6 +28,8 @@ use tracing_subscriber::EnvFilter;
 const WRONG: u8 = 2;
 /// What starting again does not help.
 const LASTING: u8 = 3;
+/// What `[[meter]]` is worth in this version.
+const NOT_COUNTED: &str = "user-defined meters are checked and explained, but not counted by this version";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -50,20 +54,33 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         _ if arguments.check_config => {
             eprintln!("the configuration is right");
+            if !config.meters.meters.is_empty() {
+                eprintln!("warning: {NOT_COUNTED}");
+            }
             Ok(())
         }
         None => daemon(&config, web, load),
         Some(Command::Ls { json }) => list(&config, json),
         Some(Command::Detach) => detach(&config),
+        Some(Command::Meter { command: MeterCommand::Explain { pcap, packet } }) => {
+            explain(&config, &packet, pcap.as_deref())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meter-agent: {error:#}");
-            let lasts = error.downcast_ref().is_some_and(ServiceError::lasts);
-            if lasts { ExitCode::from(LASTING) } else { ExitCode::FAILURE }
+            exit_code(&error)
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if matches!(error.downcast_ref(), Some(ExplainError::Words(_))) {
+        return ExitCode::from(WRONG);
+    }
+    let lasts = error.downcast_ref().is_some_and(ServiceError::lasts);
+    if lasts { ExitCode::from(LASTING) } else { ExitCode::FAILURE }
 }
 
 /// Reads the web configuration for what needs it.
@@ -75,7 +92,13 @@ fn web(config: &Config, arguments: &Arguments) -> Result<Option<Web>, WebError> 
 fn daemon(config: &Config, web: Option<Web>, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<()> {
     log(config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), host = %config.host_name, "starting");
-    Ok(service::run(config, web, reload)?)
+    let warn = |config: &Config| {
+        if !config.meters.meters.is_empty() {
+            tracing::warn!(meters = config.meters.meters.len(), "{NOT_COUNTED}");
+        }
+    };
+    warn(config);
+    Ok(service::run(config, web, || reload().inspect(warn))?)
 }
 
 /// Sends what the agent says of itself to standard error.
@@ -104,6 +127,17 @@ fn list(config: &Config, json: bool) -> Result<()> {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("write to standard output"),
+    }
+}
+
+fn explain(config: &Config, packet: &[String], pcap: Option<&Path>) -> Result<()> {
+    let bindings = &config.bindings.configured;
+    let devices = bindings.iter().filter_map(|binding| Some((binding.port?, binding.device?))).collect();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match explain::run(&config.meters, &devices, packet, pcap, &mut out) {
+        // Whoever reads has seen enough.
+        Err(ExplainError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        explained => Ok(explained?),
     }
 }
 

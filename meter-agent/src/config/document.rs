@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::report::{Origin, Placed, Report, quote};
@@ -30,6 +30,9 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "control",
             "log",
             "binding",
+            "meter",
+            "port_group",
+            "ip_address_group",
         ],
     ),
     ("datapath", &["pin_path", "tc", "max_ports", "max_netdevs"]),
@@ -43,6 +46,9 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("control", &["socket"]),
     ("log", &["level", "format"]),
     ("binding", &["netdev", "mac", "port", "device"]),
+    ("meter", &["name", "rules"]),
+    ("port_group", &["name", "ports"]),
+    ("ip_address_group", &["name", "addresses"]),
 ];
 
 /// A whole file whose syntax is right.
@@ -54,10 +60,19 @@ pub(super) struct Document<'a> {
 /// One table of it, present or not.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Section<'d> {
-    name: &'static str,
+    pub(super) name: &'static str,
     table: Option<&'d DeTable<'d>>,
     /// Where the table begins.
     pub(super) origin: Origin,
+}
+
+/// A value of an array that may hold strings and tables.
+#[derive(Debug)]
+pub(super) enum Item<'d> {
+    /// A string.
+    Text(&'d str),
+    /// A table: its keys with their places and values, in no order.
+    Table(Vec<(&'d str, Origin, &'d DeValue<'d>)>),
 }
 
 impl<'a> Document<'a> {
@@ -176,28 +191,63 @@ impl Section<'_> {
         most: usize,
         read: impl Fn(&DeValue<'_>) -> Result<T, String>,
     ) -> Option<Vec<Placed<T>>> {
-        let (origin, value) = self.value(key)?;
         let name = self.full_name(key);
-        let DeValue::Array(items) = value else {
-            report.key(origin, &name, format_args!("expected an array, found {}", type_of(value)));
-            return None;
-        };
-        if items.len() > most {
-            report.key(
-                origin,
-                &name,
-                format_args!("has {} values, at most {most} are possible", items.len()),
-            );
-            return None;
-        }
         let mut list = Vec::new();
-        for item in items.iter() {
+        for item in self.array(report, key, most)? {
             match read(item.get_ref()) {
                 Ok(value) => list.push(Placed { value, origin: start(item) }),
                 Err(what) => report.key(start(item), &name, what),
             }
         }
         Some(list)
+    }
+
+    /// Returns the strings and tables of a key's array.
+    pub(super) fn items(
+        &self,
+        report: &mut Report<'_>,
+        key: &'static str,
+        most: usize,
+    ) -> Option<Vec<Placed<Item<'_>>>> {
+        let name = self.full_name(key);
+        let mut list = Vec::new();
+        for item in self.array(report, key, most)? {
+            let value = match item.get_ref() {
+                DeValue::String(text) => Item::Text(text),
+                DeValue::Table(table) => Item::Table(
+                    table
+                        .iter()
+                        .map(|(key, value)| (&**key.get_ref(), start(key), value.get_ref()))
+                        .collect(),
+                ),
+                other => {
+                    report.key(
+                        start(item),
+                        &name,
+                        format_args!("expected a string or a table, found {}", type_of(other)),
+                    );
+                    continue;
+                }
+            };
+            list.push(Placed { value, origin: start(item) });
+        }
+        Some(list)
+    }
+
+    /// Returns the values of a key's array, unless they are too many.
+    fn array(&self, report: &mut Report<'_>, key: &'static str, most: usize) -> Option<&DeArray<'_>> {
+        let (origin, value) = self.value(key)?;
+        let DeValue::Array(items) = value else {
+            let found = type_of(value);
+            report.key(origin, &self.full_name(key), format_args!("expected an array, found {found}"));
+            return None;
+        };
+        if items.len() > most {
+            let what = format!("has {} values, at most {most} are possible", items.len());
+            report.key(origin, &self.full_name(key), what);
+            return None;
+        }
+        Some(items)
     }
 
     /// Returns where a key is, and its value.

@@ -2,6 +2,7 @@
 
 mod bindings;
 mod exposition;
+mod meters;
 
 use std::{fmt::Display, net::SocketAddr, path::PathBuf};
 
@@ -64,6 +65,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let control_socket = control_socket(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
+    let meters = meters::read(document, report);
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, scraper_listen, report);
@@ -83,6 +85,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         log,
         bindings,
         rules,
+        meters,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
 };
 
 mod generated;
+mod meters;
 mod mistakes;
 
 const PACKAGED: &str = include_str!("../../packaging/meter-agent.toml");
@@ -58,6 +59,7 @@ fn defaults() -> Config {
             uplinks: Vec::new(),
             uplink_ingress: IngressHook::Tc,
         },
+        meters: MeterSet::default(),
     }
 }
 
@@ -92,6 +94,7 @@ fn every_key_of_the_packaged_file_stands_at_its_default() {
         host_id: HOST_ID,
         host_id_source: HostIdSource::Config,
         bindings: Bindings { configured: vec![example], host_id: HOST_ID },
+        meters: meters::packaged(),
         ..defaults()
     };
     assert_eq!(parse(&uncommented()), Ok(expected));

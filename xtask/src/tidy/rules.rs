@@ -23,6 +23,8 @@ const PURE: &[&str] = &[
     "meter-agent/src/reconcile/",
     "meter-agent/src/roles.rs",
     "meter-agent/src/roles/",
+    "meter-agent/src/rules.rs",
+    "meter-agent/src/rules/",
     "meter-agent/src/snapshot.rs",
     "meter-agent/src/survey.rs",
 ];
@@ -104,9 +106,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
     ("command", &["config"]),
-    ("config", &["binding", "datapath", "meter", "netdev", "roles"]),
+    ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["http", "publish", "snapshot"]),
     ("datapath", &["meter"]),
+    ("explain", &["meter", "rules"]),
     ("http", &["datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
     ("jmx", &["datapath", "meter", "process", "snapshot"]),
     ("jolokia", &["http", "jmx", "publish"]),
@@ -117,6 +120,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("publish", &["snapshot"]),
     ("reconcile", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("roles", &["binding", "datapath", "meter", "netdev"]),
+    ("rules", &["meter", "netdev"]),
     ("snapshot", &["binding", "datapath", "meter"]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
 ];

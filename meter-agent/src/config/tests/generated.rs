@@ -3,12 +3,21 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::*;
-use crate::netdev::Pattern;
+use crate::{
+    netdev::Pattern,
+    rules::{
+        Attribute, Meter,
+        tests::strategies::{conditions, every_group},
+    },
+};
 
 /// Pieces that texts are made of, most of them nearly right.
 const PIECES: &[&str] = &[
     "[datapath]",
     "[[binding]]",
+    "[[meter]]",
+    "rules",
+    "[\"proto 6 dst-port \"]",
     "[log]",
     "[http]",
     "[",
@@ -116,6 +125,7 @@ prop_compose! {
         (ignore, ports, uplinks) in (patterns("kind:"), patterns("driver:"), patterns("")),
         xdp in any::<bool>(),
         configured in bindings(),
+        meters in meter_sets(),
     ) -> Config {
         let host_id = Uuid::from_u128(id);
         Config {
@@ -143,7 +153,18 @@ prop_compose! {
                 uplinks,
                 uplink_ingress: if xdp { IngressHook::Xdp } else { IngressHook::Tc },
             },
+            meters,
         }
+    }
+}
+
+prop_compose! {
+    fn meter_sets()(
+        meters in prop::collection::btree_map("\\PC{1,9}", prop::collection::vec(conditions(), 1..4), 0..4),
+        groups in every_group(),
+    ) -> MeterSet {
+        let meters = meters.into_iter().map(|(name, rules)| Meter { name, rules }).collect();
+        MeterSet { meters, groups }
     }
 }
 
@@ -214,7 +235,40 @@ fn written(config: &Config) -> String {
             writeln!(text, "{key} = \"{value}\"").unwrap();
         }
     }
+    written_meters(&mut text, &config.meters);
     text
+}
+
+/// Writes meters and groups down: each first rule as a line, the others as tables.
+fn written_meters(text: &mut String, MeterSet { meters, groups }: &MeterSet) {
+    let string = |text: &str| toml::Value::from(text);
+    for Meter { name, rules } in meters {
+        writeln!(text, "\n[[meter]]\nname = {}\nrules = [", string(name)).unwrap();
+        for (index, rule) in rules.iter().enumerate() {
+            if index == 0 {
+                writeln!(text, "    {},", string(&rule.to_string())).unwrap();
+                continue;
+            }
+            let keys = Attribute::ALL.into_iter().filter_map(|attribute| {
+                let value = rule.value_of(attribute)?;
+                let value = match value.parse::<i64>() {
+                    Ok(number) => number.into(),
+                    Err(_) => string(&value),
+                };
+                Some(format!("{} = {value}", attribute.key()))
+            });
+            writeln!(text, "    {{ {} }},", keys.collect::<Vec<_>>().join(", ")).unwrap();
+        }
+        text.push_str("]\n");
+    }
+    for (name, ports) in &groups.ports {
+        let ports: Vec<_> = ports.iter().collect();
+        writeln!(text, "\n[[port_group]]\nname = {}\nports = {}", string(name), strings(&ports)).unwrap();
+    }
+    for (name, addresses) in &groups.addresses {
+        let name = string(name);
+        writeln!(text, "\n[[ip_address_group]]\nname = {name}\naddresses = {}", strings(addresses)).unwrap();
+    }
 }
 
 proptest! {

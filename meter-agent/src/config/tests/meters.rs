@@ -1,0 +1,145 @@
+//! User-defined meters and groups: both forms of a rule, and every kind of mistake.
+
+use super::*;
+use crate::rules::{Attribute, Condition, Groups, Meter, RuleLine, prefix};
+
+const A: &str = "3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c";
+const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+
+fn line(text: &str) -> Condition {
+    RuleLine::parse(text).unwrap().condition
+}
+
+/// What the packaged file shows of meters and groups.
+pub(super) fn packaged() -> MeterSet {
+    let port = PortId(A.parse().unwrap());
+    let addresses = ["10.0.0.0/8", "2001:db8::/32"].map(|text| prefix(text).unwrap());
+    MeterSet {
+        meters: vec![Meter {
+            name: "web".to_owned(),
+            rules: vec![line("ethertype 2048 proto 6 dst-port 80")],
+        }],
+        groups: Groups {
+            ports: [("tenant-a".to_owned(), [port].into())].into(),
+            addresses: [("internal".to_owned(), addresses.to_vec())].into(),
+        },
+    }
+}
+
+#[test]
+fn packaged_file_explains_every_attribute() {
+    let words: Vec<&str> = PACKAGED
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   "))
+        .flat_map(|line| line.split([' ', ',']))
+        .collect();
+    for attribute in Attribute::ALL {
+        assert!(words.contains(&attribute.key().as_str()), "{attribute}");
+    }
+}
+
+#[test]
+fn rule_is_a_line_or_a_table() {
+    let text = format!(
+        "[[meter]]\nname = 'my \"web\": é'\nrules = [\n  'proto 6 dst-port !80-90 in-ports {A},{B} meter \"my \\\"web\\\": é\"',\n  \
+         {{ proto = 6, dst_port = \"!80-90\", in_ports = [\"{A}\", \"{B}\"] }},\n]\n\n[[meter]]\nname = 'zero'\n\n\
+         [[meter.rules]]\nproto = 0\ntos = 0x00\nno_vlan = true\nethertype = -31011\ninverted = true\n"
+    );
+    let web = line(&format!("proto 6 dst-port !80-90 in-ports {A},{B}"));
+    let expected = MeterSet {
+        meters: vec![
+            Meter { name: "my \"web\": é".to_owned(), rules: vec![web.clone(), web] },
+            Meter {
+                name: "zero".to_owned(),
+                rules: vec![line("proto 0x0 tos 0x0 no-vlan true ethertype 34525 inverted")],
+            },
+        ],
+        groups: Groups::default(),
+    };
+    assert_eq!(parse(&text).unwrap().meters, expected);
+}
+
+#[test]
+fn mistakes_have_their_line_and_attribute_and_what_is_allowed() {
+    let known = Attribute::ALL.map(Attribute::key).join(", ");
+    let text = [
+        "[[meter]]",
+        "[[meter]]",
+        "name = 'a'",
+        "rules = []",
+        "[[meter]]",
+        "name = 'a'",
+        "rules = [",
+        "  'proto 6 dst-port 0 src 10.0.0.0/33',",
+        "  { proto = 256, colour = 'red', tos = [1], in_ports = [1], src = '!10.0.0.0/33' },",
+        "  { hw_dst_mask = 'ffff.0000.0000', dst_port = 80, fragment_policy = 'any' },",
+        "  7,",
+        "  'proto 6 meter b',",
+        "  'port-group nobody',",
+        "  { ip_address_group_src = '!nowhere' },",
+        "]",
+        "[[meter]]",
+        "name = \"a\\tb\"",
+        "rule = 1",
+        "rules = 'proto 6'",
+        "[[port_group]]",
+        "name = 'a b'",
+        "ports = ['x', 1]",
+        "[[ip_address_group]]",
+        "addresses = ['10.0.0.0/33', 'here']",
+    ];
+    let expected = [
+        "a.toml:1:1: meter: has no name",
+        "a.toml:1:1: meter: has no rules; say what it counts",
+        "a.toml:2:1: meter: has no rules; say what it counts",
+        "a.toml:6:1: meter.name: \"a\" is the name of the one in line 3 already",
+        "a.toml:8:3: meter.rules: column 18: dst-port: port 0 is out of range (1 to 65535); 0 is a type or code of \
+         proto 1 or 58",
+        "a.toml:8:3: meter.rules: column 24: src: \"10.0.0.0/33\" has no possible prefix length, expected /0 to /32",
+        "a.toml:9:5: meter.rules.proto: \"256\" is out of range (0 to 255)",
+        &format!("a.toml:9:18: meter.rules: unknown key \"colour\"; known are: {known}"),
+        "a.toml:9:34: meter.rules.tos: expected a string, an integer or a boolean, found an array",
+        "a.toml:9:45: meter.rules.in_ports: expected an array of strings, found an integer in it",
+        "a.toml:9:61: meter.rules.src: \"10.0.0.0/33\" has no possible prefix length, expected /0 to /32",
+        "a.toml:10:5: meter.rules.hw_dst_mask: has no effect without hw-dst",
+        "a.toml:10:52: meter.rules.fragment_policy: any is not possible with src-port or dst-port, which later \
+         fragments have not; expected header or unfragmented",
+        "a.toml:11:3: meter.rules: expected a string or a table, found an integer",
+        "a.toml:12:3: meter.rules: column 1: meter: is \"b\", but this is a rule of \"a\"",
+        "a.toml:13:3: meter.rules: port-group: there is no [[port_group]] with the name \"nobody\"",
+        "a.toml:14:5: meter.rules: ip-address-group-src: there is no [[ip_address_group]] with the name \"nowhere\"",
+        "a.toml:17:1: meter.name: \"a\\tb\" has a control character in it",
+        "a.toml:18:1: unknown key meter.rule; known are: name, rules",
+        "a.toml:19:1: meter.rules: expected an array, found a string",
+        "a.toml:21:1: port_group.name: \"a b\" has a blank or a comma in it",
+        "a.toml:22:10: port_group.ports: \"x\" is not a UUID, expected one such as \
+         \"123e4567-e89b-12d3-a456-426614174000\"",
+        "a.toml:22:15: port_group.ports: expected a string, found an integer",
+        "a.toml:23:1: ip_address_group: has no name",
+        "a.toml:24:14: ip_address_group.addresses: \"10.0.0.0/33\" has no possible prefix length, expected /0 to /32",
+        "a.toml:24:29: ip_address_group.addresses: \"here\" is not a CIDR, expected one such as 10.0.0.0/8 or \
+         2001:db8::/32",
+    ];
+    let said = parse(&text.join("\n")).unwrap_err();
+    for (said, expected) in said.lines().zip(expected) {
+        assert_eq!(said, expected);
+    }
+    assert_eq!(said.lines().count(), expected.len());
+}
+
+#[test]
+fn rules_of_all_meters_together_are_bounded() {
+    let rules = |count: usize| "\"proto 6\",\n".repeat(count);
+    let text = |count| {
+        format!(
+            "[[meter]]\nname = 'a'\nrules = [{}]\n[[meter]]\nname = 'b'\nrules = [\n{}]\n",
+            rules(4000),
+            rules(count)
+        )
+    };
+    assert_eq!(parse(&text(96)).unwrap().meters.meters[1].rules.len(), 96);
+    assert_eq!(
+        parse(&text(97)).unwrap_err(),
+        "a.toml:4103:1: meter.rules: is one rule too many: at most 4096 of all meters are possible"
+    );
+}
