@@ -52,6 +52,7 @@ pub struct Web {
     path: PathBuf,
     current: ArcSwap<Settings>,
     seen: Mutex<Seen>,
+    is_looking: AtomicBool,
     is_ok: AtomicBool,
     loaded_s: AtomicU64,
 }
@@ -102,6 +103,7 @@ impl Web {
             path: path.to_owned(),
             current: ArcSwap::from_pointee(settings),
             seen,
+            is_looking: AtomicBool::new(false),
             is_ok: AtomicBool::new(true),
             loaded_s: AtomicU64::new(now_s()),
         })
@@ -118,16 +120,18 @@ impl Web {
 
     /// Returns what is in force, after a look at the files where the last one is too long ago.
     pub(super) async fn current(self: &Arc<Self>) -> Arc<Settings> {
-        if self.is_due() {
-            let web = Arc::clone(self);
-            if let Err(error) = tokio::task::spawn_blocking(move || web.look()).await {
-                tracing::error!(error = %error, "web configuration");
+        if let Some(look) = self.is_due().then(|| Looking::begin(self)).flatten() {
+            let done = tokio::task::spawn_blocking(move || look.web.look());
+            // Files that take longer, as those of a server that is gone, are not waited for.
+            match tokio::time::timeout(LOOK, done).await {
+                Ok(Err(error)) => tracing::error!(error = %error, "web configuration"),
+                Ok(Ok(())) | Err(_) => {}
             }
         }
         self.current.load_full()
     }
 
-    /// Returns whether it is this caller's turn to look.
+    /// Returns whether the files have not been looked at for long enough.
     fn is_due(&self) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = seen.at.elapsed() >= LOOK;
@@ -139,8 +143,9 @@ impl Web {
 
     /// Reads the files again if one has changed.
     fn look(&self) {
-        let changed = |files: &Files| files.iter().any(|(path, before)| stamp(path) != *before);
-        if !changed(&self.seen.lock().unwrap_or_else(PoisonError::into_inner).files) {
+        // Nobody waits for the lock while the file system is asked.
+        let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).files.clone();
+        if before.iter().all(|(path, before)| stamp(path) == *before) {
             return;
         }
         let mut files = Files::new();
@@ -163,6 +168,25 @@ impl Web {
                 }
             }
         }
+    }
+}
+
+/// The one look at the files that is going on.
+struct Looking {
+    web: Arc<Web>,
+}
+
+impl Looking {
+    /// Begins to look, if nobody does.
+    fn begin(web: &Arc<Web>) -> Option<Self> {
+        let is_free = !web.is_looking.swap(true, Ordering::Acquire);
+        is_free.then(|| Self { web: Arc::clone(web) })
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.web.is_looking.store(false, Ordering::Release);
     }
 }
 
@@ -254,4 +278,34 @@ fn stamp(path: &Path) -> Stamp {
 /// Seconds since the Unix epoch.
 fn now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use super::{LOOK, Looking, Web};
+
+    #[tokio::test]
+    async fn files_that_take_long_keep_nobody_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.yml");
+        std::fs::write(&file, "").unwrap();
+        let web = Arc::new(Web::load(&file).unwrap());
+        let looking = Looking::begin(&web).unwrap();
+        std::fs::write(&file, "wrong").unwrap();
+        let due = || web.seen.lock().unwrap().at = Instant::now() - LOOK;
+        due();
+        // One look at a time: threads would pile up with the clients that come.
+        assert!(Looking::begin(&web).is_none());
+        tokio::time::timeout(Duration::from_secs(20), web.current()).await.unwrap();
+        assert!(web.status().is_ok);
+        drop(looking);
+        due();
+        web.current().await;
+        assert!(!web.status().is_ok);
+    }
 }
