@@ -22,6 +22,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -89,6 +90,7 @@ pub fn run(
 ) -> Result<(), ServiceError> {
     // First of all, while there is one thread.
     let inherited = Inherited::take();
+    raise_descriptors();
     let datapath = KernelDatapath::open(&config.datapath)?;
     let monitor = Monitor::new()?;
     if config.host_id_source == HostIdSource::HostName {
@@ -135,12 +137,26 @@ pub fn run(
         herald.stopping();
         result
     });
+    // Work that nobody waits for any more, such as a bcrypt, does not keep the process.
+    runtime.shutdown_background();
     drop(events.send(Event::Shutdown));
     let result = agent.join().map(drop).map_err(|_| ServiceError::AgentEnded).and(result);
     if has_control && let Err(error) = std::fs::remove_file(&config.control_socket) {
         tracing::debug!(error = %error, "control socket left behind");
     }
     result
+}
+
+/// Lets the process have as many descriptors as it may give itself.
+///
+/// It is mostly 1,024 otherwise, and there may be 512 connections to each of four servers: attaching takes descriptors
+/// too, and must not depend on who connects.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(error = %error, "the limit of open files stays as it is");
+    }
 }
 
 /// Handles signals and lets the seconds pass, until something says to end.

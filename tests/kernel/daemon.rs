@@ -364,6 +364,41 @@ fn slow_client_does_not_hold_the_end_up() {
 }
 
 #[test]
+fn password_in_the_checking_does_not_hold_the_end_up() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("checking");
+    let directory = tempfile::tempdir().unwrap();
+    let web = directory.path().join("web.yml");
+    // No password goes with it, and it takes many seconds to find that out.
+    let hash = bcrypt::hash("secret", 4).unwrap().replacen("$04$", "$18$", 1);
+    std::fs::write(&web, format!("basic_auth_users: {{alice: {hash}}}\n")).unwrap();
+    let mut daemon = Daemon::new(&host, &format!("[http]\nconfig_file = {web:?}"));
+    daemon.start();
+    daemon.wait("it serves", |daemon| daemon.try_get("/").is_ok_and(|answer| answer.status == 401));
+    let mut stream = host.netns.run_in(|| TcpStream::connect(HTTP)).unwrap().unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic YWxpY2U6c2VjcmV0\r\n\r\n").unwrap();
+    // Read after the one above.
+    daemon.wait("it serves", |daemon| daemon.try_get("/").is_ok_and(|answer| answer.status == 401));
+    let began = std::time::Instant::now();
+    daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn descriptors_are_as_many_as_the_process_may_have() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("files");
+    let mut daemon = Daemon::new(&host, "");
+    daemon.start_with(&["sh", "-c", "ulimit -Sn 200; ulimit -Hn 3000; exec \"$@\"", "sh"], |_| {});
+    daemon.wait_until_ready();
+    assert!(daemon.get("/metrics").contains("\nprocess_max_fds 3000\n"));
+}
+
+#[test]
 fn sockets_that_were_passed_are_served_in_place_of_addresses() {
     if !ready() {
         return;
