@@ -31,7 +31,10 @@ use self::{
     families::Families,
     lines::{Created, Lines},
 };
-use super::{process::Process, server};
+use super::{
+    process::Process,
+    server::{self, Published},
+};
 use crate::snapshot::{SharedSnapshot, Snapshot};
 
 /// About how many bytes a port and a tunnel take, so that the buffer seldom grows.
@@ -92,6 +95,18 @@ impl Exposition {
         format: Format,
         stopwatch: Stopwatch,
     ) -> String {
+        self.render_with(snapshot, process, server::published(), format, stopwatch)
+    }
+
+    /// Writes everything, with what these servers say of themselves.
+    fn render_with(
+        &self,
+        snapshot: &SharedSnapshot,
+        process: Process,
+        servers: Vec<Published>,
+        format: Format,
+        stopwatch: Stopwatch,
+    ) -> String {
         let Options { max_series, midonet, scraper, ref scraper_agent } = self.options;
         let created = Created::default();
         let capacity = 64 * 1024
@@ -113,6 +128,7 @@ impl Exposition {
             choice,
             series: Series { limit: max_series, over },
             process,
+            servers,
             format,
             created,
             stopwatch,
@@ -169,6 +185,7 @@ struct Scrape {
     choice: Choice,
     series: Series,
     process: Process,
+    servers: Vec<Published>,
     format: Format,
     created: Created,
     stopwatch: Stopwatch,
@@ -180,7 +197,7 @@ impl Collector for Scrape {
         let mut families = Families::new(encoder, created);
         traffic::write(&mut families, &self.snapshot, &self.choice)?;
         agent::write(&mut families, &self.snapshot, &self.process)?;
-        servers::write(&mut families, &server::published())?;
+        servers::write(&mut families, &self.servers)?;
         agent::exposition(&mut families, &self.series, self.stopwatch)
     }
 }

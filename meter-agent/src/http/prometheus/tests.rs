@@ -13,7 +13,11 @@ use proptest::{
 use super::{Exposition, Format, Options, Process, Stopwatch};
 use crate::{
     datapath::Class,
-    http::tests as fixture,
+    http::{
+        server::{Cut, Limits, Published, Refused, Server, Stats},
+        tests as fixture,
+        web::WebStatus,
+    },
     snapshot::{Port, Snapshot},
 };
 
@@ -35,8 +39,25 @@ fn exposition(max_series: usize) -> Exposition {
     Exposition::new(Options { max_series, midonet: false, scraper: false, scraper_agent })
 }
 
+/// Makes what a busy server and an idle one say of themselves.
+fn servers() -> Vec<Published> {
+    let numbered = |first: u64| first..;
+    let busy = Stats {
+        open: 7,
+        accepted: 1000,
+        cut: Cut::ALL.iter().copied().zip(numbered(10)).collect(),
+        refused: Refused::ALL.iter().copied().zip(numbered(20)).collect(),
+    };
+    let idle = Server::new(Limits::default()).stats();
+    let web = Some(WebStatus { is_ok: false, loaded_s: 1_789_000_100 });
+    vec![
+        Published { name: "metrics", stats: busy, web },
+        Published { name: "jolokia", stats: idle, web: None },
+    ]
+}
+
 fn rendered(snapshot: Snapshot, format: Format) -> String {
-    exposition(10_000).render(&Arc::new(snapshot), process(), format, TOOK)
+    exposition(10_000).render_with(&Arc::new(snapshot), process(), servers(), format, TOOK)
 }
 
 fn is_sample(line: &&str) -> bool {
