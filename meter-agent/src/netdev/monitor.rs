@@ -16,6 +16,7 @@ mod follow;
 mod parse;
 mod schedule;
 mod socket;
+mod statistics;
 
 use std::{
     io::{self, PipeReader, PipeWriter},
@@ -34,6 +35,7 @@ use self::{
     schedule::Schedule,
     socket::{Heard, Requests, Subscription},
 };
+pub use self::statistics::Sampler;
 use super::{NetdevEvent, NetdevTable};
 
 /// The kernel needs about 4 KiB of it for a link message: some 2000 changes between two reads.
