@@ -50,6 +50,7 @@
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 
 pub mod agent;
+pub mod audit;
 pub mod binding;
 pub mod cli;
 pub mod config;

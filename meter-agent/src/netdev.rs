@@ -178,8 +178,10 @@ pub struct NetdevStats {
     pub tx_packets: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
-    /// Dropped by the driver instead of being sent, and what it failed to send.
+    /// Dropped instead of being sent.
     pub tx_dropped: u64,
+    /// Not sent for an error.
+    pub tx_errors: u64,
 }
 
 /// The statistics of one netdev at one moment, and what explains them.

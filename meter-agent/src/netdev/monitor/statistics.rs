@@ -164,7 +164,8 @@ fn stats(attributes: &Attributes<'_>) -> Option<NetdevStats> {
         rx_bytes: field(2)?,
         tx_bytes: field(3)?,
         rx_dropped: field(6)?,
-        tx_dropped: field(7)?.wrapping_add(field(5)?),
+        tx_dropped: field(7)?,
+        tx_errors: field(5)?,
     })
 }
 
@@ -226,7 +227,8 @@ mod tests {
             rx_bytes: 3,
             tx_bytes: 4,
             rx_dropped: 7,
-            tx_dropped: 8 + 6,
+            tx_dropped: 8,
+            tx_errors: 6,
         };
         assert_eq!(stats(&attributes), Some(expected));
         let sample = sample(expected, &attributes);
