@@ -12,7 +12,7 @@ mod failures;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvError, TryRecvError},
@@ -23,7 +23,8 @@ use arc_swap::ArcSwap;
 
 use self::{compose::Known, failures::Failures};
 use crate::{
-    datapath::{AttachError, Datapath, Lost, Retry, Target},
+    audit::Report,
+    datapath::{AttachError, Attachment, Datapath, Lost, Retry, Target},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
     reconcile::{self, Step},
@@ -52,6 +53,8 @@ pub enum Event {
     BadPolicy,
     /// A reader wants totals.
     Refresh(Refresh),
+    /// An audit has ended.
+    Audited(Arc<Report>),
     /// A second has passed.
     Tick,
     /// The agent ends.
@@ -68,6 +71,10 @@ pub struct Agent<D> {
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
     gone: BTreeSet<u32>,
     failures: Failures,
+    /// Of each netdev whose counting began under this agent: in which order that was.
+    attaches: BTreeMap<u32, u64>,
+    last_attach: u64,
+    audit: Option<Arc<Report>>,
     /// Whether there was a dump since the hooks were looked at.
     unverified: bool,
     /// Ticks since then.
@@ -102,6 +109,9 @@ impl<D: Datapath> Agent<D> {
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
+            attaches: BTreeMap::new(),
+            last_attach: 0,
+            audit: None,
             unverified: false,
             verified_before: VERIFY_REST,
             steps: VecDeque::new(),
@@ -170,6 +180,7 @@ impl<D: Datapath> Agent<D> {
             }
             Event::BadPolicy => self.health.config_reload_ok = false,
             Event::Refresh(wish) => self.wishes.push(wish),
+            Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick();
                 self.verified_before = self.verified_before.saturating_add(1);
@@ -267,6 +278,7 @@ impl<D: Datapath> Agent<D> {
         match self.datapath.exchange(&targets) {
             Ok(()) => {
                 for target in targets {
+                    self.began(target.ifindex);
                     let Target { netdev, ifindex, port, .. } = target;
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
                     self.failures.forget(ifindex);
@@ -276,8 +288,20 @@ impl<D: Datapath> Agent<D> {
         }
     }
 
+    /// Remembers that a netdev's frames count anew, or for another port.
+    fn began(&mut self, ifindex: u32) {
+        self.last_attach += 1;
+        self.attaches.insert(ifindex, self.last_attach);
+    }
+
     fn attach(&mut self, target: Target) {
-        match self.datapath.attach(&target) {
+        let before = self.datapath.attached().get(&target.ifindex).cloned();
+        let attached = self.datapath.attach(&target);
+        let is = self.datapath.attached().get(&target.ifindex);
+        if is.is_some_and(|is| !is_continued(before.as_ref(), is)) {
+            self.began(target.ifindex);
+        }
+        match attached {
             Ok(()) => {
                 self.failures.forget(target.ifindex);
                 self.failures.detached(target.ifindex);
@@ -312,6 +336,7 @@ impl<D: Datapath> Agent<D> {
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
                 }
                 self.gone.remove(&ifindex);
+                self.attaches.remove(&ifindex);
                 self.failures.forget(ifindex);
                 self.failures.detached(ifindex);
             }
@@ -333,6 +358,8 @@ impl<D: Datapath> Agent<D> {
                     attached: self.datapath.attached(),
                     failures: &self.failures,
                     health: &self.health,
+                    attaches: &self.attaches,
+                    audit: self.audit.as_ref(),
                     host: &self.host,
                 };
                 let snapshot = Arc::new(compose::snapshot(self.generation, reading, &known));
@@ -349,4 +376,12 @@ impl<D: Datapath> Agent<D> {
             }
         }
     }
+}
+
+/// Returns whether a netdev's frames count as they did: at the same kind of hook, without a gap, for the same port.
+fn is_continued(before: Option<&Attachment>, is: &Attachment) -> bool {
+    let same = |before: &Attachment| {
+        !before.lost && before.kinds() == is.kinds() && before.target.port == is.target.port
+    };
+    before.is_some_and(same)
 }

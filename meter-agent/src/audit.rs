@@ -124,7 +124,9 @@ impl Cause {
             Self::AttachedLater => {
                 "the netdev had this traffic before it was metered; no meter has it, and none should."
             }
-            Self::Xdp => "an XDP program on the netdev drops, answers or redirects frames before they reach the hook.",
+            Self::Xdp => {
+                "an XDP program on the netdev drops, answers or redirects frames before they reach the hook."
+            }
             Self::ForeignProgram => {
                 "another TC program on this side of the netdev drops or redirects frames: before the hook on receive, \
                  behind it on transmit."
@@ -141,12 +143,16 @@ impl Cause {
                 "the packets agree, and the driver counts other bytes of each: with the FCS, or without a VLAN tag or the \
                  Ethernet header."
             }
-            Self::RxDropped => "the kernel dropped these frames between the driver and the hook (rx_dropped).",
+            Self::RxDropped => {
+                "the kernel dropped these frames between the driver and the hook (rx_dropped)."
+            }
             Self::TxDropped => {
                 "the queue or the driver dropped these frames after the hook had counted them as offered (tx_dropped)."
             }
             Self::Queued => "whoever reads the tap has not fetched these frames yet.",
-            Self::Copies => "the tunnel netdev sends some frames to several end points, and counts each copy.",
+            Self::Copies => {
+                "the tunnel netdev sends some frames to several end points, and counts each copy."
+            }
             Self::Unknown => {
                 "nothing that the audit knows: a way around the hook (XDP_REDIRECT, AF_XDP, a packet socket with \
                  PACKET_QDISC_BYPASS, a redirect into the netdev), or a fault of the meter. Report it with this line."
@@ -325,11 +331,9 @@ impl Auditor {
         for first in first {
             let hooked = first.hooked();
             let ifindex = first.ifindex;
-            let (Some(second), Some(kernel_first), Some(kernel_second)) = (
-                second.get(&hooked),
-                sample.kernel_first.get(&ifindex),
-                sample.kernel_second.get(&ifindex),
-            ) else {
+            let (Some(second), Some(kernel_first), Some(kernel_second)) =
+                (second.get(&hooked), sample.kernel_first.get(&ifindex), sample.kernel_second.get(&ifindex))
+            else {
                 continue;
             };
             let bracket = judge::Bracket { first, second, kernel: [kernel_first, kernel_second] };

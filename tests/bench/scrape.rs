@@ -278,6 +278,7 @@ fn snapshot() -> Snapshot {
             vni: None,
             source: Source::Alias,
             hooks: (HookKind::Tcx, HookKind::Tcx),
+            attach: 1,
         }),
     };
     let tunnel = |seed: u32, swap: bool| {

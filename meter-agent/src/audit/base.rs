@@ -75,12 +75,11 @@ impl Relations {
     pub(super) fn of(bracket: &Bracket<'_>, direction: Direction) -> Self {
         let kernel = bracket.kernel.map(|sample| received_or_sent(sample, direction));
         let hooks = [bracket.first, bracket.second].map(|metered| &metered.hooks[direction as usize]);
-        let units: [fn(&HookCounter) -> (u64, u64); 2] = [
-            |hook| (hook.skb().packets, hook.skb().bytes),
-            |hook| (hook.wire().packets, hook.wire().bytes),
-        ];
-        let packets =
-            units.map(|unit| Range::difference(kernel.map(|(packets, _)| packets), hooks.map(|hook| unit(hook).0)));
+        let units: [fn(&HookCounter) -> (u64, u64); 2] =
+            [|hook| (hook.skb().packets, hook.skb().bytes), |hook| (hook.wire().packets, hook.wire().bytes)];
+        let packets = units.map(|unit| {
+            Range::difference(kernel.map(|(packets, _)| packets), hooks.map(|hook| unit(hook).0))
+        });
         let bytes = units.map(|unit| {
             HEADERS.map(|header| {
                 let with_header = |(packets, bytes): (u64, u64)| {
@@ -168,7 +167,10 @@ impl Base {
             self.beyond = bracket.beyond();
         }
         if let (Some(base), Some(seen)) = (&mut self.open, bracket.open()) {
-            base.iter_mut().flatten().zip(seen.into_iter().flatten()).for_each(|(base, seen)| base.narrow(seen));
+            base.iter_mut()
+                .flatten()
+                .zip(seen.into_iter().flatten())
+                .for_each(|(base, seen)| base.narrow(seen));
         } else {
             // It became an uplink, or is none any more.
             self.open = bracket.open();

@@ -99,7 +99,11 @@ fn row(
         }
     }
     // What went past this end is counted at the other.
-    kernel += drifts.iter().filter(|drift| drift.cause == Cause::RedirectPeer).map(|drift| drift.packets).sum::<i64>();
+    kernel += drifts
+        .iter()
+        .filter(|drift| drift.cause == Cause::RedirectPeer)
+        .map(|drift| drift.packets)
+        .sum::<i64>();
     let sum: i64 = drifts.iter().map(|drift| drift.packets).sum();
     Row {
         id: metered.port.to_string(),
@@ -195,7 +199,8 @@ impl Case<'_> {
         let Relations { packets, bytes } = self.moved;
         let headers = self.driver.headers();
         [SKB, WIRE].into_iter().any(|unit| {
-            packets[unit].is_zero() && (headers.iter().any(|&header| bytes[unit][header].is_zero()) || self.is_between(unit))
+            packets[unit].is_zero()
+                && (headers.iter().any(|&header| bytes[unit][header].is_zero()) || self.is_between(unit))
         }) || self.has_some_tags()
             || self.driver.mixes(self.direction).iter().any(|&header| self.is_mixed(header))
     }
@@ -240,7 +245,8 @@ impl Case<'_> {
     fn driver_units(&self) -> Option<Drift> {
         let Relations { packets, bytes } = self.moved;
         let fits = |unit: &usize| {
-            packets[*unit].is_zero() && [FCS, NO_ETHERNET].into_iter().any(|header| bytes[*unit][header].is_zero())
+            packets[*unit].is_zero()
+                && [FCS, NO_ETHERNET].into_iter().any(|header| bytes[*unit][header].is_zero())
         };
         let unit = [SKB, WIRE].into_iter().filter(|_| self.driver == Driver::Other).find(fits)?;
         Some(Drift { cause: Cause::DriverUnits, packets: 0, bytes: bytes[unit][WHOLE].nearest() })
@@ -282,12 +288,14 @@ impl Case<'_> {
     /// Returns what the kernel itself says of lost packets, and how many are left.
     fn explained(&self, unit: usize) -> (Vec<Drift>, i64) {
         let [first, now] = [&self.base.kernel, self.bracket.kernel[1]];
-        let grown = |value: fn(&NetdevSample) -> u64| value(now).wrapping_sub(value(first)).cast_signed().max(0);
+        let grown =
+            |value: fn(&NetdevSample) -> u64| value(now).wrapping_sub(value(first)).cast_signed().max(0);
         let queue_dropped = i64::from(now.queue_dropped.wrapping_sub(first.queue_dropped));
         let mut rest = self.moved.packets[unit].nearest();
         let causes = match self.direction {
             Direction::Egress if rest < 0 => {
-                let dropped = grown(|sample| sample.stats.tx_dropped) + grown(|sample| sample.stats.tx_errors);
+                let dropped =
+                    grown(|sample| sample.stats.tx_dropped) + grown(|sample| sample.stats.tx_errors);
                 let in_driver = if self.driver == Driver::Tap { now.queue_limit } else { 0 };
                 let waiting = i64::from(now.queue_waiting) + i64::from(in_driver);
                 vec![(Cause::TxDropped, dropped + queue_dropped), (Cause::Queued, waiting)]

@@ -75,7 +75,11 @@ impl Netdev {
 }
 
 /// Takes a base line at rest, changes something, and returns what is found then, on receive and on transmit.
-fn found(mut netdev: Netdev, is_shared: bool, change: impl FnOnce(&mut Netdev)) -> [Vec<(Cause, i64, i64)>; 2] {
+fn found(
+    mut netdev: Netdev,
+    is_shared: bool,
+    change: impl FnOnce(&mut Netdev),
+) -> [Vec<(Cause, i64, i64)>; 2] {
     let mut auditor = Auditor::default();
     let report = auditor.judge(&netdev.sample(), &|_, _| is_shared);
     assert!(report.rows.iter().all(|row| row.drifts.is_empty()), "{report:?}");

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use meter_agent::{
+    audit,
     config::{Config, ConfigError, Flags, HostFacts, LogFormat},
+    control,
     datapath::kernel,
     http::web::{Web, WebError},
     ls::{self, Witness},
@@ -37,6 +39,12 @@ struct Arguments {
 enum Command {
     /// List the netdevs: what each is, its port and device, its hooks, and why not if not
     Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hold every meter against the kernel's own statistics; exit code 1 when there is drift that nothing explains
+    Audit {
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -72,6 +80,10 @@ fn main() -> ExitCode {
         }
         None => daemon(&config, web, load),
         Some(Command::Ls { json }) => list(&config, json),
+        Some(Command::Audit { json }) => match audit(&config, json) {
+            Ok(false) => return ExitCode::FAILURE,
+            result => result.map(drop),
+        },
         Some(Command::Detach) => detach(&config),
     };
     match result {
@@ -117,6 +129,20 @@ fn list(config: &Config, json: bool) -> Result<()> {
         );
     }
     let text = if json { serde_json::to_string_pretty(&netdevs)? + "\n" } else { ls::table(&netdevs) };
+    print(&text)
+}
+
+/// Asks for an audit and prints it; returns whether everything is explained.
+fn audit(config: &Config, json: bool) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(control::audit(&config.control_socket))?;
+    let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { audit::table(&report) };
+    print(&text)?;
+    Ok(report.is_explained())
+}
+
+/// Writes data to standard output.
+fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

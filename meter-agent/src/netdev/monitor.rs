@@ -30,12 +30,12 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
+pub use self::statistics::Sampler;
 use self::{
     follow::{Change, follow},
     schedule::Schedule,
     socket::{Heard, Requests, Subscription},
 };
-pub use self::statistics::Sampler;
 use super::{NetdevEvent, NetdevTable};
 
 /// The kernel needs about 4 KiB of it for a link message: some 2000 changes between two reads.

@@ -67,10 +67,7 @@ impl Sampler {
     /// # Errors
     ///
     /// When the kernel refuses. Queues and other ends that can't be asked are left out instead.
-    pub fn sample(
-        &mut self,
-        netdevs: &BTreeSet<u32>,
-    ) -> Result<BTreeMap<u32, NetdevSample>, MonitorError> {
+    pub fn sample(&mut self, netdevs: &BTreeSet<u32>) -> Result<BTreeMap<u32, NetdevSample>, MonitorError> {
         let mut samples = BTreeMap::new();
         let mut received = BTreeMap::new();
         let mut peers = BTreeMap::new();
@@ -185,11 +182,7 @@ fn queue(payload: &[u8]) -> Option<(u32, u32, u32)> {
     }
     let stats = Attributes::read(payload.get(20..)?)?.nested(TCA_STATS2);
     let queue = stats.first(TCA_STATS_QUEUE)?;
-    Some((
-        ifindex,
-        bytes(queue, 0).map(u32::from_ne_bytes)?,
-        bytes(queue, 8).map(u32::from_ne_bytes)?,
-    ))
+    Some((ifindex, bytes(queue, 0).map(u32::from_ne_bytes)?, bytes(queue, 8).map(u32::from_ne_bytes)?))
 }
 
 #[cfg(test)]
