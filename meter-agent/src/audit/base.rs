@@ -2,7 +2,7 @@
 
 use meter_ebpf::abi::{Direction, HookCounter};
 
-use super::judge::Bracket;
+use super::{Drift, judge::Bracket};
 use crate::netdev::NetdevSample;
 
 /// Bytes by which a driver may count less of each packet than we do: none, the Ethernet header, or the other way round
@@ -132,6 +132,8 @@ pub(super) struct Base {
     pub(super) before: Option<[(i64, i64); 2]>,
     /// The kernel's `tx_dropped` when it was looked at last.
     pub(super) dropped: u64,
+    /// Who was blamed while they were there, by direction: a program that has gone took what it took.
+    pub(super) blamed: [Vec<Drift>; 2],
 }
 
 impl Base {
@@ -153,6 +155,7 @@ impl Base {
             kernel,
             before: (bracket.first.attach != 0).then_some(before),
             dropped: kernel.stats.tx_dropped,
+            blamed: [Vec::new(), Vec::new()],
         }
     }
 

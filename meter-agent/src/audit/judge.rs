@@ -74,10 +74,11 @@ pub(super) fn judge(
 
 fn row(
     bracket: &Bracket<'_>,
-    base: &Base,
+    base: &mut Base,
     direction: Direction,
     is_shared: &dyn Fn(u32, Direction) -> bool,
 ) -> Row {
+    let mut blamed = std::mem::take(&mut base.blamed[direction as usize]);
     let metered = bracket.second;
     let case = Case {
         moved: Relations::of(bracket, direction).since(&base.relations[direction as usize]),
@@ -87,9 +88,10 @@ fn row(
         base,
         is_shared,
     };
-    let mut drifts = case.drifts();
+    let mut drifts = case.drifts(&mut blamed);
     let (now, then) =
         (received_or_sent(bracket.kernel[1], direction).0, received_or_sent(&base.kernel, direction).0);
+    base.blamed[direction as usize] = blamed;
     let mut kernel = now.wrapping_sub(then).cast_signed();
     if let Some(before) = base.before {
         let (packets, bytes) = before[direction as usize];
@@ -186,10 +188,10 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn drifts(&self) -> Vec<Drift> {
+    fn drifts(&self, blamed: &mut Vec<Drift>) -> Vec<Drift> {
         let mut drifts = self.past_this_end();
         if !self.agrees() {
-            drifts.extend(self.driver_units().map_or_else(|| self.lost(), |drift| vec![drift]));
+            drifts.extend(self.driver_units().map_or_else(|| self.lost(blamed), |drift| vec![drift]));
         }
         drifts
     }
@@ -265,23 +267,39 @@ impl Case<'_> {
     }
 
     /// Returns where packets went, or came from, that only one side has counted.
-    fn lost(&self) -> Vec<Drift> {
+    fn lost(&self, blamed: &mut Vec<Drift>) -> Vec<Drift> {
         let explained = [SKB, WIRE].map(|unit| self.explained(unit));
         let size = |(_, rest): &(Vec<Drift>, i64)| rest.unsigned_abs();
         let unit = if size(&explained[WIRE]) < size(&explained[SKB]) { WIRE } else { SKB };
         let [skb, wire] = explained;
-        let (mut drifts, rest) = if unit == SKB { skb } else { wire };
+        let (mut drifts, mut packets) = if unit == SKB { skb } else { wire };
         let header = match self.driver {
             Driver::Tunnel => NO_ETHERNET,
             Driver::Veth if self.bracket.kernel[1].has_xdp => NO_ETHERNET,
             _ => WHOLE,
         };
-        let bytes = self.moved.bytes[unit][header].nearest();
-        if rest != 0 || (drifts.is_empty() && bytes != 0) {
-            // Of what was dropped nobody knows the bytes.
-            let bytes = if drifts.is_empty() { bytes } else { 0 };
-            drifts.push(Drift { cause: self.cause(rest), packets: rest, bytes });
+        // Of what was dropped nobody knows the bytes.
+        let knows_bytes = drifts.is_empty();
+        let mut bytes = if knows_bytes { self.moved.bytes[unit][header].nearest() } else { 0 };
+        for known in blamed.iter() {
+            let taken = known.packets.signum() * known.packets.abs().min(packets.abs());
+            if known.packets.signum() != packets.signum() || taken == 0 {
+                continue;
+            }
+            let share =
+                if taken == known.packets { known.bytes } else { known.bytes / known.packets * taken };
+            packets -= taken;
+            bytes -= if knows_bytes { share } else { 0 };
+            drifts.push(Drift { cause: known.cause, packets: taken, bytes: share });
         }
+        if packets == 0 && (bytes == 0 || !drifts.is_empty()) {
+            return drifts;
+        }
+        let drift = Drift { cause: self.cause(packets), packets, bytes };
+        if drift.cause != Cause::Unknown {
+            add(blamed, drift);
+        }
+        add(&mut drifts, drift);
         drifts
     }
 
@@ -330,5 +348,16 @@ impl Case<'_> {
             Direction::Egress if packets > 0 && has_xdp => Cause::Xdp,
             _ => Cause::Unknown,
         }
+    }
+}
+
+/// Adds a drift to the one of the same cause.
+fn add(drifts: &mut Vec<Drift>, drift: Drift) {
+    match drifts.iter_mut().find(|known| known.cause == drift.cause) {
+        Some(known) => {
+            known.packets += drift.packets;
+            known.bytes += drift.bytes;
+        }
+        None => drifts.push(drift),
     }
 }

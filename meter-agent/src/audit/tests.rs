@@ -160,6 +160,29 @@ fn frames_that_never_reach_the_hook_are_blamed_on_who_stands_before_it() {
 }
 
 #[test]
+fn program_that_has_gone_is_still_to_blame_for_what_it_took_and_for_no_more() {
+    let mut netdev = Netdev::new("veth", Class::Port);
+    let mut auditor = Auditor::default();
+    auditor.judge(&netdev.sample(), &|_, _| true);
+    netdev.kernel_receives(10, 10_660);
+    auditor.judge(&netdev.sample(), &|_, _| true);
+    netdev.receive(7, 1);
+    netdev.kernel_receives(7, 7_462);
+    let foreign = Drift { cause: Cause::ForeignProgram, packets: 10, bytes: 10_660 };
+    assert_eq!(only(&auditor.judge(&netdev.sample(), &|_, _| false), 0), [foreign]);
+    netdev.kernel_receives(2, 2_132);
+    let unknown = Drift { cause: Cause::Unknown, packets: 2, bytes: 2_132 };
+    assert_eq!(only(&auditor.judge(&netdev.sample(), &|_, _| false), 0), [foreign, unknown]);
+    netdev.kernel.has_xdp = true;
+    netdev.kernel_receives(0, 0);
+    let causes = auditor.judge(&netdev.sample(), &|_, _| false).rows[0].drifts.clone();
+    assert_eq!(
+        causes.iter().map(|drift| drift.cause).collect::<Vec<_>>(),
+        [Cause::ForeignProgram, Cause::Xdp]
+    );
+}
+
+#[test]
 fn dropper_on_a_veth_does_not_hide_behind_super_packets() {
     let drifts = found(Netdev::new("veth", Class::Port), true, |netdev| {
         netdev.receive(1000, 40);

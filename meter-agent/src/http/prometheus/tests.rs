@@ -116,11 +116,7 @@ fn created_is_next_to_its_counter() {
         let is_agents = pair[1].starts_with("meter_agent_")
             || pair[1].starts_with("process_")
             || pair[1].contains("_transmit_dropped_packets_");
-        let began = if is_agents {
-            "1789000000.500000000"
-        } else {
-            "1789000000.25"
-        };
+        let began = if is_agents { "1789000000.500000000" } else { "1789000000.25" };
         assert!(seconds.starts_with(began), "{}", pair[1]);
         count += 1;
     }
