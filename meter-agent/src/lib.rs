@@ -33,6 +33,14 @@
 //! Level-triggered: the plan compares what is with what should be, so a lost event, a failed attach and a start are one
 //! case.
 //!
+//! # The way of an audit
+//!
+//! ```text
+//! every audit.interval, meter-agent audit ─► service: kernel's statistics, our counters twice, statistics again
+//!                ▼
+//! audit::Auditor::judge ─► audit::Report ─► agent::Event::Audited ─► the snapshot
+//! ```
+//!
 //! # Invariants
 //!
 //! 1. The programs decide nothing and write to no packet; they return "next".
@@ -43,7 +51,7 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no
+//! 8. [`audit`], [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`snapshot`] and [`survey`] do no
 //!    I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!

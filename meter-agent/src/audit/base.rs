@@ -1,6 +1,6 @@
 //! Base lines: what the difference of two counters was when nothing was lost.
 
-use meter_ebpf::abi::{Direction, HookCounter};
+use meter_ebpf::abi::{Counter, Direction, HookCounter};
 
 use super::{Drift, judge::Bracket};
 use crate::netdev::NetdevSample;
@@ -75,17 +75,16 @@ impl Relations {
     pub(super) fn of(bracket: &Bracket<'_>, direction: Direction) -> Self {
         let kernel = bracket.kernel.map(|sample| received_or_sent(sample, direction));
         let hooks = [bracket.first, bracket.second].map(|metered| &metered.hooks[direction as usize]);
-        let units: [fn(&HookCounter) -> (u64, u64); 2] =
-            [|hook| (hook.skb().packets, hook.skb().bytes), |hook| (hook.wire().packets, hook.wire().bytes)];
+        let units: [fn(&HookCounter) -> Counter; 2] = [HookCounter::skb, HookCounter::wire];
         let packets = units.map(|unit| {
-            Range::difference(kernel.map(|(packets, _)| packets), hooks.map(|hook| unit(hook).0))
+            Range::difference(kernel.map(|(packets, _)| packets), hooks.map(|hook| unit(hook).packets))
         });
         let bytes = units.map(|unit| {
             HEADERS.map(|header| {
                 let with_header = |(packets, bytes): (u64, u64)| {
                     bytes.wrapping_add(packets.wrapping_mul(header.cast_unsigned()))
                 };
-                Range::difference(kernel.map(with_header), hooks.map(|hook| unit(hook).1))
+                Range::difference(kernel.map(with_header), hooks.map(|hook| unit(hook).bytes))
             })
         });
         Self { packets, bytes }

@@ -66,7 +66,7 @@ pub(super) fn judge(
     let rows = Direction::ALL.map(|direction| row(bracket, base, direction, is_shared));
     let closures = closures(bracket, base);
     let now = bracket.kernel[1].stats.tx_dropped;
-    let dropped = now.checked_sub(base.dropped).unwrap_or_default();
+    let dropped = now.saturating_sub(base.dropped);
     base.dropped = now;
     base.narrow(bracket);
     Judged { rows, closures, dropped }

@@ -19,7 +19,7 @@ pub fn table(report: &Report) -> String {
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
             // Writing to a `String` can't fail.
             let written = match column {
-                2 | 3 | 4 => write!(text, "{cell:>width$}  "),
+                2..=4 => write!(text, "{cell:>width$}  "),
                 6 => writeln!(text, "{cell}"),
                 _ => write!(text, "{cell:width$}  "),
             };

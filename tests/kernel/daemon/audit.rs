@@ -10,10 +10,15 @@ use lab::{
     require,
     traffic::RawSocket,
 };
-use meter_agent::audit::{Cause, Report};
+use meter_agent::{
+    audit::{Cause, Report},
+    datapath::{HookKind, is_shared},
+};
+use meter_ebpf::abi::Direction;
 
 use super::{Daemon, Guests, Host, PORT, bound, ready};
 use crate::support::{
+    foreign::Foreign,
     frames::between,
     raw::{Place, drop_all, redirect_peer},
 };
@@ -129,7 +134,6 @@ fn traffic_with_offloads_is_no_drift_on_any_kind_of_netdev() {
     assert_eq!((code, found), (0, vec![]), "{report:?}");
     assert!(report.closures.iter().all(|closure| (closure.packets, closure.bytes) == (0, 0)), "{report:?}");
     assert_eq!(report.closures.len(), 2, "{report:?}");
-    eprintln!("{}", meter_agent::audit::table(&report));
 }
 
 #[test]
@@ -137,8 +141,14 @@ fn whoever_takes_frames_away_is_named_with_how_many() {
     if !ready() || !require::met("tcx", require::is_kernel(6, 6), "TCX (Linux 6.6)") {
         return;
     }
-    let pair = Pair::new("takers");
-    let daemon = Daemon::started(&pair.host, &bound("eth0"));
+    for tc in ["tcx", "clsact"] {
+        frames_are_taken_away(tc);
+    }
+}
+
+fn frames_are_taken_away(tc: &str) {
+    let pair = Pair::new(&format!("takers-{tc}"));
+    let daemon = Daemon::started(&pair.host, &format!("tc = \"{tc}\"\n{}", bound("eth0")));
     wait_for_base(&daemon, 1);
     let (netns, ifindex) = (&pair.host.netns, pair.host.ifindex("eth0"));
     let mut expected = BTreeMap::new();
@@ -173,6 +183,36 @@ fn whoever_takes_frames_away_is_named_with_how_many() {
         "meter_audit_drift_packets{{port=\"{PORT}\",direction=\"receive\",cause=\"foreign_program\"}}"
     );
     assert_eq!(daemon.sample(&series), Some(30));
+}
+
+#[test]
+fn programs_of_others_are_told_from_ours() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("others");
+    let mut foreign = Foreign::load(&pair.host.netns);
+    let ifindex = pair.host.ifindex("eth0");
+    let others = |ours| {
+        let shared = |direction| is_shared(ifindex, direction, ours);
+        pair.host.netns.run_in(|| Direction::ALL.map(shared)).unwrap()
+    };
+    {
+        let daemon = Daemon::started(&pair.host, &format!("tc = \"clsact\"\n{}", bound("eth0")));
+        daemon.wait("it is metered", |daemon| daemon.port(PORT).is_some());
+        assert_eq!(others(HookKind::Clsact), [false, false]);
+        foreign.clsact("eth0", Direction::Egress, 3);
+        assert_eq!(others(HookKind::Clsact), [false, true]);
+    }
+    if require::is_kernel(6, 6) {
+        let _daemon = Daemon::started(&pair.host, &format!("tc = \"tcx\"\n{}", bound("eth0")));
+        assert_eq!(others(HookKind::Tcx), [false, true]);
+        foreign.tcx("eth0", Direction::Ingress);
+        assert_eq!(others(HookKind::Tcx), [true, true]);
+    }
+    drop(foreign);
+    // Ours, but with another's filter in it when we left it.
+    pair.host.netns.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"]).unwrap();
 }
 
 #[test]
