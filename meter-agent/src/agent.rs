@@ -6,13 +6,14 @@
 //!
 //! An ordinary thread on a channel, not a task: the datapath's system calls block.
 
+mod attaches;
 mod compose;
 mod failures;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvError, TryRecvError},
@@ -21,10 +22,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use self::{compose::Known, failures::Failures};
+use self::{attaches::Attaches, compose::Known, failures::Failures};
 use crate::{
     audit::Report,
-    datapath::{AttachError, Attachment, Datapath, Lost, Retry, Target},
+    datapath::{AttachError, Datapath, Lost, Retry, Target},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
     reconcile::{self, Step},
@@ -71,9 +72,7 @@ pub struct Agent<D> {
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
     gone: BTreeSet<u32>,
     failures: Failures,
-    /// Of each netdev whose counting began under this agent: in which order that was.
-    attaches: BTreeMap<u32, u64>,
-    last_attach: u64,
+    attaches: Attaches,
     audit: Option<Arc<Report>>,
     /// Whether there was a dump since the hooks were looked at.
     unverified: bool,
@@ -109,8 +108,7 @@ impl<D: Datapath> Agent<D> {
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
-            attaches: BTreeMap::new(),
-            last_attach: 0,
+            attaches: Attaches::default(),
             audit: None,
             unverified: false,
             verified_before: VERIFY_REST,
@@ -278,7 +276,7 @@ impl<D: Datapath> Agent<D> {
         match self.datapath.exchange(&targets) {
             Ok(()) => {
                 for target in targets {
-                    self.began(target.ifindex);
+                    self.attaches.began(target.ifindex);
                     let Target { netdev, ifindex, port, .. } = target;
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
                     self.failures.forget(ifindex);
@@ -288,18 +286,11 @@ impl<D: Datapath> Agent<D> {
         }
     }
 
-    /// Remembers that a netdev's frames count anew, or for another port.
-    fn began(&mut self, ifindex: u32) {
-        self.last_attach += 1;
-        self.attaches.insert(ifindex, self.last_attach);
-    }
-
     fn attach(&mut self, target: Target) {
         let before = self.datapath.attached().get(&target.ifindex).cloned();
         let attached = self.datapath.attach(&target);
-        let is = self.datapath.attached().get(&target.ifindex);
-        if is.is_some_and(|is| !is_continued(before.as_ref(), is)) {
-            self.began(target.ifindex);
+        if let Some(is) = self.datapath.attached().get(&target.ifindex) {
+            self.attaches.attached(before.as_ref(), is);
         }
         match attached {
             Ok(()) => {
@@ -336,7 +327,7 @@ impl<D: Datapath> Agent<D> {
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
                 }
                 self.gone.remove(&ifindex);
-                self.attaches.remove(&ifindex);
+                self.attaches.detached(ifindex);
                 self.failures.forget(ifindex);
                 self.failures.detached(ifindex);
             }
@@ -376,12 +367,4 @@ impl<D: Datapath> Agent<D> {
             }
         }
     }
-}
-
-/// Returns whether a netdev's frames count as they did: at the same kind of hook, without a gap, for the same port.
-fn is_continued(before: Option<&Attachment>, is: &Attachment) -> bool {
-    let same = |before: &Attachment| {
-        !before.lost && before.kinds() == is.kinds() && before.target.port == is.target.port
-    };
-    before.is_some_and(same)
 }

@@ -16,7 +16,8 @@
 //!    most what the widths of the two are;
 //! 3. what was counted before the base line is no drift. It is told as [`Cause::AttachedLater`] where the hooks are
 //!    younger than the netdev. An agent that takes over the hooks of an earlier one begins a new base line, and so does a
-//!    hook that was attached again: neither can look drifted for it, and neither vouches for what was before.
+//!    netdev that gets another port: neither can look drifted for it, and neither vouches for what was before. What passes
+//!    while a hook is missing is drift, [`Cause::HookLost`].
 //!
 //! The causes of one netdev and direction add up to `kernel - ours`.
 //!
@@ -47,7 +48,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use meter_ebpf::abi::{Counter, Direction, HookCounter};
 
@@ -61,6 +62,8 @@ use crate::{datapath::Class, meter::PortId, netdev::NetdevSample};
 pub enum Cause {
     /// The netdev had traffic before it was metered.
     AttachedLater,
+    /// A hook was missing for a while.
+    HookLost,
     /// An XDP program stands before the hook.
     Xdp,
     /// Another TC program stands on the same side of the netdev.
@@ -85,8 +88,9 @@ pub enum Cause {
 
 impl Cause {
     /// All causes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::AttachedLater,
+        Self::HookLost,
         Self::Xdp,
         Self::ForeignProgram,
         Self::RedirectPeer,
@@ -104,6 +108,7 @@ impl Cause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::AttachedLater => "attached_later",
+            Self::HookLost => "hook_lost",
             Self::Xdp => "xdp",
             Self::ForeignProgram => "foreign_program",
             Self::RedirectPeer => "redirect_peer",
@@ -123,6 +128,9 @@ impl Cause {
         match self {
             Self::AttachedLater => {
                 "the netdev had this traffic before it was metered; no meter has it, and none should."
+            }
+            Self::HookLost => {
+                "a hook was removed by another tool, or changed, and attached again; what passed meanwhile is in no meter."
             }
             Self::Xdp => {
                 "an XDP program on the netdev drops, answers or redirects frames before they reach the hook."
@@ -176,6 +184,8 @@ pub struct Metered {
     pub kind: String,
     /// Differs after each attach behind which counting began; 0 where an earlier agent's hooks were taken over.
     pub attach: u64,
+    /// Times that a hook was missing since then.
+    pub gaps: u64,
     /// Whether the program of ingress is XDP, and so the one that the kernel shows is ours.
     pub by_xdp: bool,
     /// The port's totals: ingress and egress.
@@ -324,6 +334,7 @@ impl Auditor {
     pub fn judge(&mut self, sample: &Sample, is_shared: &dyn Fn(u32, Direction) -> bool) -> Report {
         let second: BTreeMap<Hooked, &Metered> =
             sample.ours_second.iter().map(|metered| (metered.hooked(), metered)).collect();
+        let known: BTreeSet<u32> = self.bases.keys().map(|hooked| hooked.ifindex).collect();
         self.bases.retain(|hooked, _| second.contains_key(hooked));
         let mut report = Report { at_s: sample.at_s, ..Report::default() };
         let mut first: Vec<&Metered> = sample.ours_first.iter().collect();
@@ -339,8 +350,10 @@ impl Auditor {
             let bracket = judge::Bracket { first, second, kernel: [kernel_first, kernel_second] };
             let begins = !self.bases.contains_key(&hooked);
             if begins {
-                let before = self.totals.get(&first.port).copied().unwrap_or_default();
-                self.bases.insert(hooked, Base::new(&bracket, &before));
+                let totals = self.totals.get(&first.port).copied().unwrap_or_default();
+                // A netdev that carried another port was metered before.
+                let is_young = first.attach != 0 && !known.contains(&ifindex);
+                self.bases.insert(hooked, Base::new(&bracket, is_young.then_some(&totals)));
             }
             let Some(base) = self.bases.get_mut(&hooked) else { continue };
             let Judged { rows, closures, dropped } = judge::judge(&bracket, base, is_shared);

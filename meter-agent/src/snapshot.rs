@@ -32,6 +32,15 @@ pub struct Port {
     pub carrier: Option<Carrier>,
 }
 
+/// Since when a netdev's frames count for its port, without a time: what an audit needs to know of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Since {
+    /// Differs after each attach behind which counting began anew; 0 where an earlier agent's hooks count on.
+    pub attach: u64,
+    /// Times that a hook was missing or changed since then, so that frames may be in no meter.
+    pub gaps: u64,
+}
+
 /// The netdev that carries a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carrier {
@@ -53,8 +62,8 @@ pub struct Carrier {
     pub source: Source,
     /// The hooks: ingress and egress.
     pub hooks: (HookKind, HookKind),
-    /// Differs after each attach behind which counting began anew; 0 where an earlier agent's hooks count on.
-    pub attach: u64,
+    /// Since when it counts.
+    pub since: Since,
 }
 
 /// Totals of one tunnel in one direction, over all uplinks.

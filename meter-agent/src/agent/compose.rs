@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use meter_ebpf::abi::{Counter, Direction};
 
-use super::failures::Failures;
+use super::{attaches::Attaches, failures::Failures};
 use crate::{
     audit::Report,
     datapath::{Attachment, BucketReading, PortReading, Reading, TunnelReading},
@@ -21,8 +21,7 @@ pub(super) struct Known<'a> {
     pub(super) attached: &'a BTreeMap<u32, Attachment>,
     pub(super) failures: &'a Failures,
     pub(super) health: &'a Health,
-    /// Of each netdev whose counting this agent began: in which order.
-    pub(super) attaches: &'a BTreeMap<u32, u64>,
+    pub(super) attaches: &'a Attaches,
     pub(super) audit: Option<&'a Arc<Report>>,
     pub(super) host: &'a str,
 }
@@ -120,7 +119,7 @@ fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Car
         },
         source: bound.source,
         hooks: (attachment.ingress, attachment.egress),
-        attach: known.attaches.get(&ifindex).copied().unwrap_or_default(),
+        since: known.attaches.of(ifindex),
     })
 }
 

@@ -131,28 +131,34 @@ pub(super) struct Base {
     pub(super) before: Option<[(i64, i64); 2]>,
     /// The kernel's `tx_dropped` when it was looked at last.
     pub(super) dropped: u64,
+    /// Times that a hook had been missing when it was looked at last.
+    pub(super) gaps: u64,
     /// Who was blamed while they were there, by direction: a program that has gone took what it took.
     pub(super) blamed: [Vec<Drift>; 2],
 }
 
 impl Base {
-    /// Begins one; `totals` is what the port had when it was on no netdev, or on another.
-    pub(super) fn new(bracket: &Bracket<'_>, totals: &[HookCounter; 2]) -> Self {
+    /// Begins one. Where the netdev was not metered before, `totals` is what the port had when it was on no netdev, or on
+    /// another.
+    pub(super) fn new(bracket: &Bracket<'_>, totals: Option<&[HookCounter; 2]>) -> Self {
         let kernel = *bracket.kernel[0];
-        let before = Direction::ALL.map(|direction| {
-            let (packets, bytes) = received_or_sent(&kernel, direction);
-            let mut since = bracket.second.hooks[direction as usize];
-            since.sub(&totals[direction as usize]);
-            // At least that much: what came meanwhile is left out, and what the kernel counts otherwise.
-            let beyond = |kernel: u64, ours: u64| kernel.wrapping_sub(ours).cast_signed().max(0);
-            (beyond(packets, since.wire().packets), beyond(bytes, since.wire().bytes))
-        });
+        let before = |totals: &[HookCounter; 2]| {
+            Direction::ALL.map(|direction| {
+                let (packets, bytes) = received_or_sent(&kernel, direction);
+                let mut since = bracket.second.hooks[direction as usize];
+                since.sub(&totals[direction as usize]);
+                // At least that much: what came meanwhile is left out, and what the kernel counts otherwise.
+                let beyond = |kernel: u64, ours: u64| kernel.wrapping_sub(ours).cast_signed().max(0);
+                (beyond(packets, since.wire().packets), beyond(bytes, since.wire().bytes))
+            })
+        };
         Self {
             relations: Direction::ALL.map(|direction| Relations::of(bracket, direction)),
             beyond: bracket.beyond(),
             open: bracket.open(),
             kernel,
-            before: (bracket.first.attach != 0).then_some(before),
+            before: totals.map(before),
+            gaps: bracket.first.gaps,
             dropped: kernel.stats.tx_dropped,
             blamed: [Vec::new(), Vec::new()],
         }

@@ -68,6 +68,7 @@ pub(super) fn judge(
     let now = bracket.kernel[1].stats.tx_dropped;
     let dropped = now.saturating_sub(base.dropped);
     base.dropped = now;
+    base.gaps = bracket.second.gaps;
     base.narrow(bracket);
     Judged { rows, closures, dropped }
 }
@@ -338,8 +339,10 @@ impl Case<'_> {
     fn cause(&self, packets: i64) -> Cause {
         let sample = self.bracket.kernel[1];
         let has_xdp = sample.has_xdp && !self.bracket.second.by_xdp;
+        let was_missing = self.bracket.second.gaps != self.base.gaps;
         let is_shared = || (self.is_shared)(self.bracket.second.ifindex, self.direction);
         match self.direction {
+            _ if packets > 0 && was_missing => Cause::HookLost,
             Direction::Ingress if packets > 0 && has_xdp => Cause::Xdp,
             Direction::Ingress if packets > 0 && sample.is_switched => Cause::HardwareOffload,
             Direction::Ingress if packets > 0 && is_shared() => Cause::ForeignProgram,

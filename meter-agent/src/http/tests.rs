@@ -10,7 +10,7 @@ use crate::{
     binding::Source,
     datapath::{Class, HookKind, MapUsage},
     meter::{DeviceId, FlowStats, PortId},
-    snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
+    snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
 
 /// A bridge's UUID.
@@ -58,7 +58,7 @@ pub(super) fn port(class: Class, id: u128, netdev: &str) -> Port {
             vni: None,
             source: Source::Derived,
             hooks: (HookKind::Tcx, HookKind::Tcx),
-            attach: 1,
+            since: Since { attach: 1, gaps: 0 },
         }),
     }
 }
