@@ -6,6 +6,7 @@
 //!
 //! An ordinary thread on a channel, not a task: the datapath's system calls block.
 
+mod attaches;
 mod compose;
 mod failures;
 #[cfg(test)]
@@ -21,8 +22,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use self::{compose::Known, failures::Failures};
+use self::{attaches::Attaches, compose::Known, failures::Failures};
 use crate::{
+    audit::Report,
     datapath::{AttachError, Datapath, Lost, Retry, Target},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
@@ -52,6 +54,8 @@ pub enum Event {
     BadPolicy,
     /// A reader wants totals.
     Refresh(Refresh),
+    /// An audit has ended.
+    Audited(Arc<Report>),
     /// A second has passed.
     Tick,
     /// The agent ends.
@@ -68,6 +72,8 @@ pub struct Agent<D> {
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
     gone: BTreeSet<u32>,
     failures: Failures,
+    attaches: Attaches,
+    audit: Option<Arc<Report>>,
     /// Whether there was a dump since the hooks were looked at.
     unverified: bool,
     /// Ticks since then.
@@ -102,6 +108,8 @@ impl<D: Datapath> Agent<D> {
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
+            attaches: Attaches::default(),
+            audit: None,
             unverified: false,
             verified_before: VERIFY_REST,
             steps: VecDeque::new(),
@@ -171,6 +179,7 @@ impl<D: Datapath> Agent<D> {
             }
             Event::BadPolicy => self.health.config_reload_ok = false,
             Event::Refresh(wish) => self.wishes.push(wish),
+            Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick();
                 self.verified_before = self.verified_before.saturating_add(1);
@@ -281,6 +290,7 @@ impl<D: Datapath> Agent<D> {
         match self.datapath.exchange(&targets) {
             Ok(()) => {
                 for target in targets {
+                    self.attaches.began(target.ifindex);
                     let Target { netdev, ifindex, port, .. } = target;
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
                     self.failures.forget(ifindex);
@@ -291,7 +301,12 @@ impl<D: Datapath> Agent<D> {
     }
 
     fn attach(&mut self, target: Target) {
-        match self.datapath.attach(&target) {
+        let before = self.datapath.attached().get(&target.ifindex).cloned();
+        let attached = self.datapath.attach(&target);
+        if let Some(is) = self.datapath.attached().get(&target.ifindex) {
+            self.attaches.attached(before.as_ref(), is);
+        }
+        match attached {
             Ok(()) => {
                 self.failures.forget(target.ifindex);
                 self.failures.detached(target.ifindex);
@@ -326,6 +341,7 @@ impl<D: Datapath> Agent<D> {
                     tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
                 }
                 self.gone.remove(&ifindex);
+                self.attaches.detached(ifindex);
                 self.failures.forget(ifindex);
                 self.failures.detached(ifindex);
             }
@@ -347,6 +363,8 @@ impl<D: Datapath> Agent<D> {
                     attached: self.datapath.attached(),
                     failures: &self.failures,
                     health: &self.health,
+                    attaches: &self.attaches,
+                    audit: self.audit.as_ref(),
                     host: &self.host,
                 };
                 let snapshot = Arc::new(compose::snapshot(self.generation, reading, &known));

@@ -30,6 +30,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hold every meter against the kernel's own statistics; exit code 1 when there is drift that nothing explains
+    Audit {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
     /// User-defined meters, [[meter]] of the configuration

@@ -16,6 +16,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -50,6 +51,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// `[compat]`: what is served for those who asked MidoNet.
     pub compat: Compat,
+    /// How often the meters are held against the kernel's own statistics; `None` for only when asked.
+    pub audit_interval: Option<Duration>,
     /// The Unix socket of local control: an absolute path that fits into a `sockaddr_un`.
     pub control_socket: PathBuf,
     /// What the agent says of itself.

@@ -1,18 +1,25 @@
 //! The local socket: what the agent tells those who may ask it on its own host.
 //!
-//! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON.
+//! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON, and `GET
+//! /audit` makes an audit and returns what `meter-agent audit` prints.
 
 use std::{
     fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use hyper::{Method, StatusCode};
-use tokio::net::{UnixListener, UnixStream};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
 
 use crate::{
+    audit::Report,
     http::{
         Request, Response,
         client::{Call, ClientError, exchange},
@@ -21,10 +28,16 @@ use crate::{
     snapshot::NetdevStatus,
 };
 
-/// The path of the one thing that is served.
+/// The paths of what is served.
 const NETDEVS: &str = "/netdevs";
+const AUDIT: &str = "/audit";
 /// How long an agent may take to answer; it may be attaching.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where it reads all counters several times first.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(25);
+
+/// Where an audit is asked for; the answer is dropped where none could be made.
+pub type Audits = mpsc::Sender<oneshot::Sender<Arc<Report>>>;
 
 /// The socket can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +82,9 @@ pub enum AskError {
         /// Why not.
         source: ClientError,
     },
+    /// The agent could not make an audit.
+    #[error("the agent at {0} could make no audit now; its log says why")]
+    NoAudit(PathBuf),
     /// The answer is another one than this version's.
     #[error("the agent at {path} answers {found}; is it another version?")]
     Answer {
@@ -106,14 +122,29 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
 }
 
 /// Answers one request.
-pub async fn answer(reader: &SnapshotReader, request: Request) -> Response {
-    if request.path != NETDEVS {
-        return Response::text(StatusCode::NOT_FOUND, &format!("not found; there is {NETDEVS}"));
+pub async fn answer(reader: &SnapshotReader, audits: &Audits, request: Request) -> Response {
+    if !matches!(request.path.as_str(), NETDEVS | AUDIT) {
+        return Response::text(StatusCode::NOT_FOUND, &format!("not found; there are {NETDEVS} and {AUDIT}"));
     }
     if request.method != Method::GET {
         return Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
-    match serde_json::to_vec(&reader.fresh().await.netdevs) {
+    if request.path == NETDEVS {
+        return json(&reader.fresh().await.netdevs);
+    }
+    let (wish, answer) = oneshot::channel();
+    let asked = audits.send(wish).await;
+    match answer.await {
+        Ok(report) if asked.is_ok() => json(&*report),
+        _ => Response::text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no audit could be made; the agent's log says why",
+        ),
+    }
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
         Ok(body) => Response::ok("application/json", body),
         Err(error) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
@@ -125,21 +156,37 @@ pub async fn answer(reader: &SnapshotReader, request: Request) -> Response {
 ///
 /// [`AskError::NoAgent`] where none runs.
 pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
+    ask(path, NETDEVS).await
+}
+
+/// Asks the agent behind a socket for an audit.
+///
+/// # Errors
+///
+/// [`AskError::NoAgent`] where none runs, [`AskError::NoAudit`] where it could make none.
+pub async fn audit(path: &Path) -> Result<Report, AskError> {
+    ask(path, AUDIT).await
+}
+
+async fn ask<T: DeserializeOwned>(path: &Path, target: &str) -> Result<T, AskError> {
     let stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoAgent(path.to_owned()),
         _ => AskError::Connect { path: path.to_owned(), source },
     })?;
     let call = Call {
         method: Method::GET,
-        target: NETDEVS,
+        target,
         host: "localhost",
         body: bytes::Bytes::new(),
-        timeout: PATIENCE,
+        timeout: if target == AUDIT { AUDIT_PATIENCE } else { PATIENCE },
     };
     let (status, body) = exchange(stream, call)
         .await
         .map_err(|source| AskError::Exchange { path: path.to_owned(), source })?;
     let other = |found| AskError::Answer { path: path.to_owned(), found };
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(AskError::NoAudit(path.to_owned()));
+    }
     if status != StatusCode::OK {
         return Err(other(status.to_string()));
     }
@@ -148,10 +195,13 @@ pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 
-    use super::{AskError, BindError, answer, bind, netdevs};
+    use tokio::sync::mpsc;
+
+    use super::{AskError, BindError, answer, audit, bind, netdevs};
     use crate::{
+        audit::Report,
         http::server::{Limits, serve},
         publish::SnapshotReader,
         snapshot::{NetdevStatus, Snapshot},
@@ -173,18 +223,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn netdevs_come_through_the_socket_as_they_are() {
+    async fn netdevs_and_audits_come_through_the_socket_as_they_are() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/agent.sock");
         assert!(matches!(netdevs(&path).await, Err(AskError::NoAgent(_))));
         let listener = bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let reader = SnapshotReader::fixed(Snapshot { netdevs: vec![status()], ..Snapshot::default() });
+        let (audits, mut asked) = mpsc::channel(1);
         let server = tokio::spawn(serve(listener, Limits::default(), move |request| {
-            let reader = reader.clone();
-            async move { answer(&reader, request).await }
+            let (reader, audits) = (reader.clone(), audits.clone());
+            async move { answer(&reader, &audits, request).await }
         }));
         assert_eq!(netdevs(&path).await.unwrap(), [status()]);
+        let report = Report { at_s: 7, ..Report::default() };
+        let made = Arc::new(report.clone());
+        tokio::spawn(async move {
+            asked.recv().await.unwrap().send(made).unwrap();
+            drop(asked.recv().await);
+        });
+        assert_eq!(audit(&path).await.unwrap(), report);
+        assert!(matches!(audit(&path).await, Err(AskError::NoAudit(_))));
         assert!(matches!(bind(&path), Err(BindError::InUse(_))));
         server.abort();
         drop(server.await);

@@ -14,6 +14,7 @@ pub mod kernel;
 mod ledger;
 mod maps;
 mod open;
+mod others;
 mod reading;
 mod record;
 mod remove;
@@ -24,6 +25,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
 
+pub use self::others::is_shared;
 use crate::meter::{DeviceId, FlowStats, PortId};
 
 /// In which family a netdev's traffic is counted.

@@ -40,6 +40,14 @@
 //!                                        ─► explain: which meters count a packet, and why
 //! ```
 //!
+//! # The way of an audit
+//!
+//! ```text
+//! every audit.interval, meter-agent audit ─► service: kernel's statistics, our counters twice, statistics again
+//!                ▼
+//! audit::Auditor::judge ─► audit::Report ─► agent::Event::Audited ─► the snapshot
+//! ```
+//!
 //! # Invariants
 //!
 //! 1. The programs decide nothing and write to no packet; they return "next".
@@ -50,13 +58,14 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and [`survey`] do
-//!    no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//! 8. [`audit`], [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and
+//!    [`survey`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 
 pub mod agent;
+pub mod audit;
 pub mod binding;
 pub mod cli;
 pub mod command;

@@ -163,6 +163,46 @@ impl NetdevTable {
     }
 }
 
+/// What the kernel counts of a netdev: `struct rtnl_link_stats64`, as far as an audit needs it.
+///
+/// In the kernel's own units, which differ by driver: see [`crate::audit`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetdevStats {
+    /// Received.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Received, and dropped by the kernel before or behind the hook.
+    pub rx_dropped: u64,
+    /// Sent.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Dropped instead of being sent.
+    pub tx_dropped: u64,
+    /// Not sent for an error.
+    pub tx_errors: u64,
+}
+
+/// The statistics of one netdev at one moment, and what explains them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetdevSample {
+    /// What the kernel counted since the netdev exists.
+    pub stats: NetdevStats,
+    /// What the other end of a veth received: packets and bytes; `None` where it can't be asked.
+    pub peer_received: Option<(u64, u64)>,
+    /// Packets that the queueing discipline dropped. Wraps.
+    pub queue_dropped: u32,
+    /// Packets that wait in the queueing discipline.
+    pub queue_waiting: u32,
+    /// Packets that the driver's own queue holds at most, as far as the kernel knows.
+    pub queue_limit: u32,
+    /// Whether an XDP program hangs on it.
+    pub has_xdp: bool,
+    /// Whether it is a port of a hardware switch, which may forward frames that no hook sees.
+    pub is_switched: bool,
+}
+
 /// A change that the kernel announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetdevEvent {

@@ -4,12 +4,13 @@
 //! |---|---|
 //! | thread `agent` | [`Agent::run`]: owns all mutable state |
 //! | thread `netdevs` | [`Monitor`]: turns netlink into events |
-//! | tokio | the servers, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
+//! | tokio | the servers, the audits, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
 //! count on; the next one takes them over.
 
 mod activation;
+mod audit;
 mod beans;
 mod notify;
 mod servers;
@@ -131,7 +132,11 @@ pub fn run(
     });
 
     let result = runtime.block_on(async {
-        servers::start(config, web, inherited, control, &reader);
+        let audits = audit::start(config.audit_interval, reader.clone(), {
+            let events = events.clone();
+            move |report| drop(events.send(Event::Audited(report)))
+        });
+        servers::start(config, web, inherited, control, &reader, audits);
         let herald = Herald::start(reader.clone());
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
         herald.stopping();
@@ -228,6 +233,7 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
         ("metrics", old.metrics != new.metrics),
         ("compat", old.compat != new.compat),
+        ("audit.interval", old.audit_interval != new.audit_interval),
         ("control.socket", old.control_socket != new.control_socket),
         ("log", old.log != new.log),
     ]

@@ -4,9 +4,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, HookCounter};
+use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 
 use crate::{
+    audit::Report,
     binding::Source,
     datapath::{Class, HookKind, MapUsage},
     meter::{DeviceId, FlowStats, MeterKey, PortId},
@@ -31,6 +32,15 @@ pub struct Port {
     pub carrier: Option<Carrier>,
 }
 
+/// Since when a netdev's frames count for its port, without a time: what an audit needs to know of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Since {
+    /// Differs after each attach behind which counting began anew; 0 where an earlier agent's hooks count on.
+    pub attach: u64,
+    /// Times that a hook was missing or changed since then, so that frames may be in no meter.
+    pub gaps: u64,
+}
+
 /// The netdev that carries a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carrier {
@@ -52,6 +62,8 @@ pub struct Carrier {
     pub source: Source,
     /// The hooks: ingress and egress.
     pub hooks: (HookKind, HookKind),
+    /// Since when it counts.
+    pub since: Since,
 }
 
 /// Totals of one tunnel in one direction, over all uplinks.
@@ -145,6 +157,8 @@ pub struct Snapshot {
     pub tunnels_transmit: BTreeMap<TunnelId, TunnelTotals>,
     /// Tunnels by which the host receives: seen at an uplink's ingress.
     pub tunnels_receive: BTreeMap<TunnelId, TunnelTotals>,
+    /// What the tunnels of each attached uplink and its buckets add up to, in wire units.
+    pub parts: BTreeMap<(PortId, Direction), Counter>,
     /// What no tunnel counts, by uplink and direction.
     pub buckets: BTreeMap<(PortId, Direction), Buckets>,
     /// Frames counted, but not in full.
@@ -157,6 +171,8 @@ pub struct Snapshot {
     pub netdevs: Vec<NetdevStatus>,
     /// The agent itself.
     pub health: Health,
+    /// What the last audit found; `None` before the first.
+    pub audit: Option<Arc<Report>>,
 }
 
 /// How readers share a snapshot.

@@ -32,7 +32,7 @@ use meter_agent::{
     },
     meter::{DeviceId, FlowStats, PortId},
     process::Process,
-    snapshot::{Carrier, Port, SharedSnapshot, Snapshot, TunnelId, TunnelTotals},
+    snapshot::{Carrier, Port, SharedSnapshot, Since, Snapshot, TunnelId, TunnelTotals},
 };
 use meter_ebpf::abi::{Encap, HookCounter};
 use nix::time::{ClockId, clock_gettime};
@@ -278,6 +278,7 @@ fn snapshot() -> Snapshot {
             vni: None,
             source: Source::Alias,
             hooks: (HookKind::Tcx, HookKind::Tcx),
+            since: Since { attach: 1, gaps: 0 },
         }),
     };
     let tunnel = |seed: u32, swap: bool| {

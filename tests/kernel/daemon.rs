@@ -1,5 +1,6 @@
 //! The daemon: what is counted is what every interface says, whatever happens to the agent or is done to it.
 
+mod audit;
 mod hooks;
 mod jolokia;
 mod prometheus;

@@ -4,6 +4,7 @@ pub(crate) mod daemon;
 pub(crate) mod foreign;
 pub(crate) mod frames;
 pub(crate) mod programs;
+pub(crate) mod raw;
 pub(crate) mod table;
 
 use std::{

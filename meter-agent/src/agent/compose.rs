@@ -1,12 +1,14 @@
 //! A reading of the counters and what is known of the host, put together to a [`Snapshot`].
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
-use meter_ebpf::abi::Direction;
+use meter_ebpf::abi::{Counter, Direction};
 
-use super::failures::Failures;
+use super::{attaches::Attaches, failures::Failures};
 use crate::{
-    datapath::{Attachment, PortReading, Reading, TunnelReading},
+    audit::Report,
+    datapath::{Attachment, BucketReading, PortReading, Reading, TunnelReading},
+    meter::PortId,
     netdev::{Kind, MacAddress, NetdevTable},
     snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
     survey::Survey,
@@ -19,6 +21,8 @@ pub(super) struct Known<'a> {
     pub(super) attached: &'a BTreeMap<u32, Attachment>,
     pub(super) failures: &'a Failures,
     pub(super) health: &'a Health,
+    pub(super) attaches: &'a Attaches,
+    pub(super) audit: Option<&'a Arc<Report>>,
     pub(super) host: &'a str,
 }
 
@@ -26,6 +30,7 @@ pub(super) struct Known<'a> {
 pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> Snapshot {
     let (receive, transmit): (Vec<_>, Vec<_>) =
         reading.tunnels.into_iter().partition(|tunnel| tunnel.direction == Direction::Ingress);
+    let parts = parts(&reading.buckets, receive.iter().chain(&transmit));
     let netdevs =
         known.survey.statuses(known.table, known.attached, |ifindex| known.failures.reason(ifindex));
     Snapshot {
@@ -35,6 +40,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         devices: reading.devices.into_iter().collect(),
         tunnels_transmit: over_uplinks(transmit),
         tunnels_receive: over_uplinks(receive),
+        parts,
         buckets: reading
             .buckets
             .into_iter()
@@ -45,7 +51,29 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         maps: reading.maps,
         netdevs,
         health: known.health.clone(),
+        audit: known.audit.cloned(),
     }
+}
+
+/// Adds up the tunnels and buckets of each attached uplink.
+fn parts<'a>(
+    buckets: &[BucketReading],
+    tunnels: impl Iterator<Item = &'a TunnelReading>,
+) -> BTreeMap<(PortId, Direction), Counter> {
+    let sum = |bucket: &BucketReading| {
+        bucket.buckets.reasons.iter().fold(Counter::default(), |mut sum, reason| {
+            sum.add(reason);
+            sum
+        })
+    };
+    let mut parts: BTreeMap<_, _> =
+        buckets.iter().map(|bucket| ((bucket.uplink, bucket.direction), sum(bucket))).collect();
+    for tunnel in tunnels {
+        if let Some(part) = parts.get_mut(&(tunnel.uplink, tunnel.direction)) {
+            part.add(&Counter { packets: tunnel.packets, bytes: tunnel.outer_bytes });
+        }
+    }
+    parts
 }
 
 /// Adds up what the uplinks saw of each tunnel.
@@ -91,6 +119,7 @@ fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Car
         },
         source: bound.source,
         hooks: (attachment.ingress, attachment.egress),
+        since: known.attaches.of(ifindex),
     })
 }
 

@@ -13,8 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use meter_agent::{
+    audit,
     command::{Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
+    control,
     datapath::kernel,
     explain::{self, ExplainError},
     http::web::{Web, WebError},
@@ -61,6 +63,10 @@ fn main() -> ExitCode {
         }
         None => daemon(&config, web, load),
         Some(Command::Ls { json }) => list(&config, json),
+        Some(Command::Audit { json }) => match audit(&config, json) {
+            Ok(false) => return ExitCode::FAILURE,
+            result => result.map(drop),
+        },
         Some(Command::Detach) => detach(&config),
         Some(Command::Meter { command: MeterCommand::Explain { pcap, packet } }) => {
             explain(&config, &packet, pcap.as_deref())
@@ -123,6 +129,20 @@ fn list(config: &Config, json: bool) -> Result<()> {
         );
     }
     let text = if json { serde_json::to_string_pretty(&netdevs)? + "\n" } else { ls::table(&netdevs) };
+    print(&text)
+}
+
+/// Asks for an audit and prints it; returns whether everything is explained.
+fn audit(config: &Config, json: bool) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(control::audit(&config.control_socket))?;
+    let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { audit::table(&report) };
+    print(&text)?;
+    Ok(report.is_explained())
+}
+
+/// Writes data to standard output.
+fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

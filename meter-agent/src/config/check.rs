@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
+    time::Duration,
 };
 
 use toml::de::DeValue;
@@ -143,6 +144,35 @@ pub(super) fn overlaps(a: &SocketAddr, b: &SocketAddr) -> bool {
     let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
     let is_same = a == b || (one == other && one.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (is_same || covers(one, other) || covers(other, one))
+}
+
+/// Reads an interval, and `None` for zero, which switches it off.
+pub(super) fn interval(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Option<Duration>, String> {
+    move |text| {
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit {
+            "ms" => Some(1),
+            "s" => Some(1_000),
+            "m" => Some(60_000),
+            "h" => Some(3_600_000),
+            _ => None,
+        };
+        let read =
+            number.parse().ok().zip(unit).and_then(|(number, unit): (u64, u64)| number.checked_mul(unit));
+        let Some(milliseconds) = read else {
+            return Err(format!("{} is not a duration, expected one such as \"60s\" or \"5m\"", quote(text)));
+        };
+        let duration = Duration::from_millis(milliseconds);
+        if !duration.is_zero() && !range.contains(&duration) {
+            let (least, most) = (range.start(), range.end());
+            return Err(format!(
+                "{} is out of range ({least:?} to {most:?}, or \"0s\" for never)",
+                quote(text)
+            ));
+        }
+        Ok((!duration.is_zero()).then_some(duration))
+    }
 }
 
 /// Reads something that may be empty, for none.

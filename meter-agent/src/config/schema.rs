@@ -69,6 +69,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, scraper_listen, report);
+    let audit_interval = exposition::audit_interval(document, report);
     let (host_id, host_id_source) = host_id(&document.top(), host, report);
     let bindings = Bindings { configured, host_id };
     Config {
@@ -81,6 +82,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         jolokia_listen,
         metrics,
         compat,
+        audit_interval,
         control_socket,
         log,
         bindings,

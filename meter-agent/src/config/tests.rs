@@ -50,6 +50,7 @@ fn defaults() -> Config {
             scraper_listen: Vec::new(),
             scraper_agent: "compute1:7200".to_owned(),
         },
+        audit_interval: Some(Duration::from_secs(60)),
         control_socket: "/run/meter-agent/meter-agent.sock".into(),
         log: Log { level: "info".to_owned(), format: LogFormat::Text },
         bindings: Bindings { configured: Vec::new(), host_id },
@@ -135,6 +136,24 @@ fn empty_list_switches_off() {
     let datapath = Options { vxlan_ports: Vec::new(), geneve_ports: Vec::new(), ..defaults().datapath };
     let expected = Config { http_listen: Vec::new(), jolokia_listen: Vec::new(), datapath, ..defaults() };
     assert_eq!(parse(text), Ok(expected));
+}
+
+#[test]
+fn intervals_have_a_unit_and_zero_is_never() {
+    let interval =
+        |text: &str| parse(&format!("[audit]\ninterval = \"{text}\"")).map(|config| config.audit_interval);
+    assert_eq!(interval("0s"), Ok(None));
+    assert_eq!(interval("1500ms"), Ok(Some(Duration::from_millis(1500))));
+    assert_eq!(interval("5m"), Ok(Some(Duration::from_secs(300))));
+    assert_eq!(interval("24h"), Ok(Some(Duration::from_secs(86_400))));
+    for text in ["60", "", "s", "-1s", "1.5s", "18446744073709551615h", "1d", "é"] {
+        let said = interval(text).unwrap_err();
+        assert!(said.contains("is not a duration, expected one such as \"60s\""), "{said}");
+    }
+    for text in ["999ms", "25h"] {
+        let said = interval(text).unwrap_err();
+        assert!(said.ends_with("is out of range (1s to 86400s, or \"0s\" for never)"), "{said}");
+    }
 }
 
 #[test]

@@ -131,6 +131,25 @@ pub(super) fn netdevs() -> io::Result<Vec<u32>> {
     Ok(netdevs.collect())
 }
 
+/// Returns how many filters of other tools there are.
+pub(super) fn other_filters(ifindex: u32, direction: Direction) -> io::Result<usize> {
+    let dump = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, parent(direction))?);
+    let filters = match request(dump, NLM_F_DUMP) {
+        Err(error) if is_absent(&error) => return Ok(0),
+        filters => filters?,
+    };
+    // A filter's list is there as well, with the handle 0.
+    let is_other = |filter: &RouteNetlinkMessage| match filter {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => {
+            let handle = u32::from(filter.header.handle);
+            let preference = u32::from(PREFERENCE[direction as usize]);
+            handle != 0 && (handle, filter.header.info >> 16) != (HANDLE, preference)
+        }
+        _ => false,
+    };
+    Ok(filters.iter().filter(|filter| is_other(filter)).count())
+}
+
 fn kind(message: TcMessage) -> Option<String> {
     message.attributes.into_iter().find_map(|attribute| match attribute {
         TcAttribute::Kind(kind) => Some(kind),

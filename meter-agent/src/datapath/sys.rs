@@ -14,12 +14,14 @@ use std::{
 };
 
 use aya::Pod;
+use meter_ebpf::abi::Direction;
 
 // Commands: <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L922>
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 /// Linux 5.6.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -95,6 +97,25 @@ struct LinkUpdateAttr {
     flags: u32,
     old_prog_fd: u32,
 }
+
+/// The member of `union bpf_attr` for `BPF_PROG_QUERY`, up to `revision`.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+const _: () = assert!(size_of::<QueryAttr>() == 64 && offset_of!(QueryAttr, count) == 24);
 
 /// The member of `union bpf_attr` for `BPF_LINK_DETACH`.
 #[repr(C)]
@@ -292,6 +313,24 @@ pub(super) fn link_netdev(link: BorrowedFd<'_>, place: LinkPlace) -> io::Result<
         _ => kind == BPF_LINK_TYPE_TCX && attach_type == place.attach_type(),
     };
     Ok((is_here && ifindex != 0).then_some(ifindex))
+}
+
+/// Returns how many TCX programs hang on one side of a netdev, whoever's.
+///
+/// # Errors
+///
+/// What the kernel says: `EINVAL` before Linux 6.6.
+pub(super) fn tcx_programs(ifindex: u32, direction: Direction) -> io::Result<u32> {
+    let place = match direction {
+        Direction::Ingress => LinkPlace::TcxIngress,
+        Direction::Egress => LinkPlace::TcxEgress,
+    };
+    let mut attr =
+        QueryAttr { target_ifindex: ifindex, attach_type: place.attach_type(), ..QueryAttr::default() };
+    // SAFETY: `attr` is the first 64 bytes of what this command reads and writes. Without room for ids the kernel writes
+    // their number only.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
+    Ok(attr.count)
 }
 
 /// Detaches a link, before this returns; its pin stays.

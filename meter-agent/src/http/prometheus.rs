@@ -4,6 +4,7 @@
 //! the snapshot, in one pass for each family, because a family's samples stand together.
 
 mod agent;
+mod audit;
 mod budget;
 mod compat;
 mod families;
@@ -196,6 +197,7 @@ impl Collector for Scrape {
         let created = (self.format == Format::OpenMetrics).then(|| self.created.clone());
         let mut families = Families::new(encoder, created);
         traffic::write(&mut families, &self.snapshot, &self.choice)?;
+        audit::write(&mut families, &self.snapshot, &self.choice, agent::started_ns(&self.process))?;
         agent::write(&mut families, &self.snapshot, &self.process)?;
         servers::write(&mut families, &self.servers)?;
         agent::exposition(&mut families, &self.series, self.stopwatch)

@@ -1,15 +1,16 @@
 //! What the tests of the pages share: a snapshot with something in every family, and the golden files.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, sync::Arc};
 
 use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use uuid::Uuid;
 
 use crate::{
+    audit::{Cause, Closure, Drift, Dropped, Report, Row},
     binding::Source,
     datapath::{Class, HookKind, MapUsage},
     meter::{DeviceId, FlowStats, PortId},
-    snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
+    snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
 
 /// A bridge's UUID.
@@ -57,6 +58,7 @@ pub(super) fn port(class: Class, id: u128, netdev: &str) -> Port {
             vni: None,
             source: Source::Derived,
             hooks: (HookKind::Tcx, HookKind::Tcx),
+            since: Since { attach: 1, gaps: 0 },
         }),
     }
 }
@@ -86,6 +88,7 @@ pub(super) fn snapshot() -> Snapshot {
             ),
         ]
         .into(),
+        parts: std::collections::BTreeMap::new(),
         buckets: buckets(),
         faults: Faults { reasons: counters(100) },
         unbound: [HookCounter::default(), HookCounter { skb_packets: 1, skb_bytes: 60, ..<_>::default() }],
@@ -107,6 +110,48 @@ pub(super) fn snapshot() -> Snapshot {
             ready: true,
             settled: true,
         },
+        audit: Some(Arc::new(audit())),
+    }
+}
+
+/// Returns an audit with every shape of a row.
+fn audit() -> Report {
+    let row = |class: Class, id: u128, direction: &str, drifts: &[(Cause, i64, i64)]| Row {
+        id: Uuid::from_u128(id).to_string(),
+        class: class.name().to_owned(),
+        netdev: "netdev".to_owned(),
+        ifindex: 7,
+        direction: direction.to_owned(),
+        ours: 100,
+        kernel: 107,
+        drifts: drifts.iter().map(|&(cause, packets, bytes)| Drift { cause, packets, bytes }).collect(),
+    };
+    let closure = |direction: &str, packets| Closure {
+        id: Uuid::from_u128(4).to_string(),
+        netdev: "eth0".to_owned(),
+        direction: direction.to_owned(),
+        packets,
+        bytes: 60 * packets,
+    };
+    let dropped = |class: Class, id: u128, packets| Dropped {
+        id: Uuid::from_u128(id).to_string(),
+        class: class.name().to_owned(),
+        packets,
+    };
+    Report {
+        at_s: 1_789_000_123,
+        rows: vec![
+            row(Class::Port, 5, "receive", &[(Cause::AttachedLater, 10, 1000), (Cause::Unknown, -3, -180)]),
+            row(Class::Port, 5, "transmit", &[]),
+            row(Class::Tunnel, 3, "transmit", &[(Cause::Copies, 12, 960)]),
+            row(Class::Uplink, 4, "receive", &[(Cause::DriverUnits, 0, 400)]),
+        ],
+        closures: vec![closure("receive", 0), closure("transmit", -2)],
+        transmit_dropped: vec![
+            dropped(Class::Port, 1, 6),
+            dropped(Class::Uplink, 4, 9),
+            dropped(Class::Port, 5, 0),
+        ],
     }
 }
 

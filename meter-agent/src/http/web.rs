@@ -123,9 +123,8 @@ impl Web {
         if let Some(look) = self.is_due().then(|| Looking::begin(self)).flatten() {
             let done = tokio::task::spawn_blocking(move || look.web.look());
             // Files that take longer, as those of a server that is gone, are not waited for.
-            match tokio::time::timeout(LOOK, done).await {
-                Ok(Err(error)) => tracing::error!(error = %error, "web configuration"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(LOOK, done).await {
+                tracing::error!(error = %error, "web configuration");
             }
         }
         self.current.load_full()

@@ -16,6 +16,7 @@ mod follow;
 mod parse;
 mod schedule;
 mod socket;
+mod statistics;
 
 use std::{
     io::{self, PipeReader, PipeWriter},
@@ -29,6 +30,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
+pub use self::statistics::Sampler;
 use self::{
     follow::{Change, follow},
     schedule::Schedule,

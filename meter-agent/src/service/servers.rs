@@ -27,6 +27,7 @@ pub(super) fn start(
     inherited: Inherited,
     control: Option<UnixListener>,
     reader: &SnapshotReader,
+    audits: control::Audits,
 ) {
     let pages = Arc::new(routes::Pages::new(reader.clone(), exposition(config), config.compat.device_stats));
     let native = {
@@ -72,8 +73,8 @@ pub(super) fn start(
         let server = Server::new(Limits::default()).publish("control");
         tokio::spawn(async move {
             let answer = move |request| {
-                let reader = reader.clone();
-                async move { control::answer(&reader, request).await }
+                let (reader, audits) = (reader.clone(), audits.clone());
+                async move { control::answer(&reader, &audits, request).await }
             };
             server.serve(socket, answer).await;
         });

@@ -7,6 +7,8 @@ const PURE: &[&str] = &[
     "meter-ebpf/src/abi.rs",
     "meter-ebpf/src/lib.rs",
     "meter-ebpf/src/packet.rs",
+    "meter-agent/src/audit.rs",
+    "meter-agent/src/audit/",
     "meter-agent/src/binding.rs",
     "meter-agent/src/jmx/bean.rs",
     "meter-agent/src/jmx/durations.rs",
@@ -102,15 +104,16 @@ const KEPT: &[Kept] = &[
 
 /// Which modules of the agent a module may name. Not listed: `service` and the binaries, which join everything.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["datapath", "netdev", "publish", "reconcile", "snapshot", "survey"]),
+    ("agent", &["audit", "datapath", "meter", "netdev", "publish", "reconcile", "snapshot", "survey"]),
+    ("audit", &["datapath", "meter", "netdev"]),
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
     ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
-    ("control", &["http", "publish", "snapshot"]),
+    ("control", &["audit", "http", "publish", "snapshot"]),
     ("datapath", &["meter"]),
     ("explain", &["meter", "rules"]),
-    ("http", &["datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
+    ("http", &["audit", "datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
     ("jmx", &["datapath", "meter", "process", "snapshot"]),
     ("jolokia", &["http", "jmx", "publish"]),
     ("ls", &["control", "netdev", "snapshot", "survey"]),
@@ -121,7 +124,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("reconcile", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("roles", &["binding", "datapath", "meter", "netdev"]),
     ("rules", &["meter", "netdev"]),
-    ("snapshot", &["binding", "datapath", "meter"]),
+    ("snapshot", &["audit", "binding", "datapath", "meter"]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
 ];
 

@@ -1,6 +1,6 @@
-//! `[metrics]` and `[compat]`: what Prometheus and those who asked MidoNet are shown.
+//! `[metrics]`, `[compat]` and `[audit]`: what Prometheus and those who asked MidoNet are shown, and what proves it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{
     super::{Compat, Metrics},
@@ -13,6 +13,16 @@ pub(super) fn metrics(document: &Document<'_>, report: &mut Report<'_>) -> Metri
     let section = document.section("metrics", report);
     let max_series = section.one(report, "max_series", check::integer(1..=super::MAX_ENTRIES));
     Metrics { max_series: or(max_series, DEFAULT_MAX_SERIES).value }
+}
+
+const DEFAULT_AUDIT: Duration = Duration::from_secs(60);
+const LEAST_AUDIT: Duration = Duration::from_secs(1);
+const MOST_AUDIT: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn audit_interval(document: &Document<'_>, report: &mut Report<'_>) -> Option<Duration> {
+    let section = document.section("audit", report);
+    let interval = check::interval(LEAST_AUDIT..=MOST_AUDIT);
+    or(section.one(report, "interval", check::string(interval)), Some(DEFAULT_AUDIT)).value
 }
 
 /// Reads the table without its addresses, which are checked with all others.

@@ -144,6 +144,7 @@ prop_compose! {
             },
             http_listen,
             web_config: xdp.then(|| "/etc/w \"x\".yml".into()),
+            audit_interval: (!xdp).then(|| Duration::from_millis(u64::from(max_series) + 999)),
             control_socket: "/run/a \"b\".sock".into(),
             log: Log { level: log.0.to_owned(), format: log.1 },
             bindings: Bindings { configured, host_id },
@@ -195,7 +196,8 @@ fn written(config: &Config) -> String {
          \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
-         scraper_listen = {}\nscraper_agent = \"{}\"\n\n[control]\nsocket = {}\n\n\
+         scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
+         [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
         config.host_id,
         config.host_name,
@@ -218,6 +220,7 @@ fn written(config: &Config) -> String {
         config.compat.scraper,
         strings(&config.compat.scraper_listen),
         config.compat.scraper_agent,
+        config.audit_interval.unwrap_or_default().as_millis(),
         string(&config.control_socket),
         log.level,
     );

@@ -57,7 +57,7 @@ fn number(count: usize) -> u64 {
 }
 
 /// Returns when the counters that no map keeps began: nanoseconds since the Unix epoch, 0 where nobody knows.
-fn started_ns(process: &Process) -> u64 {
+pub(super) fn started_ns(process: &Process) -> u64 {
     process.start_time.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or_default()
 }
 

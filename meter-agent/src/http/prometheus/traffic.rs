@@ -40,14 +40,14 @@ const SKB: &str = "Units of the kernel's own netdev statistics: a super-packet c
     not at all. For audits only.";
 
 /// How the families of a class are called: their prefix, the label with the identity, and whose they are.
-struct Naming {
-    prefix: &'static str,
-    label: &'static str,
+pub(super) struct Naming {
+    pub(super) prefix: &'static str,
+    pub(super) label: &'static str,
     receive: &'static str,
     transmit: &'static str,
 }
 
-const fn naming(class: Class) -> Naming {
+pub(super) const fn naming(class: Class) -> Naming {
     match class {
         Class::Port => Naming {
             prefix: "meter_port",

@@ -199,11 +199,11 @@ fn nexthops(mut list: &[u8]) -> Vec<u32> {
 
 /// The attributes at one level of a message.
 #[derive(Debug, Default)]
-struct Attributes<'a>(Vec<(u16, &'a [u8])>);
+pub(super) struct Attributes<'a>(Vec<(u16, &'a [u8])>);
 
 impl<'a> Attributes<'a> {
     /// Returns `None` where a length is wrong.
-    fn read(list: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(list: &'a [u8]) -> Option<Self> {
         let attributes = NlasIterator::new(list).map(|attribute| {
             let attribute = attribute.ok()?;
             let (number, length) = (attribute.kind(), usize::from(attribute.length()));
@@ -216,16 +216,16 @@ impl<'a> Attributes<'a> {
         self.0.iter().filter(move |(found, _)| *found == number).map(|(_, value)| *value)
     }
 
-    fn first(&self, number: u16) -> Option<&'a [u8]> {
+    pub(super) fn first(&self, number: u16) -> Option<&'a [u8]> {
         self.all(number).next()
     }
 
     /// Returns those inside another; none where that is absent or unreadable, so that a netdev isn't lost by a detail.
-    fn nested(&self, number: u16) -> Self {
+    pub(super) fn nested(&self, number: u16) -> Self {
         self.first(number).and_then(Self::read).unwrap_or_default()
     }
 
-    fn u8(&self, number: u16) -> Option<u8> {
+    pub(super) fn u8(&self, number: u16) -> Option<u8> {
         self.first(number)?.first().copied()
     }
 
@@ -234,7 +234,7 @@ impl<'a> Attributes<'a> {
         self.first(number)?.try_into().map(u16::from_be_bytes).ok()
     }
 
-    fn u32(&self, number: u16) -> Option<u32> {
+    pub(super) fn u32(&self, number: u16) -> Option<u32> {
         self.first(number)?.try_into().map(u32::from_ne_bytes).ok()
     }
 
@@ -248,7 +248,7 @@ impl<'a> Attributes<'a> {
         ip(self.first(number)?).filter(|ip| !ip.is_unspecified())
     }
 
-    fn text(&self, number: u16) -> Option<String> {
+    pub(super) fn text(&self, number: u16) -> Option<String> {
         text(self.first(number)?)
     }
 }
@@ -268,6 +268,6 @@ fn ip(value: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn bytes<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn bytes<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
     data.get(at..at.checked_add(N)?)?.try_into().ok()
 }

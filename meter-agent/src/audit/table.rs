@@ -1,0 +1,73 @@
+//! A report as people read it.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use super::{Cause, Report, Row};
+
+const HEAD: [&str; 7] = ["NETDEV", "DIRECTION", "OURS", "KERNEL", "DRIFT", "CAUSE", "BYTES"];
+
+/// Writes a report as a table: a line for each netdev and direction, or for each cause where there are more; then what
+/// the causes mean, and uplinks whose tunnels and buckets do not add up.
+#[must_use]
+pub fn table(report: &Report) -> String {
+    let mut rows = vec![HEAD.map(ToOwned::to_owned)];
+    rows.extend(report.rows.iter().flat_map(lines));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; HEAD.len()] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            // Writing to a `String` can't fail.
+            let written = match column {
+                2..=4 => write!(text, "{cell:>width$}  "),
+                6 => writeln!(text, "{cell}"),
+                _ => write!(text, "{cell:width$}  "),
+            };
+            written.unwrap_or_default();
+        }
+    }
+    for closure in report.closures.iter().filter(|closure| (closure.packets, closure.bytes) != (0, 0)) {
+        writeln!(
+            text,
+            "\n{} {}: {} packets ({} bytes) at the hook are in no tunnel and no bucket. Report it with this line.",
+            printable(&closure.netdev),
+            closure.direction,
+            closure.packets,
+            closure.bytes
+        )
+        .unwrap_or_default();
+    }
+    let causes: BTreeSet<Cause> =
+        report.rows.iter().flat_map(|row| row.drifts.iter().map(|drift| drift.cause)).collect();
+    for cause in causes {
+        write!(text, "\n{}: {}", cause.name(), cause.sentence()).unwrap_or_default();
+    }
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+fn lines(row: &Row) -> Vec<[String; 7]> {
+    let line = |drift: i64, cause: &str, bytes: i64| {
+        let signed = |number: i64| if number == 0 { "0".to_owned() } else { format!("{number:+}") };
+        [
+            printable(&row.netdev),
+            row.direction.clone(),
+            row.ours.to_string(),
+            row.kernel.to_string(),
+            signed(drift),
+            cause.to_owned(),
+            signed(bytes),
+        ]
+    };
+    if row.drifts.is_empty() {
+        return vec![line(0, "-", 0)];
+    }
+    row.drifts.iter().map(|drift| line(drift.packets, drift.cause.name(), drift.bytes)).collect()
+}
+
+/// Replaces control characters, which the kernel allows in a name and a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}

@@ -1,0 +1,213 @@
+//! When audits are made, and what is read for them.
+//!
+//! A task of its own, so that the agent's thread waits for none of it. A new netdev gets its base line within a second of
+//! its being attached, or later on a busy host: the task rests between two samples [`REST`] times as long as one took.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use meter_ebpf::abi::Direction;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::block_in_place,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    audit::{Auditor, Metered, Report, Sample},
+    control::Audits,
+    datapath::{HookKind, is_shared},
+    netdev::monitor::{MonitorError, Sampler},
+    publish::SnapshotReader,
+    snapshot::{Carrier, Port, SharedSnapshot, Snapshot},
+};
+
+/// Between the kernel's counters and ours: longer than a frame takes from the one to the other.
+const PAUSE: Duration = Duration::from_millis(20);
+/// What is unexplained is looked at again after this: a frame may have waited for a CPU.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
+/// How often it is looked whether an audit is due.
+const TICK: Duration = Duration::from_secs(1);
+/// Samples take at most one part in so many of the time, but for those that were asked for.
+const REST: u32 = 20;
+/// Wishes that wait.
+const WISHES: usize = 16;
+
+/// Starts to audit at this interval, `None` for only when asked; `publish` is told each result. Returns how to ask.
+pub(super) fn start(
+    every: Option<Duration>,
+    reader: SnapshotReader,
+    publish: impl Fn(Arc<Report>) + Send + Sync + 'static,
+) -> Audits {
+    let (ask, asked) = mpsc::channel(WISHES);
+    let task = Task {
+        every,
+        reader,
+        publish: Box::new(publish),
+        auditor: Auditor::default(),
+        sampler: None,
+        last_error: String::new(),
+        due: Instant::now(),
+        rested: Instant::now(),
+        _open: ask.clone(),
+    };
+    tokio::spawn(task.run(asked));
+    ask
+}
+
+struct Task {
+    every: Option<Duration>,
+    reader: SnapshotReader,
+    publish: Box<dyn Fn(Arc<Report>) + Send + Sync>,
+    auditor: Auditor,
+    sampler: Option<Sampler>,
+    last_error: String,
+    /// When the next audit is due.
+    due: Instant,
+    /// When the next base line may be taken.
+    rested: Instant,
+    /// Without a control socket nobody else keeps the channel open.
+    _open: Audits,
+}
+
+impl Task {
+    async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Arc<Report>>>) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let wish = tokio::select! {
+                wish = asked.recv() => match wish {
+                    Some(wish) => Some(wish),
+                    None => return,
+                },
+                _ = tick.tick() => None,
+            };
+            if wish.is_none() && !self.is_due() {
+                continue;
+            }
+            let report = self.audit().await;
+            if let (Some(wish), Some(report)) = (wish, report) {
+                // Whoever went away meanwhile has no use for it.
+                drop(wish.send(report));
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        let Some(_) = self.every else { return false };
+        now >= self.due
+            || (now >= self.rested && self.auditor.lacks(&metered(&self.reader.latest()).collect::<Vec<_>>()))
+    }
+
+    async fn audit(&mut self) -> Option<Arc<Report>> {
+        let began = Instant::now();
+        let mut report = self.look().await;
+        if report.as_ref().is_some_and(|report| !report.is_explained()) {
+            sleep(SECOND_LOOK).await;
+            report = self.look().await.or(report);
+        }
+        let took = began.elapsed();
+        self.rested = Instant::now() + took * REST;
+        self.due = began + self.every.unwrap_or_default().max(took * REST);
+        let report = Arc::new(report?);
+        if !report.is_explained() {
+            tracing::warn!("the audit found drift that nothing explains; meter-agent audit shows it");
+        }
+        tracing::debug!(netdevs = report.rows.len() / 2, elapsed_ms = took.as_millis(), "audited");
+        (self.publish)(Arc::clone(&report));
+        Some(report)
+    }
+
+    /// Takes a sample and judges it; `None` where it could not be taken.
+    async fn look(&mut self) -> Option<Report> {
+        let known: BTreeSet<u32> = metered(&self.reader.latest()).map(|metered| metered.ifindex).collect();
+        let kernel_first = self.kernel(&known)?;
+        let before = self.reader.latest().generation;
+        sleep(PAUSE).await;
+        let ours_first = self.reader.fresh().await;
+        let ours_second = self.reader.fresh().await;
+        sleep(PAUSE).await;
+        let kernel_second = self.kernel(&known)?;
+        if ours_first.generation <= before {
+            tracing::debug!("the agent is busy; no audit now");
+            return None;
+        }
+        let at_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let sample = Sample {
+            at_s,
+            kernel_first,
+            ours_first: metered(&ours_first).collect(),
+            ours_second: metered(&ours_second).collect(),
+            kernel_second,
+        };
+        let is_shared = |ifindex, direction| {
+            hook(&ours_second, ifindex, direction).is_some_and(|ours| is_shared(ifindex, direction, ours))
+        };
+        Some(block_in_place(|| self.auditor.judge(&sample, &is_shared)))
+    }
+
+    fn kernel(
+        &mut self,
+        netdevs: &BTreeSet<u32>,
+    ) -> Option<std::collections::BTreeMap<u32, crate::netdev::NetdevSample>> {
+        let sampled = block_in_place(|| -> Result<_, MonitorError> {
+            let mut sampler = match self.sampler.take() {
+                Some(sampler) => sampler,
+                None => Sampler::open()?,
+            };
+            let sample = sampler.sample(netdevs)?;
+            self.sampler = Some(sampler);
+            Ok(sample)
+        });
+        match sampled {
+            Ok(sample) => {
+                self.last_error.clear();
+                Some(sample)
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let text = format!("{error}: {cause}");
+                if text != self.last_error {
+                    tracing::warn!(error = %text, "no audit: the kernel does not tell its statistics; will retry");
+                }
+                self.last_error = text;
+                None
+            }
+        }
+    }
+}
+
+/// Returns what is metered now.
+fn metered(snapshot: &Snapshot) -> impl Iterator<Item = Metered> {
+    snapshot.ports.iter().filter_map(|port| Some(one(snapshot, port, port.carrier.as_ref()?)))
+}
+
+fn one(snapshot: &Snapshot, port: &Port, carrier: &Carrier) -> Metered {
+    let part = |direction| snapshot.parts.get(&(port.port, direction)).copied();
+    let parts = part(Direction::Ingress).zip(part(Direction::Egress));
+    Metered {
+        port: port.port,
+        class: port.class,
+        ifindex: carrier.ifindex,
+        netdev: carrier.netdev.clone(),
+        kind: carrier.kind.clone(),
+        attach: carrier.since.attach,
+        gaps: carrier.since.gaps,
+        by_xdp: carrier.hooks.0 == HookKind::Xdp,
+        hooks: [port.ingress, port.egress],
+        parts: parts.map(|(ingress, egress)| [ingress, egress]),
+    }
+}
+
+fn hook(snapshot: &SharedSnapshot, ifindex: u32, direction: Direction) -> Option<HookKind> {
+    let carriers = snapshot.ports.iter().filter_map(|port| port.carrier.as_ref());
+    let hooks = carriers.filter(|carrier| carrier.ifindex == ifindex).map(|carrier| carrier.hooks).next()?;
+    Some(match direction {
+        Direction::Ingress => hooks.0,
+        Direction::Egress => hooks.1,
+    })
+}
