@@ -7,6 +7,8 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -23,6 +25,10 @@ use super::{
 
 /// Attempts to load a program.
 const LOAD_ATTEMPTS: usize = 10;
+/// Attempts to make a link while an old one goes, and the time between them. After that it is tried again later, as
+/// everything that failed.
+const LINK_ATTEMPTS: usize = 20;
+const LINK_REST: Duration = Duration::from_millis(10);
 /// The programs of XDP, and whether they take frames of several buffers: jumbo frames need it, and kernels before 5.18
 /// do not load it.
 const XDP_PROGRAMS: [(&str, bool); 2] = [("meter_up_xdpf", true), ("meter_up_xdp", false)];
@@ -86,9 +92,20 @@ impl Hook<'_> {
         }
         // XDP's, or one that hangs on nothing since its netdev has gone and the number came back.
         self.unpin()?;
-        let link = sys::create_link(program, self.target.ifindex, place)
-            .map_err(|error| self.kernel_error(&error))?;
+        let link = self.create_tcx(program, place).map_err(|error| self.kernel_error(&error))?;
         self.pin(&link)
+    }
+
+    /// Makes a link. Where somebody removed the pin of the last one, the kernel lets go of that link a little later, and
+    /// takes no program twice.
+    fn create_tcx(&self, program: BorrowedFd<'_>, place: LinkPlace) -> io::Result<OwnedFd> {
+        for _ in 1..LINK_ATTEMPTS {
+            match sys::create_link(program, self.target.ifindex, place) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => thread::sleep(LINK_REST),
+                other => return other,
+            }
+        }
+        sys::create_link(program, self.target.ifindex, place)
     }
 
     fn attach_xdp(&self, ebpf: &mut Ebpf) -> Result<(), AttachError> {
@@ -255,7 +272,7 @@ impl Hook<'_> {
                 "permission",
                 Retry::Later,
             ),
-            Some(libc::EBUSY) => self.error(text, "busy", Retry::Later),
+            Some(libc::EBUSY | libc::EEXIST) => self.error(text, "busy", Retry::Later),
             Some(libc::ENOMEM | libc::ENOSPC | libc::E2BIG) => self.error(text, "memory", Retry::Later),
             _ => self.error(text, "kernel", Retry::Later),
         }
