@@ -48,6 +48,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what this kernel and these privileges allow, which hook each netdev gets and why, and what to fix
+    Doctor,
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
     /// User-defined meters, [[meter]] of the configuration
