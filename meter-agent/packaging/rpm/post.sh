@@ -1,7 +1,6 @@
 # $1 is the number of versions that are installed now.
 systemd-sysusers meter-agent.conf
 if [ -d /run/systemd/system ]; then
-    systemd-tmpfiles --create meter-agent.conf || :
     systemctl daemon-reload || :
 fi
 if [ "$1" -eq 1 ]; then

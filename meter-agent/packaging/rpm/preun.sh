@@ -3,5 +3,10 @@ if [ "$1" -eq 0 ]; then
     if [ -d /run/systemd/system ]; then
         systemctl disable --now meter-agent.socket meter-agent.service || :
     fi
-    meter-agent detach || echo "meter-agent: some hooks may be left below /sys/fs/bpf/meter-agent" >&2
+    # With a configuration that is wrong, what is at the usual place is removed.
+    empty=$(mktemp)
+    meter-agent detach || meter-agent detach --config "$empty" ||
+        echo "meter-agent: some hooks may be left below /sys/fs/bpf/meter-agent" >&2
+    rm -f "$empty"
+    rmdir /sys/fs/bpf/meter-agent 2>/dev/null || true
 fi
