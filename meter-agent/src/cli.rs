@@ -5,6 +5,7 @@
 //! connection and ended, a call that finds the connection closed is made once more on another.
 
 mod arguments;
+mod describe;
 
 use std::{
     ffi::OsString,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use arguments::{Command, Question, UsageError};
+pub use describe::command;
 
 use crate::jolokia::client::{Client, ClientError, FlowStats, PATIENCE};
 

@@ -6,9 +6,21 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Flags;
 
+/// What `--help` and the manual page say at their end.
+const MORE: &str = "\
+Files:
+  /etc/meter-agent/meter-agent.toml    the configuration
+  /sys/fs/bpf/meter-agent              the totals, until the host reboots
+  /run/meter-agent/meter-agent.sock    what meter-agent ls asks
+
+Signals: SIGHUP reads bindings, ports and uplinks again. SIGTERM and SIGINT end the agent; the hooks count on.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a kernel, a privilege or a bpffs that does not do: starting again \
+does not help.";
+
 /// Exact traffic meters for virtual networks. Without a command it runs the daemon.
 #[derive(Debug, Parser)]
-#[command(name = "meter-agent", version)]
+#[command(name = "meter-agent", version, after_long_help = MORE)]
 pub struct Arguments {
     /// What stands above the configuration file.
     #[command(flatten)]
@@ -36,6 +48,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what this kernel and these privileges allow, which hook each netdev gets and why, and what to fix
+    Doctor,
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
     /// User-defined meters, [[meter]] of the configuration

@@ -5,6 +5,7 @@
 
 mod bind;
 mod clsact;
+pub mod examine;
 mod failure;
 #[cfg(test)]
 pub mod fake;

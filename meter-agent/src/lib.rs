@@ -72,6 +72,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod doctor;
 pub mod explain;
 pub mod http;
 pub mod jmx;

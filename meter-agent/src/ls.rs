@@ -88,7 +88,7 @@ fn row(netdev: &NetdevStatus) -> [String; 9] {
 }
 
 /// Replaces control characters, which the kernel allows in a name and a terminal would obey.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 

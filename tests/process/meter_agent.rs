@@ -166,3 +166,27 @@ fn configuration_with_a_meter_is_right_and_says_that_it_does_not_count() {
     assert_eq!(streams(&output), (String::new(), expected.to_owned()));
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn doctor_needs_neither_an_agent_nor_root_and_says_what_is_bad() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = format!(
+        "host_id = \"{}\"\n[control]\nsocket = \"{}\"\n",
+        uuid::Uuid::from_u128(7),
+        directory.path().join("none.sock").display()
+    );
+    let path = config(directory.path(), &text);
+    let pins = directory.path().join("pins");
+    let output = meter_agent(&["doctor", "--config", &path, "--datapath-pin-path", pins.to_str().unwrap()]);
+    let (report, said) = streams(&output);
+    assert_eq!(output.status.code(), Some(1), "{report}{said}");
+    let line = |start: &str| {
+        let line = report.lines().find(|line| line.starts_with(start));
+        line.unwrap_or_else(|| panic!("no line {start} in\n{report}"))
+    };
+    assert!(line("ok      kernel        Linux ").len() > 30, "{report}");
+    let bpffs = line("BAD     bpffs         ");
+    assert!(bpffs.contains("is not on a bpffs") && bpffs.contains("set datapath.pin_path"), "{report}");
+    assert!(line("note    agent         ").contains("no agent runs"), "{report}");
+    assert!(line("lo ").contains("loopback"), "{report}");
+}

@@ -40,8 +40,8 @@ fn units_are_well_formed() {
     // The program is where it was built; the unit's place for it is the package's.
     let unit = read("meter-agent.service").replace("/usr/bin/meter-agent", env!("CARGO_BIN_EXE_meter-agent"));
     let service = place("meter-agent.service", unit);
-    let socket = place("meter-agent.socket", read("meter-agent.socket"));
-    if let Some(output) = systemd_analyze(&["verify", "--man=no", &service, &socket]) {
+    let others = ["meter-agent.socket", "meter-agent-pins.service"].map(|unit| place(unit, read(unit)));
+    if let Some(output) = systemd_analyze(&["verify", "--man=no", &service, &others[0], &others[1]]) {
         let said = String::from_utf8_lossy(&output.stderr);
         // Units of the machine are its own matter.
         let ours: Vec<&str> = said.lines().filter(|line| line.contains("meter-agent")).collect();
@@ -66,4 +66,6 @@ fn service_has_the_user_and_the_directories_that_the_package_makes() {
     assert!(read("meter-agent.toml").contains(&control), "{control}");
     assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
     assert_eq!(value("RestartPreventExitStatus"), "2 3");
+    // systemd gives its read-only mount of /sys/fs/bpf the preference over that of the unit.
+    assert!(!unit.contains("\nProtectKernelTunables="));
 }

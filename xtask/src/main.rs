@@ -8,6 +8,7 @@ mod bench;
 mod binaries;
 mod clients;
 mod console;
+mod dist;
 mod ebpf;
 mod executable;
 mod lab;
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Build, then run the agent on this host with the flags after `--` (needs root)
     Run(run::Options),
+    /// Build the packages: target/dist/meter-agent.deb and .rpm
+    Dist,
     /// Run every test that this user can run; as root that includes the kernel tests
     Test {
         /// Arguments of `cargo test`
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
             ebpf::run(if log { ebpf::Object::MeterLog } else { ebpf::Object::Meter })
         }
         Command::Run(options) => run::run(&options),
+        Command::Dist => dist::run(),
         Command::Test { arguments } => test::run(&arguments),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Setup => setup::run(),

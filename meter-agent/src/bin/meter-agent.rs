@@ -18,6 +18,7 @@ use meter_agent::{
     config::{Config, ConfigError, HostFacts, LogFormat},
     control,
     datapath::kernel,
+    doctor,
     explain::{self, ExplainError},
     http::web::{Web, WebError},
     ls::{self, Witness},
@@ -66,6 +67,11 @@ fn main() -> ExitCode {
         Some(Command::Audit { json }) => match audit(&config, json) {
             Ok(false) => return ExitCode::FAILURE,
             result => result.map(drop),
+        },
+        Some(Command::Doctor) => match doctor(&config) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
         },
         Some(Command::Detach) => detach(&config),
         Some(Command::Meter { command: MeterCommand::Explain { pcap, packet } }) => {
@@ -159,6 +165,15 @@ fn explain(config: &Config, packet: &[String], pcap: Option<&Path>) -> Result<()
         Err(ExplainError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         explained => Ok(explained?),
     }
+}
+
+/// Ends with 1 where something keeps the agent from counting.
+fn doctor(config: &Config) -> Result<bool> {
+    let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(doctor::report(&config.control_socket, &config.datapath, &policy))?;
+    print(&report.text())?;
+    Ok(report.is_well())
 }
 
 fn detach(config: &Config) -> Result<()> {

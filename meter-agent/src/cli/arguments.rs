@@ -38,7 +38,7 @@ pub(super) enum Question {
     },
 }
 
-const GENERAL_HELP: &str = "  -h, --host  <arg>   Host (default = localhost)
+pub(super) const GENERAL_HELP: &str = "  -h, --host  <arg>   Host (default = localhost)
   -p, --port  <arg>   JMX port (default = 7200)
       --help          Show help message
 
@@ -93,14 +93,16 @@ pub(super) type ReadFile<'a> = &'a dyn Fn(Option<&str>) -> Result<String, String
 
 /// An option that takes a value.
 #[derive(Debug, PartialEq, Eq)]
-struct Opt {
-    name: &'static str,
-    short: char,
+pub(super) struct Opt {
+    /// Behind two hyphens.
+    pub(super) name: &'static str,
+    /// Behind one.
+    pub(super) short: char,
 }
 
-const PORT: Opt = Opt { name: "port", short: 'p' };
-const HOST: Opt = Opt { name: "host", short: 'h' };
-const METER_NAME: Opt = Opt { name: "meter-name", short: 'n' };
+pub(super) const PORT: Opt = Opt { name: "port", short: 'p' };
+pub(super) const HOST: Opt = Opt { name: "host", short: 'h' };
+pub(super) const METER_NAME: Opt = Opt { name: "meter-name", short: 'n' };
 
 /// Reads a command line.
 ///

@@ -15,6 +15,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
     tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -133,21 +134,44 @@ pub(super) fn netdevs() -> io::Result<Vec<u32>> {
 
 /// Returns how many filters of other tools there are.
 pub(super) fn other_filters(ifindex: u32, direction: Direction) -> io::Result<usize> {
+    foreign_filters(ifindex, direction).map(|kinds| kinds.len())
+}
+
+/// Returns the kinds of the filters at a clsact or `ingress` qdisc that are not ours, such as `bpf` or `flower`.
+pub(super) fn foreign_filters(ifindex: u32, direction: Direction) -> io::Result<Vec<String>> {
     let dump = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, parent(direction))?);
     let filters = match request(dump, NLM_F_DUMP) {
-        Err(error) if is_absent(&error) => return Ok(0),
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
         filters => filters?,
     };
-    // A filter's list is there as well, with the handle 0.
-    let is_other = |filter: &RouteNetlinkMessage| match filter {
+    let foreign = filters.into_iter().filter_map(|answer| match answer {
+        // A filter's list is there as well, with the handle 0.
         RouteNetlinkMessage::NewTrafficFilter(filter) => {
             let handle = u32::from(filter.header.handle);
             let preference = u32::from(PREFERENCE[direction as usize]);
-            handle != 0 && (handle, filter.header.info >> 16) != (HANDLE, preference)
+            let is_ours = (handle, filter.header.info >> 16) == (HANDLE, preference);
+            (handle != 0 && !is_ours).then(|| kind(filter))?
         }
-        _ => false,
-    };
-    Ok(filters.iter().filter(|filter| is_other(filter)).count())
+        _ => None,
+    });
+    Ok(foreign.collect())
+}
+
+/// Returns the number of the XDP program of a netdev, whoever's.
+pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    let answers = request(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
+    Ok(answers.into_iter().find_map(|answer| {
+        let RouteNetlinkMessage::NewLink(netdev) = answer else { return None };
+        netdev.attributes.into_iter().find_map(|attribute| {
+            let LinkAttribute::Xdp(parts) = attribute else { return None };
+            parts.into_iter().find_map(|part| match part {
+                LinkXdp::ProgId(id) if id != 0 => Some(id),
+                _ => None,
+            })
+        })
+    }))
 }
 
 fn kind(message: TcMessage) -> Option<String> {

@@ -32,7 +32,7 @@ pub use super::{
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
 /// Programs for TC; those for XDP are loaded when a netdev asks for them.
-const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
+pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
 
 /// The datapath in the kernel.
 pub struct KernelDatapath {
@@ -94,25 +94,8 @@ impl KernelDatapath {
         let tunnel_places = entries_of(map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);
 
-        let mut loader = EbpfLoader::new();
-        for spec in &specs {
-            loader
-                .map_max_entries(spec.name, spec.max_entries)
-                .map_pin_path(spec.name, map_pins.join(spec.name));
-        }
-        loader.override_global("SETTINGS", &settings, true);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
+        let (mut ebpf, programs) = load_object(&specs, &settings, Some(&map_pins))?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
-        let mut programs = ProgramIds::new();
-        for name in TC_PROGRAMS {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-            let failed = |error| load_error(&format!("load program {name}"), &error);
-            load(|| program.load()).map_err(failed)?;
-            programs.insert(name, program.info().map_err(failed)?.id());
-        }
         let has_tcx = has_tcx(&ebpf);
 
         let mut maps = Maps::take(&mut ebpf, &specs)?;
@@ -334,7 +317,7 @@ fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bo
 }
 
 /// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
-fn has_tcx(ebpf: &Ebpf) -> bool {
+pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
     let program: Option<&SchedClassifier> =
         ebpf.program("meter_in").and_then(|program| program.try_into().ok());
     let Some(program) = program.and_then(|program| program.fd().ok()) else { return false };
@@ -342,7 +325,36 @@ fn has_tcx(ebpf: &Ebpf) -> bool {
     answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-fn settings(options: &Options) -> Settings {
+/// Makes the maps and loads the TC programs. The maps are those that are pinned in a directory, or pinned there; without
+/// one they go with what is returned.
+pub(super) fn load_object(
+    specs: &[maps::Spec],
+    settings: &Settings,
+    pins: Option<&Path>,
+) -> Result<(Ebpf, ProgramIds), OpenError> {
+    let mut loader = EbpfLoader::new();
+    for spec in specs {
+        loader.map_max_entries(spec.name, spec.max_entries);
+        if let Some(pins) = pins {
+            loader.map_pin_path(spec.name, pins.join(spec.name));
+        }
+    }
+    loader.override_global("SETTINGS", settings, true);
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
+    let mut programs = ProgramIds::new();
+    for name in TC_PROGRAMS {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
+        let failed = |error| load_error(&format!("load program {name}"), &error);
+        load(|| program.load()).map_err(failed)?;
+        programs.insert(name, program.info().map_err(failed)?.id());
+    }
+    Ok((ebpf, programs))
+}
+
+pub(super) fn settings(options: &Options) -> Settings {
     let mut settings =
         Settings { vxlan_ports: [0; VXLAN_PORTS], geneve_ports: [0; GENEVE_PORTS], ..Settings::DEFAULT };
     settings.vxlan_ports.iter_mut().zip(&options.vxlan_ports).for_each(|(to, from)| *to = *from);

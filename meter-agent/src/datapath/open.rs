@@ -14,6 +14,9 @@ use super::{ReadError, failure::describe};
 /// The oldest kernel whose verifier takes the programs.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
+/// Where systemd mounts a bpffs, and others too.
+const USUAL_BPFFS: &str = "/sys/fs/bpf";
+
 /// `BPF_FS_MAGIC`.
 /// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/magic.h#L88>
 const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
@@ -118,13 +121,14 @@ impl OpenError {
     }
 }
 
-pub(super) fn check_kernel() -> Result<(), OpenError> {
+/// Returns the kernel's release, if it is new enough.
+pub(super) fn check_kernel() -> Result<String, OpenError> {
     let found = nix::sys::utsname::uname().map_or_else(
         |_| "of unknown release".to_owned(),
         |name| name.release().to_string_lossy().into_owned(),
     );
     if major_minor(&found) >= Some(OLDEST_KERNEL) {
-        return Ok(());
+        return Ok(found);
     }
     Err(OpenError::OldKernel { found })
 }
@@ -142,12 +146,10 @@ fn major_minor(release: &str) -> Option<(u32, u32)> {
 pub(super) fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt;
 
-    let existing = pin_path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    if !on_bpffs(existing)? {
-        let usual = Path::new("/sys/fs/bpf");
-        if existing != usual || !mount_bpffs(usual) {
-            let why = format!("{} is on another file system", existing.display());
-            return Err(OpenError::NoBpffs { path: pin_path.to_owned(), why });
+    if !has_bpffs(pin_path)? {
+        let usual = Path::new(USUAL_BPFFS);
+        if !mount_bpffs(usual) {
+            return Err(no_bpffs(pin_path, usual));
         }
         tracing::info!(path = %usual.display(), "mounted a bpffs");
     }
@@ -160,6 +162,21 @@ pub(super) fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), Op
         }
         Err(source) => Err(path_error("make directory", directory, source)),
     }
+}
+
+/// Returns whether a pin path is on a bpffs; where it is not, one may be mounted at its usual place.
+pub(super) fn has_bpffs(pin_path: &Path) -> Result<bool, OpenError> {
+    let existing = pin_path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let is_there = on_bpffs(existing)?;
+    if is_there || existing == Path::new(USUAL_BPFFS) {
+        return Ok(is_there);
+    }
+    Err(no_bpffs(pin_path, existing))
+}
+
+fn no_bpffs(pin_path: &Path, existing: &Path) -> OpenError {
+    let why = format!("{} is on another file system", existing.display());
+    OpenError::NoBpffs { path: pin_path.to_owned(), why }
 }
 
 fn on_bpffs(path: &Path) -> Result<bool, OpenError> {
@@ -223,7 +240,7 @@ const CAPABILITIES: [(&str, u32, u32); 3] =
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// Returns the capabilities that this thread needs and lacks; none where the kernel doesn't tell.
-fn missing_capabilities() -> Vec<&'static str> {
+pub(super) fn missing_capabilities() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).map(lacking).unwrap_or_default()

@@ -112,6 +112,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["audit", "http", "publish", "snapshot"]),
     ("datapath", &["meter"]),
+    ("doctor", &["control", "datapath", "ls", "netdev", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
     ("http", &["audit", "datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
     ("jmx", &["datapath", "meter", "process", "snapshot"]),

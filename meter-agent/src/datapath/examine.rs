@@ -1,0 +1,155 @@
+//! What opening and attaching would find, by the same checks, without attaching or pinning anything.
+
+use std::path::Path;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use meter_ebpf::abi::Direction;
+
+use super::{
+    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
+    kernel::{OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
+    maps,
+    open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
+};
+
+/// What was found of one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is as it has to be.
+    Good,
+    /// It keeps the agent from counting.
+    Bad,
+    /// Good to know.
+    Note,
+    /// It can't be seen from here.
+    Unseen,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was looked at.
+    pub subject: &'static str,
+    /// What was seen, and what to do about it.
+    pub says: String,
+}
+
+impl Finding {
+    /// Makes a finding.
+    pub fn new(verdict: Verdict, subject: &'static str, says: impl Into<String>) -> Self {
+        Self { verdict, subject, says: says.into() }
+    }
+
+    fn of(subject: &'static str, result: Result<String, OpenError>) -> Self {
+        match result {
+            Ok(says) => Self::new(Verdict::Good, subject, says),
+            Err(error) => Self::new(Verdict::Bad, subject, error.to_string()),
+        }
+    }
+}
+
+/// Looks at everything that opening the kernel half takes. Also returns whether the kernel has TCX, where that could be
+/// found out.
+#[must_use]
+pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
+    let kernel = check_kernel().map(|release| format!("Linux {release}"));
+    let object = if OBJECT.is_empty() { Err(OpenError::NoObject) } else { Ok("is in this build".to_owned()) };
+    let missing = missing_capabilities();
+    let may = if missing.is_empty() {
+        Ok("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or what stands for them".to_owned())
+    } else {
+        Err(OpenError::Permission { action: "load programs and attach them".to_owned(), missing })
+    };
+    let can_try = kernel.is_ok() && object.is_ok() && may.is_ok();
+    let mut findings = vec![
+        Finding::of("kernel", kernel),
+        Finding::of("eBPF object", object),
+        Finding::of("capabilities", may),
+        Finding::of("bpffs", bpffs(&options.pin_path)),
+    ];
+    if !can_try {
+        findings.push(Finding::new(Verdict::Unseen, "verifier", "not tried, for want of the above"));
+        return (findings, None);
+    }
+    let tried = try_object(options);
+    let tcx = tried.as_ref().ok().copied();
+    findings.push(Finding::of("verifier", tried.map(|_| "takes the programs".to_owned())));
+    findings.extend(tcx.map(tcx_finding));
+    (findings, tcx)
+}
+
+fn tcx_finding(has_tcx: bool) -> Finding {
+    let says = if has_tcx { "is there" } else { "is not there (Linux 6.6): clsact does instead" };
+    Finding::new(if has_tcx { Verdict::Good } else { Verdict::Note }, "TCX", says)
+}
+
+fn bpffs(pin_path: &Path) -> Result<String, OpenError> {
+    let path = pin_path.display();
+    Ok(if has_bpffs(pin_path)? {
+        format!("{path} is on one")
+    } else {
+        format!("none is mounted for {path}; an agent with CAP_SYS_ADMIN mounts one")
+    })
+}
+
+/// Loads the programs over small maps that nobody else sees; returns whether the kernel has TCX.
+fn try_object(options: &Options) -> Result<bool, OpenError> {
+    let small = Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, ..options.clone() };
+    let (ebpf, _) = load_object(&maps::specs(&small), &settings(&small), None)?;
+    Ok(has_tcx(&ebpf))
+}
+
+/// Returns how a netdev would be attached.
+///
+/// # Errors
+///
+/// Why it would not. Whether a driver takes XDP is known only by attaching.
+pub fn foresee(target: &Target, mode: TcMode, has_tcx: bool) -> Result<Attachment, AttachError> {
+    let [ingress, egress] = hooks::kinds(target, mode, has_tcx)?;
+    hooks::check_name(target)?;
+    if egress == HookKind::Clsact {
+        hooks::has_clsact(target)?;
+    }
+    Ok(Attachment { target: target.clone(), ingress, egress, lost: false })
+}
+
+/// Returns what others have attached to a netdev, `hook: what` each; what can't be seen says so. `ours` is our hook of
+/// ingress, if the agent has one there.
+#[must_use]
+pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (direction, name, attach_type) in [
+        (Direction::Ingress, "ingress", TcAttachType::Ingress),
+        (Direction::Egress, "egress", TcAttachType::Egress),
+    ] {
+        match SchedClassifier::query_tcx(netdev, attach_type) {
+            Ok((_, programs)) => found.extend(
+                programs
+                    .iter()
+                    .map(|program| program.name_as_str().unwrap_or("?").to_owned())
+                    .filter(|program| !TC_PROGRAMS.contains(&program.as_str()))
+                    .map(|program| format!("TCX {name}: {program}")),
+            ),
+            Err(error) if super::failure::errno(&error) == Some(libc::EPERM) => {
+                found.push(format!("TCX {name}: not seen without CAP_SYS_ADMIN"));
+            }
+            // Before Linux 6.6 there is none.
+            Err(_) => {}
+        }
+        match clsact::foreign_filters(ifindex, direction) {
+            Ok(kinds) => {
+                found.extend(kinds.iter().map(|kind| format!("clsact {name}: a filter of kind {kind}")))
+            }
+            Err(error) => found.push(format!("clsact {name}: not seen: {error}")),
+        }
+    }
+    if ours != Some(HookKind::Xdp.name()) {
+        match clsact::xdp_program(ifindex) {
+            Ok(program) => found.extend(program.map(|id| format!("XDP: program {id}"))),
+            Err(error) => found.push(format!("XDP: not seen: {error}")),
+        }
+    }
+    found
+}
