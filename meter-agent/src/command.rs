@@ -52,7 +52,7 @@ pub enum Command {
     Doctor,
     /// Remove every hook, map and pin of this agent, and with them the totals
     Detach,
-    /// User-defined meters, [[meter]] of the configuration
+    /// User-defined meters of the configuration
     Meter {
         /// What to do with them.
         #[command(subcommand)]
@@ -70,7 +70,7 @@ pub enum MeterCommand {
         pcap: Option<PathBuf>,
         /// The packet, as attributes of a rule and their values: src 10.0.0.1 proto 6 dst-port 80 in-ports UUID …,
         /// and fragment none, first or later; with --pcap, what a frame doesn't tell. Devices are those that
-        /// [[binding]] gives its ports
+        /// the bindings of the configuration give its ports
         #[arg(value_name = "WORD VALUE")]
         packet: Vec<String>,
     },
