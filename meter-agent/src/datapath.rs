@@ -19,6 +19,7 @@ mod others;
 mod reading;
 mod record;
 mod remove;
+mod slots;
 mod sys;
 mod tunnels;
 

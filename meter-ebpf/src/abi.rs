@@ -5,11 +5,13 @@
 
 mod port;
 mod reason;
+mod slot;
 mod tunnel;
 
 pub use self::{
     port::{Member, MemberKey, PortRecord, PortUuid, hooks},
     reason::{Bucket, Buckets, Fault, Faults, MAX_REASONS},
+    slot::{SLOT_ENTRIES, SlotRef},
     tunnel::{
         Address, Encap, LONG_ADDRESSES, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, TunnelPlace,
     },
@@ -20,8 +22,11 @@ pub const VERSION: u32 = 1;
 
 /// Names of the maps, as the kernel shows them (15 characters at most).
 pub mod map {
-    /// Array: ifindex to [`SlotRef`](super::SlotRef).
+    /// Array of one value: ifindex to [`SlotRef`](super::SlotRef), for [`SLOT_ENTRIES`](super::SLOT_ENTRIES) of them.
+    /// The programs read it without a look-up, and user space writes it by `mmap(2)`.
     pub const SLOTS: &str = "SLOTS";
+    /// Where the object has [`SLOTS`]: what programs read without a look-up is a section of theirs.
+    pub const SLOTS_SECTION: &str = ".bss.SLOTS";
     /// Hash: ifindex to [`SlotRef`](super::SlotRef), for the ifindexes beyond [`SLOTS`].
     pub const SLOTS_HIGH: &str = "SLOTS_HIGH";
     /// Per-CPU array of [`SlotBlock`](super::SlotBlock).
@@ -135,19 +140,6 @@ impl Counter {
     }
 }
 
-/// Where the counters of a netdev are: the value of `SLOTS`.
-///
-/// All zero, as the kernel makes it, means that nobody claimed the netdev: its frames land in slot 0, the bucket of
-/// unbound netdevs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct SlotRef {
-    /// Index of the [`SlotCounters`], 0 for none.
-    pub slot: u32,
-    /// Index of the uplink, for its buckets and its tunnels; 0 for none.
-    pub uplink: u32,
-}
-
 /// The slot of frames on netdevs that nobody claimed.
 pub const UNBOUND_SLOT: u32 = 0;
 
@@ -238,7 +230,6 @@ const _: () = {
     assert!(size_of::<HookCounter>() == 32);
     assert!(size_of::<SlotCounters>() == 64);
     assert!(size_of::<SlotBlock>() == 16 * 1024);
-    assert!(size_of::<SlotRef>() == 8);
     assert!(size_of::<PortUuid>() == 16);
     assert!(size_of::<PortRecord>() == 112);
     assert!(size_of::<MemberKey>() == 32);

@@ -104,7 +104,7 @@ fn meter_up_xdpf(context: XdpContext) -> u32 {
 #[inline(always)]
 fn count_port_skb(skb: Skb, direction: Direction) {
     let slot = maps::slot_of(&skb);
-    let Some(hook) = maps::hook_slot(slot.slot, direction) else { return };
+    let Some(hook) = maps::hook_slot(slot, direction) else { return };
     hook.count(skb.length());
     let gso_size = skb.gso_size();
     if gso_size != 0 {
@@ -161,7 +161,7 @@ fn with_tags(extra: Counter, tag: u32) -> Counter {
 #[inline(always)]
 fn count_uplink_skb(skb: Skb, direction: Direction) {
     let slot = maps::slot_of(&skb);
-    if let Some(hook) = maps::hook_slot(slot.slot, direction) {
+    if let Some(hook) = maps::hook_slot(slot, direction) {
         hook.count(skb.length());
     }
     if !(skb.is_plain() && count_outer_v4(&skb, hook_number(slot, direction))) {
@@ -177,10 +177,10 @@ fn count_uplink_skb(skb: Skb, direction: Direction) {
 fn count_uplink_xdp(context: &XdpContext, length: u32) {
     let frame = Xdp::new(context.ctx, length);
     let slot = maps::slot_of(&frame);
-    if let Some(hook) = maps::hook_slot(slot.slot, Direction::Ingress) {
+    if let Some(hook) = maps::hook_slot(slot, Direction::Ingress) {
         hook.count(length);
     }
-    if slot.uplink == NO_UPLINK {
+    if slot.uplink() == NO_UPLINK {
         return;
     }
     let hook = hook_number(slot, Direction::Ingress);
@@ -201,7 +201,7 @@ const NO_UPLINK: u32 = 0;
 /// Returns uplink * 2 + direction.
 #[inline(always)]
 fn hook_number(slot: SlotRef, direction: Direction) -> u32 {
-    slot.uplink * 2 + direction as u32
+    slot.uplink() * 2 + direction as u32
 }
 
 /// Counts a frame in its tunnel where this CPU knows it; says whether it does.
@@ -259,11 +259,11 @@ fn count_uplink_rest(context: *mut __sk_buff, direction: u32) {
         gso_extra(skb, gso_size)
     };
     if extra != NOTHING
-        && let Some(hook) = maps::hook_slot(slot.slot, direction)
+        && let Some(hook) = maps::hook_slot(slot, direction)
     {
         hook.count_extra(extra);
     }
-    if slot.uplink == NO_UPLINK {
+    if slot.uplink() == NO_UPLINK {
         return;
     }
     let bytes = u64::from(skb.length()).wrapping_add(extra.bytes);

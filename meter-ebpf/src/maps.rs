@@ -12,7 +12,7 @@ use aya_ebpf::{
 use meter_ebpf::{
     abi::{
         Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, LONG_ADDRESSES, MAX_REASONS,
-        MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SLOTS_PER_BLOCK, SlotBlock, SlotRef,
+        MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SLOT_ENTRIES, SlotBlock, SlotRef,
         TUNNELS_PER_BLOCK, TunnelBlock, TunnelKey, TunnelPlace,
     },
     packet::{Frame, tunnel::TunnelV4},
@@ -20,11 +20,12 @@ use meter_ebpf::{
 
 use crate::context::OnNetdev;
 
-/// Sizes in the object; user space sets those that its configuration names before it loads.
-const SLOT_ENTRIES: usize = 65_536;
+/// By ifindex. Not looked up but read: that is half the instructions.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.SLOTS")]
+static mut SLOTS: [SlotRef; SLOT_ENTRIES as usize] = [SlotRef::UNBOUND; SLOT_ENTRIES as usize];
 
-#[btf_map]
-pub(crate) static SLOTS: Array<SlotRef, SLOT_ENTRIES> = Array::new();
+// Sizes in the object; user space sets those that its configuration names before it loads.
 #[btf_map]
 pub(crate) static SLOTS_HIGH: HashMap<u32, SlotRef, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
@@ -51,16 +52,22 @@ pub(crate) static FAULTS: PerCpuArray<Faults, 1> = PerCpuArray::new();
 pub(crate) static META: Array<Meta, 1> = Array::new();
 
 /// Returns where the netdev's counters are.
-///
-/// The ifindex is asked for again where the first map doesn't reach, so that it need not be kept until then.
 #[inline(always)]
 pub(crate) fn slot_of(frame: &impl OnNetdev) -> SlotRef {
     let ifindex = frame.ifindex();
-    if let Some(slot) = SLOTS.get(ifindex) {
-        return *slot;
+    if ifindex >= SLOT_ENTRIES {
+        return SlotRef::from_bits(slot_beyond(ifindex));
     }
+    // SAFETY: below the array's length. Volatile, since user space writes it while programs run; one load of eight
+    // bytes, so what it reads is the old value or the new one.
+    unsafe { (&raw const SLOTS).cast::<SlotRef>().add(ifindex as usize).read_volatile() }
+}
+
+/// Returns the bits of the [`SlotRef`] of an ifindex that [`SLOTS`] doesn't reach.
+#[inline(never)]
+fn slot_beyond(ifindex: u32) -> u64 {
     // SAFETY: user space replaces whole elements; a reader sees the old one or the new one until the program ends.
-    unsafe { SLOTS_HIGH.get(&ifindex) }.copied().unwrap_or_default()
+    unsafe { SLOTS_HIGH.get(&ifindex) }.copied().unwrap_or_default().bits()
 }
 
 /// A hook's counters on this CPU.
@@ -68,12 +75,12 @@ pub(crate) struct HookSlot(*mut HookCounter);
 
 /// Returns the counters of a slot's hook; `None` only for a slot beyond the map.
 #[inline(always)]
-pub(crate) fn hook_slot(slot: u32, direction: Direction) -> Option<HookSlot> {
-    let block = COUNTERS.get_ptr_mut(slot / SLOTS_PER_BLOCK)?;
-    // SAFETY: this CPU's value (see the module), non-null by the `?`; the index is below the block's length.
-    Some(HookSlot(unsafe {
-        &raw mut (*block).slots[(slot % SLOTS_PER_BLOCK) as usize].hooks[direction as usize]
-    }))
+pub(crate) fn hook_slot(slot: SlotRef, direction: Direction) -> Option<HookSlot> {
+    let block = COUNTERS.get_ptr_mut(slot.block())?;
+    let offset = slot.offset() as usize + direction as usize * size_of::<HookCounter>();
+    // SAFETY: this CPU's value (see the module), non-null by the `?`; the offset is that of a slot of the block, and a
+    // slot has a hook for each direction.
+    Some(HookSlot(unsafe { block.byte_add(offset).cast() }))
 }
 
 impl HookSlot {

@@ -16,7 +16,9 @@ use aya::{
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use meter_agent::datapath::kernel::OBJECT;
-use meter_ebpf::abi::{SLOTS_PER_BLOCK, Settings, SlotBlock, SlotRef, TunnelCounter, TunnelKey, map};
+use meter_ebpf::abi::{
+    SLOT_ENTRIES, SLOTS_PER_BLOCK, Settings, SlotBlock, SlotRef, TunnelCounter, TunnelKey, map,
+};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     time::{ClockId, clock_gettime},
@@ -85,8 +87,11 @@ fn objects(floors: &OsStr) -> Result<(Ebpf, Ebpf)> {
 
 /// Claims slot 1 and uplink 1 for the netdev of test runs, the loopback, and frees the spare places of tunnels.
 fn prepare(meter: &mut Ebpf) -> Result<()> {
-    let mut slots: Array<&mut MapData, SlotRef> = meter.map_mut(map::SLOTS).context("SLOTS")?.try_into()?;
-    slots.set(1, SlotRef { slot: 1, uplink: 1 }, 0)?;
+    let mut slots: Array<&mut MapData, [SlotRef; SLOT_ENTRIES as usize]> =
+        meter.map_mut(map::SLOTS_SECTION).context("SLOTS")?.try_into()?;
+    let mut table = Box::new([SlotRef::UNBOUND; SLOT_ENTRIES as usize]);
+    table[1] = SlotRef::new(1, 1);
+    slots.set(0, *table, 0)?;
     let mut spare: Queue<&mut MapData, u32> =
         meter.map_mut(map::TUNNEL_SPARE).context("TUNNEL_SPARE")?.try_into()?;
     let hashed = Settings::DEFAULT.tunnel_mask + 1;

@@ -105,8 +105,8 @@ fn with_programs(
     let mut options = host.options();
     change(&mut options);
     let mut meter = host.open_with(&options);
-    meter.attach(&host.target("lo", PORT, Class::Uplink));
     let programs = Programs::load(&options);
+    meter.attach(&host.target("lo", PORT, Class::Uplink));
     host.netns.run_in(|| work(&mut meter, &programs)).unwrap();
 }
 

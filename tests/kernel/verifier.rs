@@ -27,7 +27,7 @@ fn every_program_loads_and_every_map_is_the_abis() {
     let size = |bytes: usize| u32::try_from(bytes).unwrap();
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     let mut expected = vec![
-        (map::SLOTS, array, 4, size(size_of::<SlotRef>()), 65_536),
+        (map::SLOTS, array, 4, 65_536 * size(size_of::<SlotRef>()), 1),
         (map::SLOTS_HIGH, hash, 4, size(size_of::<SlotRef>()), 65_536),
         // Blocks of 256, of which one slot is for what nobody claimed.
         (map::COUNTERS, per_cpu, 4, size(size_of::<SlotBlock>()), 2),

@@ -66,7 +66,7 @@ impl KernelDatapath {
 
     /// Takes the netdev away from its port. The port keeps its totals.
     pub(super) fn unbind(&mut self, ifindex: u32, port: PortId) {
-        if let Err(error) = self.maps.set_slot(ifindex, SlotRef::default()) {
+        if let Err(error) = self.maps.set_slot(ifindex, SlotRef::UNBOUND) {
             tracing::error!(ifindex, port = %port, error = %describe(&error), "netdev not unbound");
         }
         self.release(ifindex, port);

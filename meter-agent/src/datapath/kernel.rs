@@ -21,6 +21,7 @@ use super::{
     maps::{self, Maps},
     open::{check_kernel, load_error, lock, make_directory},
     record::{adopted, hook_bits, reported_device},
+    slots::SlotTable,
     sys::{self, LinkPlace},
 };
 pub use super::{
@@ -76,7 +77,8 @@ impl KernelDatapath {
 
         let mut specs = maps::specs(options);
         for spec in &mut specs {
-            if let Some(entries) = maps::check_pin(spec, &map_pins.join(spec.name))?
+            let pin = map_pins.join(spec.name);
+            if let Some(entries) = maps::check_pin(spec, &pin)?
                 && entries != spec.max_entries
             {
                 tracing::warn!(
@@ -94,11 +96,16 @@ impl KernelDatapath {
         let tunnel_places = entries_of(map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);
 
-        let (mut ebpf, programs) = load_object(&specs, &settings, Some(&map_pins))?;
+        let slots_pin = map_pins.join(map::SLOTS);
+        let slots =
+            if slots_pin.exists() { SlotTable::open(&slots_pin) } else { SlotTable::make(&slots_pin) }?;
+        let slot_bits = slots.bits();
+        let pinned = Pinned { maps: &map_pins, slots: &slot_bits };
+        let (mut ebpf, programs) = load_object(&specs, &settings, Some(&pinned))?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
         let has_tcx = has_tcx(&ebpf);
 
-        let mut maps = Maps::take(&mut ebpf, &specs)?;
+        let mut maps = Maps::take(&mut ebpf, &specs, slots)?;
         maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
         let capacity = Capacity {
             slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
@@ -106,7 +113,7 @@ impl KernelDatapath {
             members: usize::try_from(entries_of(map::MEMBERS)).unwrap_or(usize::MAX),
         };
         let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
-        for write in ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot)) {
+        for write in ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())) {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
@@ -325,19 +332,32 @@ pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
     answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Makes the maps and loads the TC programs. The maps are those that are pinned in a directory, or pinned there; without
-/// one they go with what is returned.
+/// Where maps are pinned, and what one of them holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pinned<'a> {
+    maps: &'a Path,
+    /// What `SLOTS` holds. aya writes the sections of an object whenever it loads it, also into maps that are there
+    /// already, so it has to write what is there: programs go on reading it.
+    slots: &'a [u64],
+}
+
+/// Makes the maps and loads the TC programs. The maps are those that are pinned, or pinned there; without that they go
+/// with what is returned.
 pub(super) fn load_object(
     specs: &[maps::Spec],
     settings: &Settings,
-    pins: Option<&Path>,
+    pinned: Option<&Pinned<'_>>,
 ) -> Result<(Ebpf, ProgramIds), OpenError> {
     let mut loader = EbpfLoader::new();
     for spec in specs {
-        loader.map_max_entries(spec.name, spec.max_entries);
-        if let Some(pins) = pins {
-            loader.map_pin_path(spec.name, pins.join(spec.name));
+        let name = if spec.name == map::SLOTS { map::SLOTS_SECTION } else { spec.name };
+        loader.map_max_entries(name, spec.max_entries);
+        if let Some(pinned) = pinned {
+            loader.map_pin_path(name, pinned.maps.join(spec.name));
         }
+    }
+    if let Some(pinned) = pinned {
+        loader.override_global(map::SLOTS, pinned.slots, true);
     }
     loader.override_global("SETTINGS", settings, true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;

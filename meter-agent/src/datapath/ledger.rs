@@ -165,7 +165,7 @@ impl Ledger {
         self.records.insert(claim.port, record);
         writes.push(Write::Port(claim.port, record));
         Ok(Claimed {
-            slot: SlotRef { slot: record.slot, uplink: record.uplink },
+            slot: SlotRef::new(record.slot, record.uplink),
             underlay: claim.underlay,
             device: claim.device,
             lacks,

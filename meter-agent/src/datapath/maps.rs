@@ -15,20 +15,19 @@ use aya::{
 };
 use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
-    SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter,
-    TunnelKey, VERSION, map,
+    SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
+    TunnelCounter, TunnelKey, VERSION, map,
 };
 
 use super::{
     MapUsage, Options, ReadError,
     ledger::{Slots, Write},
     open::{OpenError, pin_error},
+    slots::{self, SlotTable},
     sys, tunnels,
 };
 
-/// Entries of the array `SLOTS`; ifindexes from here on are in `SLOTS_HIGH`.
-pub(super) const SLOT_ENTRIES: u32 = 65_536;
-/// Netdevs beyond those.
+/// Netdevs whose ifindex `SLOTS` does not reach.
 const SLOT_HIGH_ENTRIES: u32 = 65_536;
 /// Tunnels that one system call looks up.
 const TUNNEL_CHUNK: usize = 4_096;
@@ -51,7 +50,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
     let rows: [(&'static str, MapType, usize, usize, u32); 12] = [
-        (map::SLOTS, A, 4, size_of::<SlotRef>(), SLOT_ENTRIES),
+        (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
         (map::PORTS, H, size_of::<PortUuid>(), size_of::<PortRecord>(), options.max_ports),
@@ -100,12 +99,15 @@ pub(super) fn check_pin(spec: &Spec, path: &Path) -> Result<Option<u32>, OpenErr
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
         )));
     }
+    if spec.name == map::SLOTS && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
+        return Err(foreign("a map that can't be mapped into memory".to_owned()));
+    }
     Ok(Some(info.max_entries()))
 }
 
 /// The maps, open.
 pub(super) struct Maps {
-    slots: Array<MapData, SlotRef>,
+    slots: SlotTable,
     slots_high: HashMap<MapData, u32, SlotRef>,
     counters: PerCpuArray<MapData, SlotBlock>,
     ports: HashMap<MapData, PortUuid, PortRecord>,
@@ -121,11 +123,11 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of the loaded object.
-    pub(super) fn take(ebpf: &mut Ebpf, specs: &[Spec]) -> Result<Self, OpenError> {
-        let sizes = specs.iter().map(|spec| (spec.name, spec.max_entries, memory(spec))).collect();
+    /// Takes the maps out of the loaded object, all but `SLOTS`.
+    pub(super) fn take(ebpf: &mut Ebpf, specs: &[Spec], slots: SlotTable) -> Result<Self, OpenError> {
+        let sizes = specs.iter().map(|spec| (spec.name, capacity(spec), memory(spec))).collect();
         Ok(Self {
-            slots: typed(ebpf, map::SLOTS)?,
+            slots,
             slots_high: typed(ebpf, map::SLOTS_HIGH)?,
             counters: typed(ebpf, map::COUNTERS)?,
             ports: typed(ebpf, map::PORTS)?,
@@ -169,15 +171,15 @@ impl Maps {
 
     /// Returns where the netdev's counters are.
     pub(super) fn slot(&self, ifindex: u32) -> Result<SlotRef, MapError> {
-        if ifindex < SLOT_ENTRIES { self.slots.get(&ifindex, 0) } else { self.slots_high.get(&ifindex, 0) }
+        self.slots.get(ifindex).map_or_else(|| self.slots_high.get(&ifindex, 0), Ok)
     }
 
     /// Says where the netdev's counters are; the default for nowhere.
     pub(super) fn set_slot(&mut self, ifindex: u32, slot: SlotRef) -> Result<(), MapError> {
-        if ifindex < SLOT_ENTRIES {
-            return self.slots.set(ifindex, slot, 0);
+        if self.slots.set(ifindex, slot) {
+            return Ok(());
         }
-        if slot != SlotRef::default() {
+        if slot != SlotRef::UNBOUND {
             return self.slots_high.insert(ifindex, slot, 0);
         }
         match self.slots_high.remove(&ifindex) {
@@ -351,6 +353,11 @@ fn batch<K: Pod + Default + Ord, V: Pod + Default>(
     name: &'static str,
 ) -> Result<BTreeMap<K, V>, ReadError> {
     map.iter().collect::<Result<_, _>>().map_err(unreadable(name))
+}
+
+/// Returns how many entries a map can have.
+fn capacity(spec: &Spec) -> u32 {
+    if spec.name == map::SLOTS { SLOT_ENTRIES } else { spec.max_entries }
 }
 
 /// Estimates the kernel memory of a map: its values, and for a hash its keys and links.

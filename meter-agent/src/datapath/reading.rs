@@ -1,13 +1,12 @@
 //! Everything that the kernel half has counted, read and named.
 
-use meter_ebpf::abi::{Direction, UNBOUND_SLOT, map};
+use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
 use uuid::Uuid;
 
 use super::{
     BucketReading, PortReading, ReadError, Reading,
     kernel::KernelDatapath,
     ledger::Slots as _,
-    maps,
     record::{port_id, port_reading},
     tunnels,
 };
@@ -45,8 +44,8 @@ impl KernelDatapath {
             .collect();
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
         let usage = self.maps.usage(|name, capacity| match name {
-            map::SLOTS => count(self.attached.range(..maps::SLOT_ENTRIES).count()),
-            map::SLOTS_HIGH => count(self.attached.range(maps::SLOT_ENTRIES..).count()),
+            map::SLOTS => count(self.attached.range(..SLOT_ENTRIES).count()),
+            map::SLOTS_HIGH => count(self.attached.range(SLOT_ENTRIES..).count()),
             map::COUNTERS => {
                 count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK))
             }

@@ -17,6 +17,7 @@ use aya::Pod;
 use meter_ebpf::abi::Direction;
 
 // Commands: <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L922>
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -29,6 +30,9 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 /// Linux 5.9.
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// Linux 5.5.
+pub(super) const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -68,6 +72,22 @@ impl LinkPlace {
         }
     }
 }
+
+/// The member of `union bpf_attr` for `BPF_MAP_CREATE`, up to `map_name`.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
+}
+
+const _: () = assert!(size_of::<MapAttr>() == 44);
 
 /// The member of `union bpf_attr` for pins.
 #[repr(C)]
@@ -243,7 +263,29 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_OBJ_GET, &mut attr).and_then(|fd| owned(fd)) }
 }
 
-/// Pins a link at `path`.
+/// Makes an array of one value that can be mapped into memory.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EPERM`.
+pub(super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<OwnedFd> {
+    let mut attr = MapAttr {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(value_size).map_err(io::Error::other)?,
+        max_entries: 1,
+        map_flags: BPF_F_MMAPABLE,
+        ..MapAttr::default()
+    };
+    // The last byte stays 0.
+    let name_bytes = attr.map_name[..15].iter_mut().zip(name.as_bytes());
+    name_bytes.for_each(|(to, from)| *to = *from);
+    // SAFETY: `attr` is the first 44 bytes of what this command reads, the rest being optional. It points to nothing.
+    // The command returns a descriptor.
+    unsafe { bpf(BPF_MAP_CREATE, &mut attr).and_then(|fd| owned(fd)) }
+}
+
+/// Pins a map or a link at `path`.
 ///
 /// # Errors
 ///

@@ -75,6 +75,8 @@ pub(crate) struct Programs(Ebpf);
 
 impl Programs {
     /// Loads those that this kernel has over the maps that a datapath with these options has pinned.
+    ///
+    /// Before it attaches anything: what the object's section `SLOTS` holds, which is nothing, is written to the map.
     pub(crate) fn load(options: &Options) -> Self {
         let maps = options.pin_path.join(format!("v{VERSION}")).join("maps");
         let settings = Settings {
@@ -84,7 +86,8 @@ impl Programs {
         };
         let mut loader = EbpfLoader::new();
         for name in MAPS {
-            loader.map_pin_path(name, maps.join(name));
+            let section = if name == map::SLOTS { map::SLOTS_SECTION } else { name };
+            loader.map_pin_path(section, maps.join(name));
         }
         loader.override_global("SETTINGS", &settings, true);
         let mut ebpf = loader.load(OBJECT).unwrap();

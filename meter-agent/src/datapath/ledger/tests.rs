@@ -44,13 +44,13 @@ fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
     let mut ledger = empty();
     for port in 1..=3 {
         let claimed = ledger.claim(&claim(port, 0), 7, &slots).unwrap();
-        slots.receive(claimed.slot.slot, 1, 100 * u64::from(port));
+        slots.receive(claimed.slot.slot(), 1, 100 * u64::from(port));
     }
     assert_eq!(ledger.claim(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
     ledger.release(uuid(2), 2);
     let Claimed { slot, writes, .. } = ledger.claim(&claim(4, 0), 7, &slots).unwrap();
     assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
-    slots.receive(slot.slot, 5, 5);
+    slots.receive(slot.slot(), 5, 5);
     let bytes: Vec<u64> =
         ledger.records().values().map(|record| total(record, &slots).hooks[0].wire().bytes).collect();
     assert_eq!(bytes, [100, 200, 300, 5]);
@@ -61,11 +61,11 @@ fn port_that_changes_its_device_leaves_what_came_in_behind() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
     let slot = ledger.claim(&claim(1, 10), 7, &slots).unwrap().slot;
-    slots.receive(slot.slot, 1, 60);
+    slots.receive(slot.slot(), 1, 60);
     ledger.claim(&claim(1, 11), 7, &slots).unwrap();
-    slots.receive(slot.slot, 1, 40);
+    slots.receive(slot.slot(), 1, 40);
     ledger.claim(&claim(1, 10), 7, &slots).unwrap();
-    slots.receive(slot.slot, 1, 1);
+    slots.receive(slot.slot(), 1, 1);
     let devices = ledger.devices(&slots);
     assert_eq!(
         devices,
@@ -88,7 +88,7 @@ fn port_without_room_for_its_device_counts_without_it() {
     let mut ledger = Ledger::new(BTreeMap::new(), members, CAPACITY);
     let claimed = ledger.claim(&claim(1, 10), 7, &slots).unwrap();
     assert_eq!((claimed.device, claimed.lacks), (PortUuid::default(), vec![Full::Members]));
-    slots.receive(claimed.slot.slot, 1, 60);
+    slots.receive(claimed.slot.slot(), 1, 60);
     assert_eq!(total(&ledger.records()[&uuid(1)], &slots).hooks[0].wire().bytes, 60);
     assert!(ledger.devices(&slots).values().all(|sum| *sum == Counter::default()));
 }
@@ -102,7 +102,7 @@ fn uplink_without_an_index_counts_without_its_tunnels() {
     let claim = Claim { underlay: true, ..claim(200, 0) };
     let claimed = ledger.claim(&claim, 7, &slots).unwrap();
     assert_eq!((claimed.underlay, claimed.lacks), (false, vec![Full::Uplinks]));
-    assert_eq!((claimed.slot.slot, claimed.slot.uplink), (1, 0));
+    assert_eq!((claimed.slot.slot(), claimed.slot.uplink()), (1, 0));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
     let mut ledger = empty();
     let [first, second] = [1, 2].map(|port| {
         let claim = Claim { ifindex: 5, ..claim(port, 0) };
-        ledger.claim(&claim, 7, &slots).unwrap().slot.slot
+        ledger.claim(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
     let writes = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
