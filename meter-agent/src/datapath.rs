@@ -28,7 +28,10 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
 
 pub use self::others::is_shared;
-use crate::meter::{DeviceId, FlowStats, PortId};
+use crate::{
+    meter::{DeviceId, FlowStats, PortId},
+    rules::MeterSet,
+};
 
 /// In which family a netdev's traffic is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +77,11 @@ pub enum TcMode {
     /// clsact only.
     Clsact,
 }
+
+/// User-defined meters can't be counted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MetersError(pub String);
 
 /// What is set once, when the kernel half is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +308,8 @@ pub struct Reading {
     pub tunnels: Vec<TunnelReading>,
     /// One for each attached uplink and direction.
     pub buckets: Vec<BucketReading>,
+    /// What each user-defined meter of the present set counted, by name, in wire units.
+    pub user_meters: BTreeMap<String, FlowStats>,
     /// Frames that were counted, but not in full.
     pub faults: Faults,
     /// Frames at hooks whose netdev nobody claimed.
@@ -347,6 +357,15 @@ pub trait Datapath {
     /// Looks whether every hook that is attached is still there; returns those that are not, each once, and marks what is
     /// attached as [`Attachment::lost`] until it is attached again.
     fn verify(&mut self) -> Vec<Lost>;
+
+    /// Lets these user-defined meters count from now on, in place of those before: each frame sees the old set or the
+    /// new one, as a whole. A meter whose name was there before goes on from its totals, whatever its rules are now, also
+    /// where an earlier agent counted it.
+    ///
+    /// # Errors
+    ///
+    /// Why the set can't be counted; the one before counts on.
+    fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError>;
 
     /// Reads everything.
     ///

@@ -13,8 +13,8 @@ use meter_agent::{
     agent::{Agent, Event},
     binding::Bindings,
     datapath::{
-        AttachError, Attachment, Datapath, HookKind, Lost, PortReading, ReadError, Reading, Target,
-        TunnelReading,
+        AttachError, Attachment, Datapath, HookKind, Lost, MetersError, PortReading, ReadError, Reading,
+        Target, TunnelReading,
     },
     http::{
         Request,
@@ -24,6 +24,7 @@ use meter_agent::{
     netdev::{Kind, Netdev, NetdevEvent, NetdevTable},
     publish::SnapshotReader,
     roles::Rules,
+    rules::MeterSet,
     snapshot::Snapshot,
     survey::Policy,
 };
@@ -59,6 +60,10 @@ impl Datapath for Memory {
     }
 
     fn detach(&mut self, _ifindex: u32) -> Result<(), AttachError> {
+        Ok(())
+    }
+
+    fn set_meters(&mut self, _: &MeterSet) -> Result<(), MetersError> {
         Ok(())
     }
 

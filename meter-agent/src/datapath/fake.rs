@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use meter_ebpf::abi::{Direction, HookCounter, SlotCounters};
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, IngressHook, Lost, PortReading, ReadError, Reading, Retry,
-    Target,
+    AttachError, Attachment, Datapath, HookKind, IngressHook, Lost, MetersError, PortReading, ReadError,
+    Reading, Retry, Target,
 };
-use crate::meter::PortId;
+use crate::{
+    meter::{FlowStats, PortId},
+    rules::MeterSet,
+};
 
 /// The reason of an error that leaves the netdev without a port; every other one is of its hooks.
 pub const NO_PORT: &str = "ports_full";
@@ -28,6 +31,11 @@ pub struct FakeDatapath {
     pub detach_fails: bool,
     /// Whether readings fail.
     pub read_fails: bool,
+    /// What the user-defined meters counted, by name; those that aren't in the present set are not read.
+    pub user_meters: BTreeMap<String, FlowStats>,
+    /// What setting the next set of meters ends in.
+    pub meters_error: Option<MetersError>,
+    meters: BTreeSet<String>,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -152,10 +160,23 @@ impl Datapath for FakeDatapath {
         lost
     }
 
+    fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
+        if let Some(error) = self.meters_error.take() {
+            return Err(error);
+        }
+        self.meters = meters.meters.iter().map(|meter| meter.name.clone()).collect();
+        Ok(())
+    }
+
     fn read(&mut self) -> Result<Reading, ReadError> {
         if self.read_fails {
             return Err(ReadError { map: "COUNTERS", source: std::io::ErrorKind::OutOfMemory.into() });
         }
-        Ok(Reading { ports: self.totals.values().cloned().collect(), ..Reading::default() })
+        let counted = |name: &String| self.user_meters.get(name).copied().unwrap_or_default();
+        Ok(Reading {
+            ports: self.totals.values().cloned().collect(),
+            user_meters: self.meters.iter().map(|name| (name.clone(), counted(name))).collect(),
+            ..Reading::default()
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! Everything that the kernel half has counted, read and named.
 
+use std::collections::BTreeMap;
+
 use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
 use uuid::Uuid;
 
@@ -62,6 +64,7 @@ impl KernelDatapath {
             devices,
             tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
+            user_meters: BTreeMap::new(),
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
             maps: usage,

@@ -111,7 +111,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["audit", "http", "publish", "snapshot"]),
-    ("datapath", &["meter"]),
+    ("datapath", &["meter", "rules"]),
     ("doctor", &["control", "datapath", "ls", "netdev", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
     ("http", &["audit", "datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
