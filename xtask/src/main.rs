@@ -19,6 +19,7 @@ mod test;
 mod tidy;
 mod toolchain;
 mod tools;
+mod vm;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -49,9 +50,18 @@ enum Command {
     Dist,
     /// Run every test that this user can run; as root that includes the kernel tests
     Test {
+        /// Run the kernel tests, and only those, on Debian's kernels in virtual machines: on each supported one, or on
+        /// those of some series, such as --vm=5.10,7; arguments are the test binary's then
+        #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', require_equals = true)]
+        vm: Option<Vec<String>>,
         /// Arguments of `cargo test`
         #[arg(last = true)]
         arguments: Vec<OsString>,
+    },
+    /// Boot a virtual machine with the agent in it, and run a command or a shell
+    Vm {
+        #[command(subcommand)]
+        command: Vm,
     },
     /// Measure the programs and a scrape beside their floors (needs root)
     Bench {
@@ -65,6 +75,12 @@ enum Command {
     Tidy,
 }
 
+#[derive(Subcommand)]
+enum Vm {
+    /// Boot it
+    Run(vm::Options),
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Build => binaries::run(),
@@ -73,7 +89,9 @@ fn main() -> ExitCode {
         }
         Command::Run(options) => run::run(&options),
         Command::Dist => dist::run(),
-        Command::Test { arguments } => test::run(&arguments),
+        Command::Test { vm: Some(series), arguments } => vm::test(&series, &arguments),
+        Command::Test { vm: None, arguments } => test::run(&arguments),
+        Command::Vm { command: Vm::Run(options) } => vm::run(&options),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Setup => setup::run(),
         Command::Tidy => tidy::run(),

@@ -1,0 +1,198 @@
+//! `cargo xtask vm` and `cargo xtask test --vm`: the same kernel tests, the same agent, on other kernels.
+//!
+//! A guest is one of Debian's kernels and an initramfs with what runs in it, in QEMU: no disk, no network, nothing of
+//! the host to break. Its verdict is a line on its console; a guest that ends without one has failed.
+
+mod archive;
+mod guest;
+mod kernel;
+mod programs;
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use archive::Archive;
+use clap::Args;
+use guest::{Guest, Processor};
+use kernel::Kernel;
+
+use crate::{apt, console::say, executable, workspace};
+
+/// Series of Debian's kernels that are supported, each by its newest package: of bullseye, bookworm, trixie and sid.
+const SERIES: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
+
+/// What boots a guest, by Debian's packages.
+const PACKAGES: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
+    ("strip", "binutils"),
+];
+
+/// How long the kernel tests may take in one guest, without hardware virtualization.
+const PATIENCE: Duration = Duration::from_secs(40 * 60);
+
+/// What must not be missing in a guest: each is in the initramfs.
+const REQUIRED: &str = "root,object,ip,ping,ethtool,bpftool,setpriv";
+
+/// Boot a guest with the agent in it, and run a command or a shell
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The kernel's series, such as 5.10 or 6.12; of 7 the newest
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// What to run in the guest; without it a shell
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+/// Boots one guest, with the agent's release binaries on its `PATH`.
+///
+/// # Errors
+///
+/// What is missing, or how the command ended.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    set_up()?;
+    let kernel = Kernel::fetch(&options.kernel)?;
+    crate::binaries::run()?;
+    let mut archive = Archive::new();
+    programs::add_common(&mut archive, &kernel)?;
+    for name in ["meter-agent", "mm-meter"] {
+        programs::add(
+            &mut archive,
+            &workspace::target().join("release").join(name),
+            &format!("/usr/bin/{name}"),
+        )?;
+    }
+    let line = options.command.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
+    let line = if line.is_empty() { "exec_shell".to_owned() } else { line };
+    let processor = Processor::of_this_machine(&kernel)?;
+    let code = Guest::new(&kernel, archive, &line)?.attached(processor)?;
+    if code != 0 {
+        bail!("the command in the guest ended with {code}");
+    }
+    Ok(())
+}
+
+/// Runs the kernel tests on each supported kernel, or on those of some series.
+///
+/// # Errors
+///
+/// A test that failed on one of them, a guest without a verdict, or a check that was skipped on all of them.
+pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
+    set_up()?;
+    let series: Vec<String> =
+        if series.is_empty() { SERIES.iter().map(|&one| one.to_owned()).collect() } else { series.to_vec() };
+    let (binary, helpers) = programs::kernel_tests()?;
+    let mut failed = Vec::new();
+    let mut skipped: Option<BTreeSet<String>> = None;
+    let mut processor = None;
+    for one in &series {
+        let kernel = Kernel::fetch(one)?;
+        let processor = match processor {
+            Some(processor) => processor,
+            None => *processor.insert(Processor::of_this_machine(&kernel)?),
+        };
+        let began = Instant::now();
+        match test_on(&kernel, processor, &binary, &helpers, arguments) {
+            Ok(skips) => {
+                let seconds = began.elapsed().as_secs();
+                say(format_args!(
+                    "Linux {}: green in {seconds} s, {} checks skipped",
+                    kernel.version,
+                    skips.len()
+                ));
+                skips.iter().for_each(|skip| say(format_args!("  {skip}")));
+                let names: BTreeSet<String> = skips.iter().map(|skip| what_lacks(skip).to_owned()).collect();
+                skipped = Some(match skipped {
+                    Some(before) => &before & &names,
+                    None => names,
+                });
+            }
+            Err(error) => {
+                say(format_args!("Linux {}: {error:#}", kernel.version));
+                failed.push(kernel.version.clone());
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("the kernel tests failed on Linux {}", failed.join(", "));
+    }
+    let nowhere = skipped.unwrap_or_default();
+    if series.len() == SERIES.len() && arguments.is_empty() && !nowhere.is_empty() {
+        let list = nowhere.into_iter().collect::<Vec<_>>().join("\n  ");
+        bail!("checked on none of the kernels:\n  {list}");
+    }
+    say("the kernel tests passed on every kernel");
+    Ok(())
+}
+
+/// Returns the skips.
+fn test_on(
+    kernel: &Kernel,
+    processor: Processor,
+    binary: &Path,
+    helpers: &[PathBuf],
+    arguments: &[OsString],
+) -> Result<BTreeSet<String>> {
+    let mut archive = Archive::new();
+    programs::add_common(&mut archive, kernel)?;
+    programs::add_stripped(&mut archive, binary, "/usr/bin/kernel-tests")?;
+    for helper in helpers {
+        programs::add_stripped(&mut archive, helper, &helper.to_string_lossy())?;
+    }
+    let arguments = arguments.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
+    let line = format!("METER_TEST_REQUIRE={REQUIRED} kernel-tests {arguments}");
+    let (code, console) = Guest::new(kernel, archive, &line)?.watched(processor, PATIENCE)?;
+    if code != 0 {
+        bail!("the tests ended with {code}; the console's log is {}", console.display());
+    }
+    let text = std::fs::read_to_string(&console)?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.trim_end().split_once("skipped "))
+        .map(|(_, skip)| skip.to_owned())
+        .collect())
+}
+
+/// Returns what of a skip is the same on every kernel: the test and what it wants, without what this kernel is.
+fn what_lacks(skip: &str) -> &str {
+    skip.split(" (requires").next().unwrap_or(skip)
+}
+
+fn set_up() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(command, _)| executable::find(command).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if !missing.is_empty() {
+        if !apt::is_here() {
+            bail!("{}: not found; install what has them", missing.join(", "));
+        }
+        apt::install(&missing)?;
+    }
+    Ok(())
+}
+
+/// Returns where everything of the guests is kept.
+fn directory() -> PathBuf {
+    workspace::target().join("vm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::what_lacks;
+
+    #[test]
+    fn the_same_skip_on_two_kernels_is_one() {
+        let on = |release: &str| format!("a::test: missing: TCX (requires Linux >= 6.6, this is {release})");
+        assert_eq!(what_lacks(&on("5.10.0")), what_lacks(&on("6.1.0")));
+        assert_eq!(what_lacks("a::test: missing: prometheus"), "a::test: missing: prometheus");
+    }
+}

@@ -1,0 +1,199 @@
+//! A guest in QEMU: booted from a kernel and an initramfs, watched on its console.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{archive::Archive, directory, kernel::Kernel, programs};
+use crate::console::say;
+
+/// What the first process says at the end, with the command's exit status behind it.
+const ENDED: &str = "guest ended with ";
+
+/// How long an empty guest may take with hardware virtualization that works.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// The first process.
+const INIT: &str = "#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+mount -t tmpfs tmp /tmp -o mode=1777
+mount -t tmpfs run /run
+mount -t bpf bpf /sys/fs/bpf
+modprobe -q -a tun veth bridge vxlan sch_ingress cls_bpf
+ip link set lo up
+exec_shell() { setsid cttyhack sh; }
+";
+
+/// How a processor is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Processor {
+    /// By the host's.
+    Kvm,
+    /// By software.
+    Software,
+}
+
+impl Processor {
+    /// Finds out by an empty guest whether hardware virtualization works here; that `/dev/kvm` is there says little.
+    ///
+    /// # Errors
+    ///
+    /// The guest can't be made.
+    pub(super) fn of_this_machine(kernel: &Kernel) -> Result<Self> {
+        if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+            return Ok(Self::Software);
+        }
+        let mut archive = Archive::new();
+        programs::add_shell(&mut archive)?;
+        if Guest::new(kernel, archive, "true")?.once(Self::Kvm, BOOT)? == Some(0) {
+            return Ok(Self::Kvm);
+        }
+        say("/dev/kvm is there, but a guest doesn't boot by it: software instead");
+        Ok(Self::Software)
+    }
+
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            // QEMU 7.2 corrupts the flags after cmpxchg16b.
+            Self::Software => ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"],
+        }
+    }
+}
+
+/// A guest that has not been started.
+pub(super) struct Guest {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Makes the initramfs of a guest that runs a line of shell and ends.
+    pub(super) fn new(kernel: &Kernel, mut archive: Archive, line: &str) -> Result<Self> {
+        archive.file("/init", format!("{INIT}{line}\necho \"{ENDED}$?\"\nsleep 1\npoweroff -f\n").as_bytes());
+        let initramfs = directory().join(format!("{}.cpio", kernel.version));
+        archive.write(&initramfs)?;
+        let console = directory().join(format!("{}.log", kernel.version));
+        Ok(Self { kernel: kernel.image()?, initramfs, console })
+    }
+
+    /// Runs it on this process's terminal; returns the line's exit status.
+    ///
+    /// # Errors
+    ///
+    /// No verdict.
+    pub(super) fn attached(&self, processor: Processor) -> Result<i32> {
+        let status = self.command(processor, "stdio").status().context("cannot run qemu-system-x86_64")?;
+        if !status.success() {
+            bail!("qemu-system-x86_64 failed: {status}");
+        }
+        self.verdict().context("the guest ended without a verdict")
+    }
+
+    /// Runs it to its end; returns the line's exit status, and where its console was written to.
+    ///
+    /// # Errors
+    ///
+    /// No verdict.
+    pub(super) fn watched(&self, processor: Processor, patience: Duration) -> Result<(i32, PathBuf)> {
+        // One boot in fifty of QEMU's software processors ends in nothing.
+        for _ in 0..2 {
+            if let Some(code) = self.once(processor, patience)? {
+                return Ok((code, self.console.clone()));
+            }
+        }
+        bail!(
+            "no verdict: the guest hung, panicked or ended; the console's log is {}",
+            self.console.display()
+        )
+    }
+
+    fn once(&self, processor: Processor, patience: Duration) -> Result<Option<i32>> {
+        fs::write(&self.console, "")?;
+        let console = format!("file:{}", self.console.display());
+        let mut command = self.command(processor, &console);
+        let mut child =
+            Killed(command.stdin(Stdio::null()).spawn().context("cannot run qemu-system-x86_64")?);
+        let began = Instant::now();
+        loop {
+            let is_over = child.0.try_wait()?.is_some() || began.elapsed() > patience;
+            // Asked after that: what it wrote last counts.
+            let verdict = self.verdict();
+            if verdict.is_some() || is_over {
+                return Ok(verdict);
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn command(&self, processor: Processor, console: &str) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(processor.arguments()).args([
+            "-M",
+            "q35",
+            "-smp",
+            "2",
+            "-m",
+            "3072",
+            "-nic",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args(["-display", "none", "-monitor", "none"]);
+        if console == "stdio" {
+            let chardev = format!("stdio,id=console,signal=off,logfile={}", self.console.display());
+            command.args(["-chardev", &chardev, "-serial", "chardev:console"]);
+        } else {
+            command.args(["-serial", console]);
+        }
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
+        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        command
+    }
+
+    fn text(&self) -> String {
+        fs::read(&self.console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    fn verdict(&self) -> Option<i32> {
+        verdict(&self.text())
+    }
+}
+
+/// Returns the exit status that a console's text tells.
+fn verdict(text: &str) -> Option<i32> {
+    text.lines().rev().find_map(|line| line.trim().strip_prefix(ENDED)?.parse().ok())
+}
+
+/// A process that doesn't outlive this one's interest.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // One that has ended can't be killed, and needn't be.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verdict;
+
+    #[test]
+    fn verdict_is_a_line_of_its_own() {
+        assert_eq!(verdict("guest runs\r\nguest ended with 101\r\n"), Some(101));
+        assert_eq!(verdict("guest runs\nguest ended with "), None, "not all of it is written yet");
+        assert_eq!(verdict("Kernel panic"), None);
+    }
+}
