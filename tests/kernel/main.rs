@@ -5,6 +5,7 @@ mod attach;
 mod counting;
 mod daemon;
 mod exact;
+mod guest;
 mod monitor;
 mod support;
 mod verifier;

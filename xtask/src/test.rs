@@ -9,13 +9,16 @@ use crate::{
     console::say,
     ebpf, executable,
     tools::{self, TESTS},
-    workspace,
+    vm, workspace,
 };
 
 /// What a test may ask for, by name, and no longer skips for when it is named here.
 const REQUIRE: &str = "METER_TEST_REQUIRE";
 /// The file to which each test that skips something appends a line.
 const SKIPS: &str = "METER_TEST_SKIPS";
+
+/// Where the tests find the guest that they boot.
+const GUEST: &str = "METER_TEST_GUEST";
 
 /// Sets up what the tests take and runs them.
 ///
@@ -35,6 +38,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
         ebpf::provide_to(&mut command)?;
         command.env("PATH", tools::path()?).env(REQUIRE, required());
         command.env(clients::VARIABLE, clients::directory());
+        command.env(GUEST, vm::guest()?);
         executable::run(&mut command)?;
         summarize(&skips)?;
         say("every test passed, the kernel tests among them");
@@ -61,7 +65,7 @@ fn summarize(path: &Path) -> Result<()> {
 }
 
 fn required() -> String {
-    let words = ["root", "object"].into_iter().chain(TESTS.iter().map(|tool| tool.command));
+    let words = ["root", "object", "guest"].into_iter().chain(TESTS.iter().map(|tool| tool.command));
     words.chain(clients::REQUIREMENTS).collect::<Vec<_>>().join(",")
 }
 
@@ -73,7 +77,7 @@ mod tests {
     fn root_skips_nothing_that_was_set_up() {
         assert_eq!(
             required(),
-            "root,object,ip,python3,pip3,ping,ethtool,bpftool,promtool,prometheus,pypi-clients,npm-clients"
+            "root,object,guest,ip,python3,pip3,ping,ethtool,bpftool,promtool,prometheus,pypi-clients,npm-clients"
         );
     }
 }

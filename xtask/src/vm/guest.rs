@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ const ENDED: &str = "guest ended with ";
 /// How long an empty guest may take with hardware virtualization that works.
 const BOOT: Duration = Duration::from_secs(30);
 
-/// The first process.
+/// The first process. Paths in full: busybox's shell has an `ip` and a `modprobe` of its own.
 const INIT: &str = "#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc
@@ -28,8 +28,8 @@ mount -t devtmpfs dev /dev 2>/dev/null
 mount -t tmpfs tmp /tmp -o mode=1777
 mount -t tmpfs run /run
 mount -t bpf bpf /sys/fs/bpf
-modprobe -q -a tun veth bridge vxlan sch_ingress cls_bpf
-ip link set lo up
+/usr/sbin/modprobe -q -a tun veth bridge vxlan sch_ingress cls_bpf
+/usr/sbin/ip link set lo up
 exec_shell() { setsid cttyhack sh; }
 ";
 
@@ -77,10 +77,25 @@ pub(super) struct Guest {
     console: PathBuf,
 }
 
+/// Writes a guest's first process into an archive.
+fn finish(archive: &mut Archive, line: &str) {
+    archive.file("/init", format!("{INIT}{line}\necho \"{ENDED}$?\"\nsleep 1\npoweroff -f\n").as_bytes());
+}
+
+/// Makes `vmlinuz` and `initramfs` of a guest for others to boot; returns their directory.
+pub(super) fn make(kernel: &Kernel, mut archive: Archive, line: &str, place: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
+    finish(&mut archive, line);
+    archive.write(&place.join("initramfs"))?;
+    let image = kernel.image()?;
+    fs::copy(&image, place.join("vmlinuz")).with_context(|| format!("cannot copy {}", image.display()))?;
+    Ok(place.to_owned())
+}
+
 impl Guest {
     /// Makes the initramfs of a guest that runs a line of shell and ends.
     pub(super) fn new(kernel: &Kernel, mut archive: Archive, line: &str) -> Result<Self> {
-        archive.file("/init", format!("{INIT}{line}\necho \"{ENDED}$?\"\nsleep 1\npoweroff -f\n").as_bytes());
+        finish(&mut archive, line);
         let initramfs = directory().join(format!("{}.cpio", kernel.version));
         archive.write(&initramfs)?;
         let console = directory().join(format!("{}.log", kernel.version));

@@ -18,8 +18,8 @@ const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 /// What signs them, on every Debian.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Netdev kinds, qdiscs and classifiers that the tests ask for, as far as a kernel has them.
-const MODULES: [&str; 22] = [
+/// Netdev kinds, qdiscs and classifiers that the tests ask for, as far as a kernel has them, and a guest's own NIC.
+const MODULES: [&str; 24] = [
     "tun",
     "veth",
     "bridge",
@@ -42,6 +42,8 @@ const MODULES: [&str; 22] = [
     "cls_bpf",
     "af_packet",
     "sch_tbf",
+    "virtio_net",
+    "virtio_pci",
 ];
 
 /// A kernel, unpacked.

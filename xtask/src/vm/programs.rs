@@ -11,9 +11,9 @@ use super::{archive::Archive, directory, kernel::Kernel};
 use crate::{ebpf, executable, workspace};
 
 /// Programs that the tests run.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
     "ip", "tc", "bridge", "bpftool", "ethtool", "ping", "setpriv", "setarch", "unshare", "nsenter",
-    "modprobe", "sysctl",
+    "modprobe", "sysctl", "bash", "dd",
 ];
 
 /// Applets of busybox. Not its `ip` and `tc`: they are others.
