@@ -15,6 +15,7 @@ use std::{
 
 use aya::Pod;
 use meter_ebpf::abi::Direction;
+use nix::sys::resource::{Resource, setrlimit};
 
 // Commands: <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L922>
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -280,9 +281,20 @@ pub(super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<O
     // The last byte stays 0.
     let name_bytes = attr.map_name[..15].iter_mut().zip(name.as_bytes());
     name_bytes.for_each(|(to, from)| *to = *from);
-    // SAFETY: `attr` is the first 44 bytes of what this command reads, the rest being optional. It points to nothing.
-    // The command returns a descriptor.
-    unsafe { bpf(BPF_MAP_CREATE, &mut attr).and_then(|fd| owned(fd)) }
+    let mut create = || {
+        // SAFETY: `attr` is the first 44 bytes of what this command reads, the rest being optional. It points to nothing.
+        // The command returns a descriptor.
+        unsafe { bpf(BPF_MAP_CREATE, &mut attr).and_then(|fd| owned(fd)) }
+    };
+    match create() {
+        // Before Linux 5.11 maps count as locked memory, and where there is too much of it creation is not permitted.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY)
+                .map_err(|_| error)?;
+            create()
+        }
+        created => created,
+    }
 }
 
 /// Pins a map or a link at `path`.
