@@ -181,7 +181,10 @@ impl Xdp {
 }
 
 /// How deep headers are followed at an XDP hook, in bytes: the verifier wants a bound.
-const REACH: usize = 0x1ff;
+///
+/// With room for what is read there below the next power of two: Linux 7 cuts what it knows of a sum at that power, and of
+/// parts of the sum it does not, so that a part would seem to be beyond the whole.
+const REACH: usize = 0x1c0;
 
 impl OnNetdev for Xdp {
     #[inline(always)]
