@@ -153,6 +153,8 @@ pub struct Snapshot {
     pub ports: Vec<Port>,
     /// Devices: what came in through their ports, those that have left included.
     pub devices: BTreeMap<DeviceId, FlowStats>,
+    /// What the user-defined meters counted that count now, by name, in wire units.
+    pub user_meters: BTreeMap<String, FlowStats>,
     /// Tunnels by which the host sends: seen at an uplink's egress.
     pub tunnels_transmit: BTreeMap<TunnelId, TunnelTotals>,
     /// Tunnels by which the host receives: seen at an uplink's ingress.
@@ -206,6 +208,8 @@ impl Snapshot {
             meter.packets = meter.packets.max(stats.packets);
             meter.bytes = meter.bytes.max(stats.bytes);
         }
+        let users = self.user_meters.iter();
+        meters.extend(users.map(|(name, &stats)| (MeterKey::User(name.clone()), stats)));
         meters
     }
 }

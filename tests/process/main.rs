@@ -6,6 +6,7 @@ mod clients;
 mod jolokia;
 mod meter_agent;
 mod mm_meter;
+mod names;
 mod prometheus;
 mod rules;
 mod served;

@@ -38,6 +38,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         host: known.host.to_owned(),
         ports: reading.ports.into_iter().map(|port| with_carrier(port, known)).collect(),
         devices: reading.devices.into_iter().collect(),
+        user_meters: reading.user_meters,
         tunnels_transmit: over_uplinks(transmit),
         tunnels_receive: over_uplinks(receive),
         parts,

@@ -74,6 +74,13 @@ pub(super) fn snapshot() -> Snapshot {
             (DeviceId(Uuid::from_u128(9)), FlowStats { packets: 1, bytes: 60 }),
         ]
         .into(),
+        user_meters: [
+            ("other", 3, 180),
+            ("web", 20, 2000),
+            ("Straße: \"a b\" C:\\net {}=,# HELP", u64::MAX, u64::MAX - 1),
+        ]
+        .map(|(name, packets, bytes)| (name.to_owned(), FlowStats { packets, bytes }))
+        .into(),
         tunnels_transmit: [tunnel([10, 0, 0, 9], [192, 168, 1, 1], 7777, 5)].into(),
         tunnels_receive: [
             tunnel([192, 168, 1, 1], [10, 0, 0, 9], 7777, 6),

@@ -38,7 +38,7 @@ pub(super) fn exposition(families: &mut Families<'_>, series: &Series, stopwatch
     families.gauges(
         &Family::new(
             "meter_agent_series_over_limit",
-            "Ports, devices or tunnels that came when all names were taken, by how the names of their families begin. \
+            "Ports, devices, tunnels or user-defined meters that came when all names were taken, by how the names of their families begin. \
              Their totals are in the series whose label is other.",
         ),
         series.over.iter().map(|(family, over)| (Labels([("family", Value::Text(family))]), number(*over))),
