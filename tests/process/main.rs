@@ -5,6 +5,7 @@ mod bytes;
 mod clients;
 mod jolokia;
 mod meter_agent;
+mod meters;
 mod mm_meter;
 mod names;
 mod prometheus;

@@ -8,6 +8,7 @@ use super::{attaches::Attaches, failures::Failures};
 use crate::{
     audit::Report,
     datapath::{Attachment, BucketReading, PortReading, Reading, TunnelReading},
+    definitions::Definition,
     meter::PortId,
     netdev::{Kind, MacAddress, NetdevTable},
     snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
@@ -21,6 +22,7 @@ pub(super) struct Known<'a> {
     pub(super) attached: &'a BTreeMap<u32, Attachment>,
     pub(super) failures: &'a Failures,
     pub(super) health: &'a Health,
+    pub(super) definitions: &'a Arc<[Definition]>,
     pub(super) attaches: &'a Attaches,
     pub(super) audit: Option<&'a Arc<Report>>,
     pub(super) host: &'a str,
@@ -39,6 +41,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         ports: reading.ports.into_iter().map(|port| with_carrier(port, known)).collect(),
         devices: reading.devices.into_iter().collect(),
         user_meters: reading.user_meters,
+        definitions: Arc::clone(known.definitions),
         tunnels_transmit: over_uplinks(transmit),
         tunnels_receive: over_uplinks(receive),
         parts,

@@ -81,6 +81,7 @@ pub(super) fn snapshot() -> Snapshot {
         ]
         .map(|(name, packets, bytes)| (name.to_owned(), FlowStats { packets, bytes }))
         .into(),
+        definitions: Arc::default(),
         tunnels_transmit: [tunnel([10, 0, 0, 9], [192, 168, 1, 1], 7777, 5)].into(),
         tunnels_receive: [
             tunnel([192, 168, 1, 1], [10, 0, 0, 9], 7777, 6),
@@ -114,6 +115,8 @@ pub(super) fn snapshot() -> Snapshot {
             read_failures: 4,
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,
+            user_meters_in_force: true,
+            user_meter_refusals: 5,
             ready: true,
             settled: true,
         },
