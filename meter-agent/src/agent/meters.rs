@@ -7,7 +7,7 @@ use crate::{
     datapath::Datapath,
     definitions::{
         Change, ChangeError, Definition, Definitions,
-        state::{Found, State},
+        state::{Found, Prepared, State},
     },
     rules::MeterSet,
 };
@@ -81,6 +81,8 @@ impl<D: Datapath> Agent<D> {
         if let Err(error) = kept.commit() {
             let before = self.meters.wanted.set().and_then(|set| self.give_meters(&set));
             self.health.user_meters_in_force = before.is_ok();
+            // The new file may be in its place all the same, where only syncing the directory failed.
+            drop(self.meters.state.prepare(self.meters.wanted.added()).and_then(Prepared::commit));
             return Err(not_kept(&error));
         }
         self.health.user_meters_in_force = true;

@@ -152,8 +152,16 @@ fn change_that_can_not_be_counted_or_kept_changes_nothing() {
     assert_eq!(agent.snapshot().health.user_meter_refusals, 1);
     let here: Vec<_> =
         std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!((here, std::fs::read(&file).unwrap()), (vec![file], kept));
+    assert_eq!((here, std::fs::read(&file).unwrap()), (vec![file.clone()], kept));
 
+    // It can be written and not put in its place.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    match agent.add("ssh", "proto 6") {
+        Err(ChangeError::NotKept(what)) => assert!(what.starts_with("replace "), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(agent.meters(), names(&["web", "dns"], &["web", "dns"], true));
     directory.close().unwrap();
     match agent.add("ssh", "proto 6") {
         Err(ChangeError::NotKept(what)) => assert!(what.contains("there is no such directory"), "{what}"),
