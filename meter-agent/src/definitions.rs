@@ -94,7 +94,7 @@ pub enum ChangeError {
     #[error("{0} rules of all meters together are too many: at most {MAX_RULES} are possible")]
     TooManyRules(usize),
     /// The datapath can't count them.
-    #[error("the meters stay as they were: {0}")]
+    #[error("the datapath refuses these meters: {0}")]
     Refused(String),
     /// It would be forgotten at the next start.
     #[error("can't be kept across restarts, and the meters stay as they were: {0}")]

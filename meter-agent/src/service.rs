@@ -38,7 +38,7 @@ use crate::{
     config::{Config, ConfigError, HostIdSource},
     control::{self, Desk},
     datapath::kernel::{KernelDatapath, OpenError},
-    definitions::state::State,
+    definitions::state::{State, StateError},
     http::web::Web,
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
@@ -117,7 +117,12 @@ pub fn run(
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let added = State::open(&config.state_directory);
     if let Some(trouble) = &added.trouble {
-        tracing::warn!(error = %trouble, "meters that are added at run time");
+        match trouble {
+            StateError::NoDirectory(_) | StateError::ReadOnly { .. } => {
+                tracing::warn!(error = %trouble, "no meter can be added at run time");
+            }
+            _ => tracing::error!(error = %trouble, "the meters that were added at run time don't count"),
+        }
     }
     let agent =
         Agent::new(datapath, configured(config), added, config.host_name.clone(), Arc::clone(&latest));

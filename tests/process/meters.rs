@@ -250,7 +250,7 @@ fn what_can_not_be_is_refused_with_what_is_allowed_and_nothing_changes() {
     }
     assert_eq!(host.meter(&["list"]), before);
     assert_eq!(host.meter(&["add", "c", "proto", "6"]), done());
-    let full = "the meters stay as they were: there is room for 3 meters; remove one";
+    let full = "the datapath refuses these meters: there is room for 3 meters; remove one";
     assert_eq!(host.meter(&["add", "d", "proto", "6"]), refused(full, 1));
     let (_, said, code) = host.meter(&["add", "c"]);
     assert!(said.contains("<RULE>...") && code == Some(2), "{said}");

@@ -51,9 +51,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The file is none of this agent's; it was set aside.
-    #[error(
-        "{path}: {what}; set aside as {aside}, and the meters that were added at run time are not counted"
-    )]
+    #[error("{path}: {what}; set aside as {aside}; add its meters again")]
     Broken {
         /// The file.
         path: PathBuf,
