@@ -9,6 +9,8 @@
 mod attaches;
 mod compose;
 mod failures;
+mod meters;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -21,14 +23,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 
-use self::{attaches::Attaches, compose::Known, failures::Failures};
+use self::{attaches::Attaches, compose::Known, failures::Failures, meters::Meters};
 use crate::{
     audit::Report,
-    datapath::{AttachError, Datapath, Lost, Retry, Target},
+    datapath::{Datapath, Lost},
+    definitions::{Change, ChangeError, state::Found},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
     reconcile::{self, Step},
+    rules::MeterSet,
     snapshot::{Health, Snapshot},
     survey::{Policy, Survey},
 };
@@ -43,15 +48,28 @@ const VERIFY_REST: u32 = 10;
 /// only among every change of every filter.
 const VERIFY_EVERY: u32 = 60;
 
+/// What a configuration says that the agent takes up while it runs.
+#[derive(Debug, Clone)]
+pub struct Configured {
+    /// Which netdev is what.
+    pub policy: Policy,
+    /// The user-defined meters.
+    pub meters: MeterSet,
+    /// When it was read: seconds since the Unix epoch.
+    pub read_s: u64,
+}
+
 /// Everything that happens to the agent.
 #[derive(Debug)]
 pub enum Event {
     /// The kernel announced something.
     Netdev(NetdevEvent),
-    /// The configuration was read again, at this time (seconds since the Unix epoch).
-    Policy(Box<Policy>, u64),
+    /// The configuration was read again.
+    Configured(Box<Configured>),
     /// The configuration was read again and is wrong; the old one stays in force.
-    BadPolicy,
+    Misconfigured,
+    /// An operator changes the user-defined meters, and waits for how that ends.
+    Change(Change, oneshot::Sender<Result<(), ChangeError>>),
     /// A reader wants totals.
     Refresh(Refresh),
     /// An audit has ended.
@@ -67,6 +85,7 @@ pub enum Event {
 pub struct Agent<D> {
     datapath: D,
     policy: Policy,
+    meters: Meters,
     table: NetdevTable,
     survey: Survey,
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
@@ -93,17 +112,21 @@ pub struct Agent<D> {
 impl<D: Datapath> Agent<D> {
     /// Makes an agent that counts through `datapath` and publishes to `latest`.
     ///
-    /// `host` is the host's name, `config_loaded_s` when the policy was read (seconds since the Unix epoch).
+    /// `added` is what was added to the configuration's meters at run time before, and where that is kept; `host` is the
+    /// host's name. Meters that the datapath refuses are logged and don't count; everything else does.
     pub fn new(
         datapath: D,
-        policy: Policy,
+        configured: Configured,
+        added: Found,
         host: String,
-        config_loaded_s: u64,
         latest: Arc<ArcSwap<Snapshot>>,
     ) -> Self {
-        Self {
+        let Configured { policy, meters, read_s } = configured;
+        let health = Health { config_reload_ok: true, config_loaded_s: read_s, ..Health::default() };
+        let mut agent = Self {
             datapath,
             policy,
+            meters: Meters::new(meters, added),
             table: NetdevTable::default(),
             survey: Survey::default(),
             gone: BTreeSet::new(),
@@ -116,11 +139,13 @@ impl<D: Datapath> Agent<D> {
             wishes: Vec::new(),
             stale: false,
             dumped: false,
-            health: Health { config_reload_ok: true, config_loaded_s, ..Health::default() },
+            health,
             host,
             generation: 0,
             latest,
-        }
+        };
+        agent.start_meters();
+        agent
     }
 
     /// Runs until [`Event::Shutdown`], or until nobody can send an event any more; returns the datapath, attached.
@@ -169,15 +194,12 @@ impl<D: Datapath> Agent<D> {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Netdev(event) => self.apply_netdev(event),
-            Event::Policy(policy, read_s) => {
-                self.policy = *policy;
-                self.health.config_reload_ok = true;
-                self.health.config_loaded_s = read_s;
-                // What only another configuration could help may be helped now.
-                self.failures.forget_all();
-                self.stale = true;
+            Event::Configured(configured) => self.configure(*configured),
+            Event::Misconfigured => self.health.config_reload_ok = false,
+            Event::Change(change, answer) => {
+                // Whoever went away meanwhile finds it in the log.
+                drop(answer.send(self.change_meters(&change)));
             }
-            Event::BadPolicy => self.health.config_reload_ok = false,
             Event::Refresh(wish) => self.wishes.push(wish),
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
@@ -187,6 +209,21 @@ impl<D: Datapath> Agent<D> {
             // Handled where events are taken from the channel.
             Event::Shutdown => {}
         }
+    }
+
+    /// Takes up a configuration as a whole, or nothing of it.
+    fn configure(&mut self, configured: Configured) {
+        let Configured { policy, meters, read_s } = configured;
+        self.health.config_reload_ok = self.configure_meters(meters);
+        if !self.health.config_reload_ok {
+            return;
+        }
+        self.policy = policy;
+        self.health.config_loaded_s = read_s;
+        // What only another configuration could help may be helped now.
+        self.failures.forget_all();
+        self.stale = true;
+        tracing::info!("configuration reloaded");
     }
 
     fn apply_netdev(&mut self, event: NetdevEvent) {
@@ -275,83 +312,6 @@ impl<D: Datapath> Agent<D> {
         }
     }
 
-    fn take(&mut self, step: Step) {
-        match step {
-            Step::Exchange(targets) => self.exchange(targets),
-            // Not before what it had under this number is put away.
-            Step::Attach(target) if self.gone.contains(&target.ifindex) => {}
-            Step::Attach(target) => self.attach(target),
-            Step::Detach { ifindex } => self.detach(ifindex),
-        }
-        self.health.attach_pending = self.pending();
-    }
-
-    fn exchange(&mut self, targets: Vec<Target>) {
-        match self.datapath.exchange(&targets) {
-            Ok(()) => {
-                for target in targets {
-                    self.attaches.began(target.ifindex);
-                    let Target { netdev, ifindex, port, .. } = target;
-                    tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
-                    self.failures.forget(ifindex);
-                }
-            }
-            Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
-        }
-    }
-
-    fn attach(&mut self, target: Target) {
-        let before = self.datapath.attached().get(&target.ifindex).cloned();
-        let attached = self.datapath.attach(&target);
-        if let Some(is) = self.datapath.attached().get(&target.ifindex) {
-            self.attaches.attached(before.as_ref(), is);
-        }
-        match attached {
-            Ok(()) => {
-                self.failures.forget(target.ifindex);
-                self.failures.detached(target.ifindex);
-                let is = self.datapath.attached().get(&target.ifindex);
-                tracing::info!(
-                    netdev = %target.netdev,
-                    ifindex = target.ifindex,
-                    port = %target.port,
-                    class = target.class.name(),
-                    ingress = is.map(|is| is.ingress.name()),
-                    egress = is.map(|is| is.egress.name()),
-                    "attached"
-                );
-            }
-            Err(error) => self.failed(target, error),
-        }
-    }
-
-    fn failed(&mut self, target: Target, error: AttachError) {
-        *self.health.attach_failures.entry(error.reason).or_default() += 1;
-        if error.retry == Retry::Gone {
-            tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
-        }
-        self.failures.failed(target, error);
-    }
-
-    fn detach(&mut self, ifindex: u32) {
-        let is = self.datapath.attached().get(&ifindex).map(|is| is.target.clone());
-        match self.datapath.detach(ifindex) {
-            Ok(()) => {
-                if let Some(Target { netdev, port, .. }) = is {
-                    tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
-                }
-                self.gone.remove(&ifindex);
-                self.attaches.detached(ifindex);
-                self.failures.forget(ifindex);
-                self.failures.detached(ifindex);
-            }
-            Err(error) => {
-                *self.health.attach_failures.entry(error.reason).or_default() += 1;
-                self.failures.detach_failed(ifindex, error);
-            }
-        }
-    }
-
     /// Reads the totals, makes a snapshot of them, and hands it to whoever waits.
     fn publish(&mut self) {
         match self.datapath.read() {
@@ -363,6 +323,7 @@ impl<D: Datapath> Agent<D> {
                     attached: self.datapath.attached(),
                     failures: &self.failures,
                     health: &self.health,
+                    definitions: self.meters.list(),
                     attaches: &self.attaches,
                     audit: self.audit.as_ref(),
                     host: &self.host,

@@ -24,6 +24,7 @@ use uuid::Uuid;
 pub use self::{
     flags::Flags,
     report::{Mistake, Mistakes, Place},
+    schema::rule_table,
 };
 use crate::{binding::Bindings, datapath::Options, roles::Rules, rules::MeterSet};
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub audit_interval: Option<Duration>,
     /// The Unix socket of local control: an absolute path that fits into a `sockaddr_un`.
     pub control_socket: PathBuf,
+    /// Where the agent keeps what was added at run time: an absolute path.
+    pub state_directory: PathBuf,
     /// What the agent says of itself.
     pub log: Log,
     /// Which netdev carries which port. Its `host_id` is this configuration's.

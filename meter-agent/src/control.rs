@@ -1,7 +1,9 @@
 //! The local socket: what the agent tells those who may ask it on its own host.
 //!
 //! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON, and `GET
-//! /audit` makes an audit and returns what `meter-agent audit` prints.
+//! /audit` makes an audit and returns what `meter-agent audit` prints. [`meters`] has what there is for user-defined meters.
+
+pub mod meters;
 
 use std::{
     fs, io,
@@ -20,6 +22,7 @@ use tokio::{
 
 use crate::{
     audit::Report,
+    definitions::{Change, ChangeError},
     http::{
         Request, Response,
         client::{Call, ClientError, exchange},
@@ -31,13 +34,41 @@ use crate::{
 /// The paths of what is served.
 const NETDEVS: &str = "/netdevs";
 const AUDIT: &str = "/audit";
+const METERS: &str = "/meters";
 /// How long an agent may take to answer; it may be attaching.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The same where it reads all counters several times first.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(25);
+/// The same where it reads all counters several times first, or writes to a disk.
+const LONG_PATIENCE: Duration = Duration::from_secs(25);
 
 /// Where an audit is asked for; the answer is dropped where none could be made.
 pub type Audits = mpsc::Sender<oneshot::Sender<Arc<Report>>>;
+/// How a change of the user-defined meters ends; the sender is dropped where the agent ends first.
+pub type Changed = oneshot::Sender<Result<(), ChangeError>>;
+
+/// What answers are made from. Cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    reader: SnapshotReader,
+    audits: Audits,
+    change: Arc<dyn Fn(Change, Changed) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}
+
+impl Desk {
+    /// Makes one; `change` hands a change of the meters to whoever makes it.
+    pub fn new(
+        reader: SnapshotReader,
+        audits: Audits,
+        change: impl Fn(Change, Changed) + Send + Sync + 'static,
+    ) -> Self {
+        Self { reader, audits, change: Arc::new(change) }
+    }
+}
 
 /// The socket can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +113,9 @@ pub enum AskError {
         /// Why not.
         source: ClientError,
     },
+    /// The agent refused, and says why.
+    #[error("{0}")]
+    Refused(String),
     /// The agent could not make an audit.
     #[error("the agent at {0} could make no audit now; its log says why")]
     NoAudit(PathBuf),
@@ -122,18 +156,22 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
 }
 
 /// Answers one request.
-pub async fn answer(reader: &SnapshotReader, audits: &Audits, request: Request) -> Response {
+pub async fn answer(desk: &Desk, request: Request) -> Response {
+    if request.path.strip_prefix(METERS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return meters::answer(desk, &request).await;
+    }
     if !matches!(request.path.as_str(), NETDEVS | AUDIT) {
-        return Response::text(StatusCode::NOT_FOUND, &format!("not found; there are {NETDEVS} and {AUDIT}"));
+        let there_is = format!("not found; there are {NETDEVS}, {AUDIT} and {METERS}");
+        return Response::text(StatusCode::NOT_FOUND, &there_is);
     }
     if request.method != Method::GET {
         return Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
     if request.path == NETDEVS {
-        return json(&reader.fresh().await.netdevs);
+        return json(&desk.reader.fresh().await.netdevs);
     }
     let (wish, answer) = oneshot::channel();
-    let asked = audits.send(wish).await;
+    let asked = desk.audits.send(wish).await;
     match answer.await {
         Ok(report) if asked.is_ok() => json(&*report),
         _ => Response::text(
@@ -156,7 +194,7 @@ fn json(value: &impl Serialize) -> Response {
 ///
 /// [`AskError::NoAgent`] where none runs.
 pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
-    ask(path, NETDEVS).await
+    ask(path, Call { timeout: PATIENCE, ..get(NETDEVS) }).await
 }
 
 /// Asks the agent behind a socket for an audit.
@@ -165,24 +203,16 @@ pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
 ///
 /// [`AskError::NoAgent`] where none runs, [`AskError::NoAudit`] where it could make none.
 pub async fn audit(path: &Path) -> Result<Report, AskError> {
-    ask(path, AUDIT).await
+    ask(path, get(AUDIT)).await
 }
 
-async fn ask<T: DeserializeOwned>(path: &Path, target: &str) -> Result<T, AskError> {
-    let stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoAgent(path.to_owned()),
-        _ => AskError::Connect { path: path.to_owned(), source },
-    })?;
-    let call = Call {
-        method: Method::GET,
-        target,
-        host: "localhost",
-        body: bytes::Bytes::new(),
-        timeout: if target == AUDIT { AUDIT_PATIENCE } else { PATIENCE },
-    };
-    let (status, body) = exchange(stream, call)
-        .await
-        .map_err(|source| AskError::Exchange { path: path.to_owned(), source })?;
+/// Returns a question that the agent may think about.
+fn get(target: &str) -> Call<'_> {
+    Call { method: Method::GET, target, host: "localhost", body: bytes::Bytes::new(), timeout: LONG_PATIENCE }
+}
+
+async fn ask<T: DeserializeOwned>(path: &Path, call: Call<'_>) -> Result<T, AskError> {
+    let (status, body) = send(path, call).await?;
     let other = |found| AskError::Answer { path: path.to_owned(), found };
     if status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(AskError::NoAudit(path.to_owned()));
@@ -193,13 +223,21 @@ async fn ask<T: DeserializeOwned>(path: &Path, target: &str) -> Result<T, AskErr
     serde_json::from_slice(&body).map_err(|error| other(error.to_string()))
 }
 
+async fn send(path: &Path, call: Call<'_>) -> Result<(StatusCode, bytes::Bytes), AskError> {
+    let stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NoAgent(path.to_owned()),
+        _ => AskError::Connect { path: path.to_owned(), source },
+    })?;
+    exchange(stream, call).await.map_err(|source| AskError::Exchange { path: path.to_owned(), source })
+}
+
 #[cfg(test)]
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 
     use tokio::sync::mpsc;
 
-    use super::{AskError, BindError, answer, audit, bind, netdevs};
+    use super::{AskError, BindError, Desk, answer, audit, bind, netdevs};
     use crate::{
         audit::Report,
         http::server::{Limits, serve},
@@ -231,9 +269,10 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let reader = SnapshotReader::fixed(Snapshot { netdevs: vec![status()], ..Snapshot::default() });
         let (audits, mut asked) = mpsc::channel(1);
+        let desk = Desk::new(reader, audits, |_, _| ());
         let server = tokio::spawn(serve(listener, Limits::default(), move |request| {
-            let (reader, audits) = (reader.clone(), audits.clone());
-            async move { answer(&reader, &audits, request).await }
+            let desk = desk.clone();
+            async move { answer(&desk, request).await }
         }));
         assert_eq!(netdevs(&path).await.unwrap(), [status()]);
         let report = Report { at_s: 7, ..Report::default() };

@@ -1,6 +1,6 @@
 //! `meter-agent meter explain`: which user-defined meters count a packet, and why.
 //!
-//! Needs no agent: it asks the plain matcher of [`rules`], with the meters of the configuration.
+//! Needs no agent: it asks the plain matcher of [`rules`], with the meters of a set.
 
 mod capture;
 
@@ -23,7 +23,7 @@ pub enum ExplainError {
     /// The words of the packet are wrong.
     #[error("{0}")]
     Words(String),
-    /// No meter is configured.
+    /// There is no meter.
     #[error("the configuration has no [[meter]]: no user-defined meter counts anything")]
     NoMeters,
     /// The file of packets can't be read.

@@ -22,7 +22,7 @@
 //!
 //! ```text
 //! RTM_NEWLINK, RTM_DELLINK, … ─► netdev::monitor ─► agent::Event::Netdev
-//! SIGHUP ─► config ─► agent::Event::Policy
+//! SIGHUP ─► config ─► agent::Event::Configured
 //!                ▼
 //! survey::Survey: binding (which port?) ─► roles (port, uplink, tunnel?) ─► reconcile::desired
 //!                ▼
@@ -38,6 +38,10 @@
 //! ```text
 //! [[meter]] ─► config ─► rules::MeterSet ─► rules::matches: what a meter counts, plain and slow
 //!                                        ─► explain: which meters count a packet, and why
+//! SIGHUP ─► agent::Event::Configured ┐
+//! meter-agent meter add ─► control ─► agent::Event::Change
+//!                ▼                   ▼
+//! definitions::Definitions: all that are wanted ─► definitions::state: kept ─► datapath::Datapath::set_meters
 //! ```
 //!
 //! # The way of an audit
@@ -58,7 +62,7 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`audit`], [`binding`], most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and
+//! 8. [`audit`], [`binding`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and
 //!    [`survey`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
@@ -72,6 +76,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod definitions;
 pub mod doctor;
 pub mod explain;
 pub mod http;

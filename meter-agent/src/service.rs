@@ -34,10 +34,11 @@ use activation::Inherited;
 use notify::Herald;
 
 use crate::{
-    agent::{Agent, Event},
+    agent::{Agent, Configured, Event},
     config::{Config, ConfigError, HostIdSource},
-    control,
+    control::{self, Desk},
     datapath::kernel::{KernelDatapath, OpenError},
+    definitions::state::{State, StateError},
     http::web::Web,
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
@@ -114,7 +115,17 @@ pub fn run(
 
     let (events, channel) = mpsc::channel();
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let agent = Agent::new(datapath, policy(config), config.host_name.clone(), now_s(), Arc::clone(&latest));
+    let added = State::open(&config.state_directory);
+    if let Some(trouble) = &added.trouble {
+        match trouble {
+            StateError::NoDirectory(_) | StateError::ReadOnly { .. } => {
+                tracing::warn!(error = %trouble, "no meter can be added at run time");
+            }
+            _ => tracing::error!(error = %trouble, "the meters that were added at run time don't count"),
+        }
+    }
+    let agent =
+        Agent::new(datapath, configured(config), added, config.host_name.clone(), Arc::clone(&latest));
     let (ended, agent_ended) = oneshot::channel::<()>();
     let agent = spawn("agent", move || {
         // Dropped when the thread ends, in whichever way.
@@ -136,7 +147,12 @@ pub fn run(
             let events = events.clone();
             move |report| drop(events.send(Event::Audited(report)))
         });
-        servers::start(config, web, inherited, control, &reader, audits);
+        let socket = control.map(|listener| {
+            let events = events.clone();
+            let change = move |change, answer| drop(events.send(Event::Change(change, answer)));
+            (listener, Desk::new(reader.clone(), audits, change))
+        });
+        servers::start(config, web, inherited, socket, &reader);
         let herald = Herald::start(reader.clone());
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
         herald.stopping();
@@ -190,7 +206,7 @@ async fn supervise(
                 reloaded(&mut current, &reload)
             }
         };
-        let is_reload = matches!(event, Event::Policy(..) | Event::BadPolicy);
+        let is_reload = matches!(event, Event::Configured(_) | Event::Misconfigured);
         if events.send(event).is_err() {
             return Err(ServiceError::AgentEnded);
         }
@@ -209,16 +225,15 @@ fn reloaded(current: &mut Config, reload: impl Fn() -> Result<Config, ConfigErro
             for key in needs_restart(current, &config) {
                 tracing::warn!(key, "a change of this key takes effect at the next start");
             }
-            let policy = policy(&config);
+            let configured = configured(&config);
             *current = config;
-            tracing::info!("configuration reloaded");
-            Event::Policy(Box::new(policy), now_s())
+            Event::Configured(Box::new(configured))
         }
         Err(error) => {
             for line in error.to_string().lines() {
                 tracing::error!(error = line, "the configuration is wrong; the old one stays in force");
             }
-            Event::BadPolicy
+            Event::Misconfigured
         }
     }
 }
@@ -235,6 +250,7 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("compat", old.compat != new.compat),
         ("audit.interval", old.audit_interval != new.audit_interval),
         ("control.socket", old.control_socket != new.control_socket),
+        ("state.directory", old.state_directory != new.state_directory),
         ("log", old.log != new.log),
     ]
     .into_iter()
@@ -267,8 +283,10 @@ fn failed(action: &'static str) -> impl Fn(io::Error) -> ServiceError {
     move |source| ServiceError::Start { action, source }
 }
 
-fn policy(config: &Config) -> Policy {
-    Policy { bindings: config.bindings.clone(), rules: config.rules.clone() }
+/// Returns what the agent takes up of a configuration that was read just now.
+fn configured(config: &Config) -> Configured {
+    let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
+    Configured { policy, meters: config.meters.clone(), read_s: now_s() }
 }
 
 /// Seconds since the Unix epoch.

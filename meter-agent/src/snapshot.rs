@@ -10,6 +10,7 @@ use crate::{
     audit::Report,
     binding::Source,
     datapath::{Class, HookKind, MapUsage},
+    definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
 };
 
@@ -136,6 +137,10 @@ pub struct Health {
     pub config_reload_ok: bool,
     /// When the configuration in force was read: seconds since the Unix epoch.
     pub config_loaded_s: u64,
+    /// Whether the user-defined meters that are wanted count.
+    pub user_meters_in_force: bool,
+    /// Times that the datapath refused a set of user-defined meters.
+    pub user_meter_refusals: u64,
     /// Whether everything found at the start has been attached or has failed for a reason.
     pub ready: bool,
     /// Whether the same is true of what is known and wanted now.
@@ -153,6 +158,10 @@ pub struct Snapshot {
     pub ports: Vec<Port>,
     /// Devices: what came in through their ports, those that have left included.
     pub devices: BTreeMap<DeviceId, FlowStats>,
+    /// What the user-defined meters counted that count now, by name, in wire units.
+    pub user_meters: BTreeMap<String, FlowStats>,
+    /// The user-defined meters that are wanted, whether they count or not.
+    pub definitions: Arc<[Definition]>,
     /// Tunnels by which the host sends: seen at an uplink's egress.
     pub tunnels_transmit: BTreeMap<TunnelId, TunnelTotals>,
     /// Tunnels by which the host receives: seen at an uplink's ingress.
@@ -206,6 +215,8 @@ impl Snapshot {
             meter.packets = meter.packets.max(stats.packets);
             meter.bytes = meter.bytes.max(stats.bytes);
         }
+        let users = self.user_meters.iter();
+        meters.extend(users.map(|(name, &stats)| (MeterKey::User(name.clone()), stats)));
         meters
     }
 }

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
 use hyper::{HeaderMap, Method, header::HeaderValue};
 use meter_agent::{
-    agent::{Agent, Event},
+    agent::{Agent, Configured, Event},
     binding::Bindings,
     datapath::{
         AttachError, Attachment, Datapath, HookKind, Lost, MetersError, PortReading, ReadError, Reading,
         Target, TunnelReading,
     },
+    definitions::state::{Found, State},
     http::{
         Request,
         prometheus::Options,
@@ -89,7 +90,9 @@ impl Whole {
             rules: Rules::default(),
         };
         let datapath = Memory { reading: reading(host), attached: BTreeMap::new() };
-        let agent = Agent::new(datapath, policy, "compute1".to_owned(), 0, Arc::clone(&latest));
+        let configured = Configured { policy, meters: MeterSet::default(), read_s: 0 };
+        let added = Found { state: State::nowhere(), meters: Vec::new(), trouble: None };
+        let agent = Agent::new(datapath, configured, added, "compute1".to_owned(), Arc::clone(&latest));
         thread::spawn(move || agent.run(&channel));
         let netdevs = host.ports.iter().filter_map(netdev).map(|netdev| (netdev.ifindex, netdev)).collect();
         let table = NetdevTable { netdevs, ..NetdevTable::default() };

@@ -95,7 +95,8 @@ fn exchange(address: SocketAddr, request: &str) -> (String, String) {
     (head.to_ascii_lowercase(), body.to_owned())
 }
 
-fn ask(address: SocketAddr, method: &str, path: &str) -> (String, String) {
+/// Asks for a path on a connection of its own; returns head and body.
+pub(crate) fn ask(address: SocketAddr, method: &str, path: &str) -> (String, String) {
     exchange(address, &format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
 }
 

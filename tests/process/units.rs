@@ -64,6 +64,8 @@ fn service_has_the_user_and_the_directories_that_the_package_makes() {
     assert!(read("meter-agent.toml").contains(&format!("\n#pin_path = \"{pins}\"\n")));
     let control = format!("\n#socket = \"/run/{}/meter-agent.sock\"\n", value("RuntimeDirectory"));
     assert!(read("meter-agent.toml").contains(&control), "{control}");
+    let state = format!("\n#directory = \"/var/lib/{}\"\n", value("StateDirectory"));
+    assert!(read("meter-agent.toml").contains(&state), "{state}");
     assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
     assert_eq!(value("RestartPreventExitStatus"), "2 3");
     // systemd gives its read-only mount of /sys/fs/bpf the preference over that of the unit.

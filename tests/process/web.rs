@@ -31,7 +31,7 @@ pub(crate) struct Site {
 }
 
 /// Returns whether there is curl.
-fn curl_is_there() -> bool {
+pub(crate) fn curl_is_there() -> bool {
     let found = Command::new("curl").arg("--version").output().is_ok();
     require::met("curl", found, "curl (apt-get install curl)")
 }

@@ -1,3 +1,4 @@
+mod meters;
 mod sequences;
 
 use std::{
@@ -12,16 +13,18 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Agent, Event};
+use super::{Agent, Configured, Event};
 use crate::{
     binding::{Binding, Bindings},
     datapath::{
         Attachment, Class, HookKind, IngressHook, Retry, Target,
         fake::{FakeDatapath, error},
     },
+    definitions::state::{Found, State},
     meter::PortId,
     netdev::{Kind, Netdev, NetdevEvent, NetdevTable},
     roles::Rules,
+    rules::MeterSet,
     snapshot::{Health, SharedSnapshot, Snapshot},
     survey::Policy,
 };
@@ -40,9 +43,15 @@ impl Bench {
     }
 
     fn adopting(attached: BTreeMap<u32, Attachment>) -> Self {
-        let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let datapath = FakeDatapath::adopting(attached);
-        let agent = Agent::new(datapath, policy(vec![]), "host".to_owned(), 7, Arc::clone(&latest));
+        Self::on(datapath, MeterSet::default(), nothing_added())
+    }
+
+    /// Makes one with these user-defined meters.
+    fn on(datapath: FakeDatapath, meters: MeterSet, added: Found) -> Self {
+        let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let configured = Configured { policy: policy(vec![]), meters, read_s: 7 };
+        let agent = Agent::new(datapath, configured, added, "host".to_owned(), Arc::clone(&latest));
         let (events, channel) = channel();
         Self { agent, events, channel, latest }
     }
@@ -92,6 +101,15 @@ impl Bench {
 
 fn policy(configured: Vec<Binding>) -> Policy {
     Policy { bindings: Bindings { configured, host_id: Uuid::from_u128(1) }, rules: Rules::default() }
+}
+
+/// The configuration was read again, without meters.
+fn read(policy: Policy, read_s: u64) -> Event {
+    Event::Configured(Box::new(Configured { policy, meters: MeterSet::default(), read_s }))
+}
+
+fn nothing_added() -> Found {
+    Found { state: State::nowhere(), meters: Vec::new(), trouble: None }
 }
 
 fn port(number: u128) -> PortId {
@@ -181,7 +199,7 @@ fn what_only_another_configuration_helps_waits_for_one() {
     bench.agent.datapath.attach_errors.insert("tap0".to_owned(), errors);
     bench.netdevs(&[(2, "tap0")]).settle().ticks(200);
     assert_eq!(bench.calls(), ["attach tap0"]);
-    bench.send(Event::Policy(Box::new(policy(vec![])), 9)).settle();
+    bench.send(read(policy(vec![]), 9)).settle();
     assert_eq!(bench.calls(), ["attach tap0"]);
     assert_eq!(bench.snapshot().health.attach_pending, 0);
 }
@@ -190,7 +208,7 @@ fn what_only_another_configuration_helps_waits_for_one() {
 fn port_goes_on_from_its_total_on_another_netdev() {
     let mut bench = Bench::new();
     let bindings = vec![binding("tap*", port(5))];
-    bench.send(Event::Policy(Box::new(policy(bindings)), 9)).netdevs(&[(2, "tap0")]).settle();
+    bench.send(read(policy(bindings), 9)).netdevs(&[(2, "tap0")]).settle();
     bench.agent.datapath.receive(2, 1, 100);
     bench.send(Event::Netdev(NetdevEvent::Gone(2)));
     assert_eq!(bench.received(), [(port(5), 100)]);
@@ -205,14 +223,14 @@ fn port_goes_on_from_its_total_on_another_netdev() {
 #[test]
 fn wrong_configuration_leaves_the_old_one_in_force() {
     let mut bench = Bench::new();
-    bench.send(Event::Policy(Box::new(policy(vec![binding("tap0", port(5))])), 9));
+    bench.send(read(policy(vec![binding("tap0", port(5))]), 9));
     bench.netdevs(&[(2, "tap0")]).settle();
-    bench.send(Event::BadPolicy).settle();
+    bench.send(Event::Misconfigured).settle();
     let snapshot = bench.snapshot();
     assert!(!snapshot.health.config_reload_ok);
     assert_eq!(snapshot.health.config_loaded_s, 9);
     assert_eq!(snapshot.ports[0].port, port(5));
-    bench.send(Event::Policy(Box::new(policy(vec![binding("tap0", port(6))])), 12)).settle();
+    bench.send(read(policy(vec![binding("tap0", port(6))]), 12)).settle();
     let snapshot = bench.snapshot();
     assert_eq!((snapshot.health.config_reload_ok, snapshot.health.config_loaded_s), (true, 12));
     assert_eq!(bench.calls(), ["attach tap0", "attach tap0"], "the same hooks, another port");
@@ -357,12 +375,12 @@ fn refused_change_keeps_what_counts_and_is_tried_again() {
     bench.netdevs(&[(2, "eth0")]);
     let mut uplinks = policy(vec![]);
     uplinks.rules.uplinks = vec!["eth0".parse().unwrap()];
-    bench.send(Event::Policy(Box::new(uplinks.clone()), 9)).settle();
+    bench.send(read(uplinks.clone(), 9)).settle();
     let eth0 = Netdev::bare(2, "eth0", Kind::Physical);
     bench.send(Event::Netdev(NetdevEvent::New(eth0))).settle();
     bench.agent.datapath.attach_errors.insert("eth0".to_owned(), errors);
     uplinks.rules.uplink_ingress = IngressHook::Xdp;
-    bench.send(Event::Policy(Box::new(uplinks), 10)).settle();
+    bench.send(read(uplinks, 10)).settle();
     bench.agent.datapath.receive(2, 1, 100);
     bench.settle();
     let snapshot = bench.snapshot();
@@ -381,14 +399,14 @@ fn bindings_that_change_places_detach_nothing() {
     let mut bench = Bench::new();
     let bound = |ports: [u128; 3]| {
         let names = ["tap0", "tap1", "tap2"].into_iter().zip(ports);
-        Box::new(policy(names.map(|(name, number)| binding(name, port(number))).collect()))
+        policy(names.map(|(name, number)| binding(name, port(number))).collect())
     };
-    bench.send(Event::Policy(bound([5, 6, 7]), 9));
+    bench.send(read(bound([5, 6, 7]), 9));
     bench.netdevs(&[(2, "tap0"), (3, "tap1"), (4, "tap2")]).settle();
     bench.calls();
-    bench.send(Event::Policy(bound([6, 5, 7]), 10)).settle();
+    bench.send(read(bound([6, 5, 7]), 10)).settle();
     assert_eq!(bench.calls(), ["exchange tap0 tap1"]);
     // 6 goes on to the last one, which takes a new port in its place.
-    bench.send(Event::Policy(bound([8, 6, 5]), 11)).settle();
+    bench.send(read(bound([8, 6, 5]), 11)).settle();
     assert_eq!(bench.calls(), ["attach tap0", "attach tap1", "attach tap2"]);
 }

@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use meter_agent::{
     audit,
-    command::{Arguments, Command, MeterCommand},
+    command::{self, Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
-    control,
+    control::{self, AskError, meters},
     datapath::kernel,
+    definitions::{self, Origin},
     doctor,
     explain::{self, ExplainError},
     http::web::{Web, WebError},
@@ -31,8 +32,6 @@ use tracing_subscriber::EnvFilter;
 const WRONG: u8 = 2;
 /// What starting again does not help.
 const LASTING: u8 = 3;
-/// What `[[meter]]` is worth in this version.
-const NOT_COUNTED: &str = "user-defined meters are checked and explained, but not counted by this version";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -57,9 +56,6 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         _ if arguments.check_config => {
             eprintln!("the configuration is right");
-            if !config.meters.meters.is_empty() {
-                eprintln!("warning: {NOT_COUNTED}");
-            }
             Ok(())
         }
         None => daemon(&config, web, load),
@@ -74,9 +70,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Some(Command::Detach) => detach(&config),
-        Some(Command::Meter { command: MeterCommand::Explain { pcap, packet } }) => {
-            explain(&config, &packet, pcap.as_deref())
-        }
+        Some(Command::Meter { command }) => meter(&config, command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if matches!(error.downcast_ref(), Some(ExplainError::Words(_))) {
+    if error.is::<UsageError>() || matches!(error.downcast_ref(), Some(ExplainError::Words(_))) {
         return ExitCode::from(WRONG);
     }
     let lasts = error.downcast_ref().is_some_and(ServiceError::lasts);
@@ -104,13 +98,7 @@ fn web(config: &Config, arguments: &Arguments) -> Result<Option<Web>, WebError> 
 fn daemon(config: &Config, web: Option<Web>, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<()> {
     log(config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), host = %config.host_name, "starting");
-    let warn = |config: &Config| {
-        if !config.meters.meters.is_empty() {
-            tracing::warn!(meters = config.meters.meters.len(), "{NOT_COUNTED}");
-        }
-    };
-    warn(config);
-    Ok(service::run(config, web, || reload().inspect(warn))?)
+    Ok(service::run(config, web, reload)?)
 }
 
 /// Sends what the agent says of itself to standard error.
@@ -156,11 +144,55 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn explain(config: &Config, packet: &[String], pcap: Option<&Path>) -> Result<()> {
+/// The words of a command are wrong: a line for each mistake.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\nmeter-agent: "))]
+struct UsageError(Vec<String>);
+
+fn meter(config: &Config, command: MeterCommand) -> Result<()> {
+    let socket = &config.control_socket;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match command {
+        MeterCommand::Add { name, rules, replace } => {
+            let lines = command::rule_lines(&rules).map_err(UsageError)?;
+            // What is wrong is said also where no agent runs.
+            definitions::meter(&name, &lines).map_err(UsageError)?;
+            runtime.block_on(meters::add(socket, &name, lines, replace))?;
+        }
+        MeterCommand::Remove { name } => runtime.block_on(meters::remove(socket, &name))?,
+        MeterCommand::List { json } => {
+            let list = runtime.block_on(meters::meters(socket))?;
+            let text = if json { serde_json::to_string_pretty(&list)? + "\n" } else { meters::table(&list) };
+            print(&text)?;
+        }
+        MeterCommand::Explain { pcap, packet } => {
+            let added = runtime.block_on(meters::meters(socket));
+            explain(config, added, &packet, pcap.as_deref())?;
+        }
+    }
+    Ok(())
+}
+
+fn explain(
+    config: &Config,
+    added: Result<Vec<meters::MeterStatus>, AskError>,
+    packet: &[String],
+    pcap: Option<&Path>,
+) -> Result<()> {
+    let mut set = config.meters.clone();
+    match added {
+        Ok(list) => {
+            let is_new = |name: &str| !config.meters.meters.iter().any(|meter| meter.name == name);
+            let added = list.iter().filter(|meter| meter.origin == Origin::RunTime && is_new(&meter.name));
+            set.meters.extend(added.filter_map(|meter| definitions::meter(&meter.name, &meter.rules).ok()));
+        }
+        Err(AskError::NoAgent(_)) => {}
+        Err(error) => eprintln!("meters that were added at run time are not explained: {error}"),
+    }
     let bindings = &config.bindings.configured;
     let devices = bindings.iter().filter_map(|binding| Some((binding.port?, binding.device?))).collect();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    match explain::run(&config.meters, &devices, packet, pcap, &mut out) {
+    match explain::run(&set, &devices, packet, pcap, &mut out) {
         // Whoever reads has seen enough.
         Err(ExplainError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         explained => Ok(explained?),

@@ -29,6 +29,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "compat",
             "audit",
             "control",
+            "state",
             "log",
             "binding",
             "meter",
@@ -46,6 +47,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("compat", &["midonet", "device_stats", "scraper", "scraper_listen", "scraper_agent"]),
     ("audit", &["interval"]),
     ("control", &["socket"]),
+    ("state", &["directory"]),
     ("log", &["level", "format"]),
     ("binding", &["netdev", "mac", "port", "device"]),
     ("meter", &["name", "rules"]),
@@ -216,12 +218,7 @@ impl Section<'_> {
         for item in self.array(report, key, most)? {
             let value = match item.get_ref() {
                 DeValue::String(text) => Item::Text(text),
-                DeValue::Table(table) => Item::Table(
-                    table
-                        .iter()
-                        .map(|(key, value)| (&**key.get_ref(), start(key), value.get_ref()))
-                        .collect(),
-                ),
+                DeValue::Table(table) => Item::Table(keys(table)),
                 other => {
                     report.key(
                         start(item),
@@ -273,6 +270,11 @@ impl Section<'_> {
 
 fn known(table: &str) -> &'static [&'static str] {
     TABLES.iter().find(|(name, _)| *name == table).map_or(&[], |(_, keys)| keys)
+}
+
+/// Returns the keys of a table with their places and values, in no order.
+pub(super) fn keys<'d>(table: &'d DeTable<'_>) -> Vec<(&'d str, Origin, &'d DeValue<'d>)> {
+    table.iter().map(|(key, value)| (&**key.get_ref(), start(key), value.get_ref())).collect()
 }
 
 fn start<T>(spanned: &Spanned<T>) -> Origin {

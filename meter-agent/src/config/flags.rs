@@ -26,6 +26,9 @@ pub struct Flags {
     /// The Unix socket of local control
     #[arg(long, value_name = "PATH", global = true)]
     pub control_socket: Option<String>,
+    /// Directory for the meters that are added at run time
+    #[arg(long, value_name = "PATH", global = true)]
+    pub state_directory: Option<String>,
     /// Directory on a bpffs for what outlives the agent
     #[arg(long, value_name = "PATH", global = true)]
     pub datapath_pin_path: Option<String>,

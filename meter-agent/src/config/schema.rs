@@ -4,6 +4,8 @@ mod bindings;
 mod exposition;
 mod meters;
 
+pub use self::meters::rule_table;
+
 use std::{fmt::Display, net::SocketAddr, path::PathBuf};
 
 use meter_ebpf::abi::{GENEVE_PORTS, VXLAN_PORTS};
@@ -29,7 +31,7 @@ const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", L
 const MAX_PIN_PATH: usize = 3000;
 /// Bytes of a Unix socket's path: `sun_path` without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
-/// Bytes of the web configuration's path.
+/// Bytes of other paths.
 const MAX_FILE_PATH: usize = 4000;
 const MAX_LISTEN: usize = 16;
 const MAX_PATTERNS: usize = 256;
@@ -63,6 +65,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);
+    let state_directory = state_directory(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
     let meters = meters::read(document, report);
@@ -84,6 +87,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         compat,
         audit_interval,
         control_socket,
+        state_directory,
         log,
         bindings,
         rules,
@@ -213,6 +217,13 @@ fn control_socket(document: &Document<'_>, flags: &Flags, report: &mut Report<'_
         flag(report, "--control-socket", flags.control_socket.as_ref(), check::path(MAX_SOCKET_PATH))
             .or(socket);
     or_else(socket, "/run/meter-agent/meter-agent.sock")
+}
+
+fn state_directory(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> PathBuf {
+    let section = document.section("state", report);
+    let directory = section.one(report, "directory", check::string(check::path(MAX_FILE_PATH)));
+    let flag = flag(report, "--state-directory", flags.state_directory.as_ref(), check::path(MAX_FILE_PATH));
+    or_else(flag.or(directory), "/var/lib/meter-agent")
 }
 
 fn log(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Log {

@@ -52,6 +52,7 @@ fn defaults() -> Config {
         },
         audit_interval: Some(Duration::from_secs(60)),
         control_socket: "/run/meter-agent/meter-agent.sock".into(),
+        state_directory: "/var/lib/meter-agent".into(),
         log: Log { level: "info".to_owned(), format: LogFormat::Text },
         bindings: Bindings { configured: Vec::new(), host_id },
         rules: Rules {
@@ -171,7 +172,7 @@ fn flags_override_the_file() {
     }
     let args = "meter-agent --web.listen-address 127.0.0.1:1 ls --web.config.file /w --config /x --web.listen-address [::1]:2 --jolokia-listen \
                 127.0.0.1:3 --control-socket /s --datapath-pin-path /p --datapath-tc clsact --uplinks-ingress xdp \
-                --log-level info,meter_agent=debug --log-format json";
+                --state-directory /l --log-level info,meter_agent=debug --log-format json";
     let agent = Agent::parse_from(args.split_whitespace());
     assert!(matches!(agent.command, Some(Command::Ls)));
     assert_eq!(agent.flags.config.as_deref(), Some(Path::new("/x")));
@@ -185,6 +186,7 @@ fn flags_override_the_file() {
         web_config: Some("/w".into()),
         jolokia_listen: vec!["127.0.0.1:3".parse().unwrap()],
         control_socket: "/s".into(),
+        state_directory: "/l".into(),
         log: Log { level: "info,meter_agent=debug".to_owned(), format: LogFormat::Json },
         rules: Rules { uplink_ingress: IngressHook::Xdp, ..file.rules },
         ..file
@@ -201,6 +203,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         web_config: text("web.yml"),
         jolokia_listen: Vec::new(),
         control_socket: text("a.sock"),
+        state_directory: text("lib"),
         datapath_pin_path: text("/"),
         datapath_tc: text("xdp"),
         uplinks_ingress: text("tcx"),
@@ -216,6 +219,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         "--log-format: \"xml\" is not one of \"text\", \"json\"",
         "--log-level: \"loud\" is not a log level; expected off, error, warn, info, debug, trace, or directives such \
          as \"info,meter_agent=debug\"",
+        "--state-directory: \"lib\" is not an absolute path, expected one that begins with /",
         "--uplinks-ingress: \"tcx\" is not one of \"tc\", \"xdp\"",
         "--web.config.file: \"web.yml\" is not an absolute path, expected one that begins with /",
         "--web.listen-address: \"x\" is not an address with a port, expected one such as \"[::]:7300\" or \"127.0.0.1:7300\"",

@@ -35,7 +35,8 @@ pub struct FakeDatapath {
     pub user_meters: BTreeMap<String, FlowStats>,
     /// What setting the next set of meters ends in.
     pub meters_error: Option<MetersError>,
-    meters: BTreeSet<String>,
+    /// The set that counts.
+    pub meters: MeterSet,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -164,7 +165,7 @@ impl Datapath for FakeDatapath {
         if let Some(error) = self.meters_error.take() {
             return Err(error);
         }
-        self.meters = meters.meters.iter().map(|meter| meter.name.clone()).collect();
+        self.meters = meters.clone();
         Ok(())
     }
 
@@ -175,7 +176,12 @@ impl Datapath for FakeDatapath {
         let counted = |name: &String| self.user_meters.get(name).copied().unwrap_or_default();
         Ok(Reading {
             ports: self.totals.values().cloned().collect(),
-            user_meters: self.meters.iter().map(|name| (name.clone(), counted(name))).collect(),
+            user_meters: self
+                .meters
+                .meters
+                .iter()
+                .map(|meter| (meter.name.clone(), counted(&meter.name)))
+                .collect(),
             ..Reading::default()
         })
     }

@@ -74,6 +74,14 @@ pub(super) fn snapshot() -> Snapshot {
             (DeviceId(Uuid::from_u128(9)), FlowStats { packets: 1, bytes: 60 }),
         ]
         .into(),
+        user_meters: [
+            ("other", 3, 180),
+            ("web", 20, 2000),
+            ("Straße: \"a b\" C:\\net {}=,# HELP", u64::MAX, u64::MAX - 1),
+        ]
+        .map(|(name, packets, bytes)| (name.to_owned(), FlowStats { packets, bytes }))
+        .into(),
+        definitions: Arc::default(),
         tunnels_transmit: [tunnel([10, 0, 0, 9], [192, 168, 1, 1], 7777, 5)].into(),
         tunnels_receive: [
             tunnel([192, 168, 1, 1], [10, 0, 0, 9], 7777, 6),
@@ -107,6 +115,8 @@ pub(super) fn snapshot() -> Snapshot {
             read_failures: 4,
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,
+            user_meters_in_force: true,
+            user_meter_refusals: 5,
             ready: true,
             settled: true,
         },

@@ -108,6 +108,23 @@ impl RuleLine {
         }
         reader.finish()
     }
+
+    /// Reads the line of a rule that belongs to this meter, if it is known; the line may name it, but no other.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, in the order of the line; at most 20 mistakes.
+    pub fn parse_for(line: &str, meter: Option<&str>) -> Result<Condition, Vec<LineError>> {
+        let rule = Self::parse(line)?;
+        match (rule.meter, meter) {
+            (Some(named), Some(meter)) if named != meter => {
+                let what =
+                    format!("is {}, but this is a rule of {}", value::quote(&named), value::quote(meter));
+                Err(vec![LineError { column: 1, word: Some("meter"), what }])
+            }
+            _ => Ok(rule.condition),
+        }
+    }
 }
 
 impl fmt::Display for RuleLine {

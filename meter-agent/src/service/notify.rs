@@ -152,7 +152,7 @@ impl Teller {
 
 /// What `systemctl status` shows.
 fn status(snapshot: &Snapshot) -> String {
-    let Health { ready, attach_pending, config_reload_ok, .. } = snapshot.health;
+    let Health { ready, attach_pending, config_reload_ok, user_meters_in_force, .. } = snapshot.health;
     let metered = |class: Class| {
         let is_one = |role: &str| role == class.name();
         snapshot.netdevs.iter().filter(|netdev| netdev.ingress.is_some() && is_one(&netdev.role)).count()
@@ -166,6 +166,9 @@ fn status(snapshot: &Snapshot) -> String {
     );
     if attach_pending > 0 {
         text += &format!("; {attach_pending} not attached, see meter-agent ls");
+    }
+    if !user_meters_in_force {
+        text += "; user-defined meters are refused, see the log";
     }
     if !config_reload_ok {
         text += "; the configuration on disk is wrong and not in force";
@@ -191,7 +194,13 @@ mod tests {
     use crate::snapshot::NetdevStatus;
 
     fn snapshot(generation: u64, ready: bool, settled: bool) -> Snapshot {
-        let health = Health { ready, settled, config_reload_ok: true, ..Health::default() };
+        let health = Health {
+            ready,
+            settled,
+            config_reload_ok: true,
+            user_meters_in_force: true,
+            ..Health::default()
+        };
         Snapshot { generation, health, ..Snapshot::default() }
     }
 
@@ -277,10 +286,11 @@ mod tests {
         assert_eq!(status(&snapshot), "metering 2 ports, 1 uplinks, 0 tunnel netdevs");
         snapshot.health.attach_pending = 1;
         snapshot.health.config_reload_ok = false;
+        snapshot.health.user_meters_in_force = false;
         assert_eq!(
             status(&snapshot),
-            "metering 2 ports, 1 uplinks, 0 tunnel netdevs; 1 not attached, see meter-agent ls; the configuration on \
-             disk is wrong and not in force"
+            "metering 2 ports, 1 uplinks, 0 tunnel netdevs; 1 not attached, see meter-agent ls; user-defined \
+             meters are refused, see the log; the configuration on disk is wrong and not in force"
         );
     }
 }

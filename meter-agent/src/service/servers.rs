@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::{activation::Inherited, beans};
 use crate::{
     config::{self, Config},
-    control,
+    control::{self, Desk},
     http::{
         Request, Response, prometheus, routes,
         server::{Limits, Server},
@@ -25,9 +25,8 @@ pub(super) fn start(
     config: &Config,
     web: Option<Web>,
     inherited: Inherited,
-    control: Option<UnixListener>,
+    control: Option<(UnixListener, Desk)>,
     reader: &SnapshotReader,
-    audits: control::Audits,
 ) {
     let pages = Arc::new(routes::Pages::new(reader.clone(), exposition(config), config.compat.device_stats));
     let native = {
@@ -68,13 +67,12 @@ pub(super) fn start(
         listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
     }
 
-    if let Some(socket) = control {
-        let reader = reader.clone();
+    if let Some((socket, desk)) = control {
         let server = Server::new(Limits::default()).publish("control");
         tokio::spawn(async move {
             let answer = move |request| {
-                let (reader, audits) = (reader.clone(), audits.clone());
-                async move { control::answer(&reader, &audits, request).await }
+                let desk = desk.clone();
+                async move { control::answer(&desk, request).await }
             };
             server.serve(socket, answer).await;
         });

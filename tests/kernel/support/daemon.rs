@@ -55,8 +55,10 @@ impl<'a> Daemon<'a> {
         let text = format!(
             "host_id = \"00000000-0000-4000-8000-000000000001\"\n\
              [control]\nsocket = \"{}\"\n\
+             [state]\ndirectory = \"{}\"\n\
              [datapath]\npin_path = \"{}\"\nmax_ports = 64\nmax_netdevs = 64\n{more}\n",
             self.control_socket().display(),
+            self.scratch.path().display(),
             self.host.pins.display(),
         );
         fs::write(self.config(), text).unwrap();

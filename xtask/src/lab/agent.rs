@@ -104,7 +104,10 @@ impl<'a> Agent<'a> {
         let pins = Path::new(BPFFS).join(format!("{PIN_PREFIX}{}-{}", std::process::id(), host.name));
         let config = scratch.path.join(format!("{}.toml", host.name));
         let log = scratch.path.join(format!("{}.log", host.name));
-        let text = configuration(host, &pins, &scratch.path.join(format!("{}.sock", host.name)))?;
+        let socket = scratch.path.join(format!("{}.sock", host.name));
+        let state = scratch.path.join(format!("{}.state", host.name));
+        fs::create_dir(&state).with_context(|| format!("make {}", state.display()))?;
+        let text = configuration(host, &pins, &socket, &state)?;
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let mut agent = Self { program: program.to_owned(), host, config, log, pins, process: None };
         let output = File::create(&agent.log).with_context(|| format!("make {}", agent.log.display()))?;
@@ -247,16 +250,18 @@ impl Drop for Agent<'_> {
     }
 }
 
-fn configuration(host: &Host, pins: &Path, socket: &Path) -> Result<String> {
+fn configuration(host: &Host, pins: &Path, socket: &Path, state: &Path) -> Result<String> {
     let mut text = format!(
         "host_id = \"{:08x}-1ab0-4000-8000-000000000000\"\n\n\
          [http]\nlisten = [\"0.0.0.0:{HTTP_PORT}\"]\n\n\
          [jolokia]\nlisten = [\"127.0.0.1:{JOLOKIA_PORT}\"]\n\n\
          [datapath]\npin_path = \"{}\"\n\n\
-         [control]\nsocket = \"{}\"\n",
+         [control]\nsocket = \"{}\"\n\n\
+         [state]\ndirectory = \"{}\"\n",
         host.name.bytes().next().unwrap_or_default(),
         pins.display(),
         socket.display(),
+        state.display(),
     );
     for port in &host.ports {
         write!(

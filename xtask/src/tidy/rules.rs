@@ -10,6 +10,7 @@ const PURE: &[&str] = &[
     "meter-agent/src/audit.rs",
     "meter-agent/src/audit/",
     "meter-agent/src/binding.rs",
+    "meter-agent/src/definitions.rs",
     "meter-agent/src/jmx/bean.rs",
     "meter-agent/src/jmx/durations.rs",
     "meter-agent/src/jmx/metering.rs",
@@ -104,14 +105,29 @@ const KEPT: &[Kept] = &[
 
 /// Which modules of the agent a module may name. Not listed: `service` and the binaries, which join everything.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["audit", "datapath", "meter", "netdev", "publish", "reconcile", "snapshot", "survey"]),
+    (
+        "agent",
+        &[
+            "audit",
+            "datapath",
+            "definitions",
+            "meter",
+            "netdev",
+            "publish",
+            "reconcile",
+            "rules",
+            "snapshot",
+            "survey",
+        ],
+    ),
     ("audit", &["datapath", "meter", "netdev"]),
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
     ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
-    ("control", &["audit", "http", "publish", "snapshot"]),
+    ("control", &["audit", "definitions", "http", "publish", "snapshot"]),
     ("datapath", &["meter", "rules"]),
+    ("definitions", &["rules"]),
     ("doctor", &["control", "datapath", "ls", "netdev", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
     ("http", &["audit", "datapath", "jolokia", "meter", "process", "publish", "snapshot"]),
@@ -125,7 +141,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("reconcile", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("roles", &["binding", "datapath", "meter", "netdev"]),
     ("rules", &["meter", "netdev"]),
-    ("snapshot", &["audit", "binding", "datapath", "meter"]),
+    ("snapshot", &["audit", "binding", "datapath", "definitions", "meter"]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
 ];
 

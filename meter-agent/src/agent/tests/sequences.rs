@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
-use super::{Bench, Event, NetdevEvent, PortId, Retry, Target, binding, error, policy, port, tap};
+use super::{Bench, Event, NetdevEvent, PortId, Retry, Target, binding, error, policy, port, read, tap};
 use crate::datapath::fake::NO_PORT;
 
 /// What may happen to a host with four netdevs.
@@ -66,7 +66,7 @@ fn happen(bench: &mut Bench, here: &mut BTreeSet<u32>, happening: Happening) {
         Happening::Bound(ports) => {
             let bound = (0..4u32).zip(ports).filter(|(_, number)| *number != 0);
             let bound = bound.map(|(netdev, number)| binding(&ifname(netdev), port(number)));
-            bench.send(Event::Policy(Box::new(policy(bound.collect())), 9));
+            bench.send(read(policy(bound.collect()), 9));
         }
         Happening::Removed(netdev) => {
             if bench.agent.datapath.attached.contains_key(&(netdev + 2)) {

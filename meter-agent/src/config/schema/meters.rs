@@ -7,11 +7,11 @@ use toml::de::DeValue;
 use crate::{
     config::{
         check,
-        document::{Document, Item, Section, type_of},
-        report::{Origin, Placed, Report, quote, shorten},
+        document::{self, Document, Item, Section, type_of},
+        report::{Mistake, Origin, Place, Placed, Report, quote, shorten},
     },
     meter::PortId,
-    rules::{self, Attribute, Condition, Groups, LineError, MAX_RULES, Meter, MeterSet, RuleLine, RuleTable},
+    rules::{self, Attribute, Condition, Groups, MAX_RULES, Meter, MeterSet, RuleLine, RuleTable},
 };
 
 /// Members that one group has at most.
@@ -83,7 +83,7 @@ fn rule(
 ) -> Option<Condition> {
     let mut places = HashMap::new();
     let condition = match &item.value {
-        Item::Text(text) => line(text, meter).map_err(|errors| {
+        Item::Text(text) => RuleLine::parse_for(text, meter).map_err(|errors| {
             for error in errors {
                 report.key(item.origin, "meter.rules", error);
             }
@@ -100,18 +100,6 @@ fn rule(
         report.key(places.get(&attribute).copied().unwrap_or(item.origin), "meter.rules", what);
     }
     Some(condition)
-}
-
-/// Reads a rule line, which names no other meter than the one that it is in.
-fn line(text: &str, meter: Option<&str>) -> Result<Condition, Vec<LineError>> {
-    let rule = RuleLine::parse(text)?;
-    match (rule.meter, meter) {
-        (Some(named), Some(meter)) if named != meter => {
-            let what = format!("is {}, but this is a rule of {}", quote(&named), quote(meter));
-            Err(vec![LineError { column: 1, word: Some("meter"), what }])
-        }
-        _ => Ok(rule.condition),
-    }
 }
 
 /// Reads a table of attributes. What is wrong has been reported where there is no condition.
@@ -142,6 +130,42 @@ fn table(
         }
     })?;
     if is_right { Ok(condition) } else { Err(()) }
+}
+
+/// Reads a rule that is a table by itself: `{proto = 6, dst_port = "80-90"}`.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the text.
+pub fn rule_table(text: &str) -> Result<Condition, Vec<String>> {
+    let mut report = Report::new("", text);
+    let (value, errors) = DeValue::parse_recoverable(text);
+    // What follows the first mistake is mostly its consequence.
+    if let Some(error) = errors.first() {
+        let at = error.span().unwrap_or_default().start;
+        report.text(at, format_args!("not TOML: {}", error.message().replace('\n', " ")));
+    }
+    let condition = match value.get_ref() {
+        _ if !errors.is_empty() => None,
+        DeValue::Table(keys) => table(&document::keys(keys), &mut HashMap::new(), &mut report).ok(),
+        other => {
+            report.text(0, format_args!("expected a table, found {}", type_of(other)));
+            None
+        }
+    };
+    let said = |Mistake { place, message }: Mistake| {
+        let message = message
+            .strip_prefix("meter.rules")
+            .map_or(&*message, |rest| rest.trim_start_matches(['.', ':', ' ']));
+        match place {
+            Place::Position { column, .. } => format!("column {column}: {message}"),
+            Place::File | Place::Flag(_) => message.to_owned(),
+        }
+    };
+    match condition {
+        Some(condition) if report.is_clean() => Ok(condition),
+        _ => Err(report.finish().list.into_iter().map(said).collect()),
+    }
 }
 
 /// Returns what would stand in a rule line for a value.

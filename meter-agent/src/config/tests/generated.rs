@@ -146,6 +146,7 @@ prop_compose! {
             web_config: xdp.then(|| "/etc/w \"x\".yml".into()),
             audit_interval: (!xdp).then(|| Duration::from_millis(u64::from(max_series) + 999)),
             control_socket: "/run/a \"b\".sock".into(),
+            state_directory: "/var/lib/a \"b\"".into(),
             log: Log { level: log.0.to_owned(), format: log.1 },
             bindings: Bindings { configured, host_id },
             rules: Rules {
@@ -197,7 +198,7 @@ fn written(config: &Config) -> String {
          ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
-         [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n\
+         [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n[state]\ndirectory = {}\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
         config.host_id,
         config.host_name,
@@ -222,6 +223,7 @@ fn written(config: &Config) -> String {
         config.compat.scraper_agent,
         config.audit_interval.unwrap_or_default().as_millis(),
         string(&config.control_socket),
+        string(&config.state_directory),
         log.level,
     );
     for Binding { netdev, mac, port, device } in &bindings.configured {
@@ -297,6 +299,7 @@ proptest! {
         let flags = Flags {
             http_listen: vec![value.clone()],
             control_socket: Some(value.clone()),
+            state_directory: Some(value.clone()),
             datapath_tc: Some(value.clone()),
             log_level: Some(value),
             ..Flags::default()

@@ -38,7 +38,7 @@ pub(super) fn exposition(families: &mut Families<'_>, series: &Series, stopwatch
     families.gauges(
         &Family::new(
             "meter_agent_series_over_limit",
-            "Ports, devices or tunnels that came when all names were taken, by how the names of their families begin. \
+            "Ports, devices, tunnels or user-defined meters that came when all names were taken, by how the names of their families begin. \
              Their totals are in the series whose label is other.",
         ),
         series.over.iter().map(|(family, over)| (Labels([("family", Value::Text(family))]), number(*over))),
@@ -191,6 +191,12 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
             "Times that the maps could not be read; the totals then stay as they were.",
             health.read_failures,
         ),
+        (
+            "meter_agent_user_meter_refusals",
+            "Times that the datapath refused a set of user-defined meters, from the configuration or at run time; those \
+             before it then count on.",
+            health.user_meter_refusals,
+        ),
     ] {
         families.counter_since(&Family::new(name, help), value, started_ns)?;
     }
@@ -207,6 +213,14 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
             "When the configuration in force was read, since the Unix epoch.",
         ),
         health.config_loaded_s,
+    )?;
+    families.gauge(
+        &Family::new(
+            "meter_agent_user_meters_in_force",
+            "1 when all user-defined meters of the configuration in force and of run time count, 0 when the datapath \
+             refused them at the start; the log says why.",
+        ),
+        u32::from(health.user_meters_in_force),
     )?;
     families.gauge(
         &Family::new(

@@ -9,8 +9,11 @@
 //! 3. `other` is the sum, over all that were ever pooled, of the most that each has shown. So it never goes back: not
 //!    when something joins the pool, which it does with its past, nor when something leaves the host and comes back.
 //! 4. Hence the sum over a family is that of all meters, as long as none has gone; and each series is a counter.
+//! 5. A user-defined meter whose own name is `other` is always of the pool, though no name is wanting: a series is there
+//!    once.
 //!
-//! Pure, but for what it remembers: identities that the kernel half's maps had room for.
+//! Pure, but for what it remembers: identities that the kernel half's maps had room for, and names of user-defined
+//! meters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +32,8 @@ struct Entry<K, const N: usize> {
     /// Nanoseconds since the Unix epoch; 0 where nobody knows.
     created_ns: u64,
     values: [u64; N],
+    /// Whether its own name is [`OTHER`], which can only be the pool's: it is pooled although a name is free.
+    is_other: bool,
 }
 
 /// What has been seen in the families of one kind of thing.
@@ -45,6 +50,8 @@ struct Group<K, const N: usize> {
 pub(super) struct Pool<K, const N: usize> {
     hidden: BTreeSet<K>,
     other: Option<Other<N>>,
+    /// How many are hidden for want of a name.
+    over: usize,
 }
 
 /// The series `other`, in each family of one kind of thing.
@@ -66,25 +73,28 @@ impl<K: Ord + Clone, const N: usize> Group<K, N> {
     /// Takes up what there is now; at most `most` are named.
     fn admit(&mut self, most: usize, entries: impl Iterator<Item = Entry<K, N>>) -> Pool<K, N> {
         let mut hidden = BTreeSet::new();
+        let mut over = 0;
         let mut new = Vec::new();
         for entry in entries.filter(|entry| !self.named.contains(&entry.id)) {
             if let Some(values) = self.pooled.get_mut(&entry.id) {
                 // An exposition of an older snapshot may come later.
                 values.iter_mut().zip(entry.values).for_each(|(most, value)| *most = value.max(*most));
+                over += usize::from(!entry.is_other);
                 hidden.insert(entry.id);
             } else {
                 new.push(entry);
             }
         }
         new.sort_by(|a, b| (a.created_ns, &a.id).cmp(&(b.created_ns, &b.id)));
-        for Entry { id, created_ns, values } in new {
-            if self.named.len() < most {
+        for Entry { id, created_ns, values, is_other } in new {
+            if !is_other && self.named.len() < most {
                 self.named.insert(id);
                 continue;
             }
             if self.pooled.is_empty() {
                 self.created_ns = created_ns;
             }
+            over += usize::from(!is_other);
             hidden.insert(id.clone());
             self.pooled.insert(id, values);
         }
@@ -94,7 +104,7 @@ impl<K: Ord + Clone, const N: usize> Group<K, N> {
             }),
             created_ns: self.created_ns,
         });
-        Pool { hidden, other }
+        Pool { hidden, other, over }
     }
 }
 
@@ -109,9 +119,9 @@ impl<K: Ord, const N: usize> Pool<K, N> {
         self.other
     }
 
-    /// Returns how many have no series of their own.
-    pub(super) fn len(&self) -> usize {
-        self.hidden.len()
+    /// Returns how many have no series of their own because all names are taken.
+    pub(super) const fn len(&self) -> usize {
+        self.over
     }
 }
 
@@ -137,6 +147,7 @@ pub(super) struct Budget {
     tunnel_netdevs: Group<PortId, 8>,
     uplinks: Group<PortId, 8>,
     devices: Group<DeviceId, 2>,
+    user_meters: Group<String, 2>,
     tunnels_transmit: Group<TunnelId, 3>,
     tunnels_receive: Group<TunnelId, 3>,
     meters: [Group<MeterKey, 2>; METER_KINDS.len()],
@@ -150,6 +161,7 @@ pub(super) struct Choice {
     pub(super) tunnel_netdevs: Pool<PortId, 8>,
     pub(super) uplinks: Pool<PortId, 8>,
     pub(super) devices: Pool<DeviceId, 2>,
+    pub(super) user_meters: Pool<String, 2>,
     pub(super) tunnels_transmit: Pool<TunnelId, 3>,
     pub(super) tunnels_receive: Pool<TunnelId, 3>,
 }
@@ -166,6 +178,13 @@ impl Budget {
             tunnel_netdevs: self.tunnel_netdevs.admit(most, ports(Class::Tunnel)),
             uplinks: self.uplinks.admit(most, ports(Class::Uplink)),
             devices: self.devices.admit(most, snapshot.devices.iter().map(|(&id, stats)| meter(id, stats))),
+            user_meters: self.user_meters.admit(
+                most,
+                snapshot
+                    .user_meters
+                    .iter()
+                    .map(|(name, stats)| Entry { is_other: name == OTHER, ..meter(name.clone(), stats) }),
+            ),
             tunnels_transmit: self.tunnels_transmit.admit(most, snapshot.tunnels_transmit.iter().map(tunnel)),
             tunnels_receive: self.tunnels_receive.admit(most, snapshot.tunnels_receive.iter().map(tunnel)),
         }
@@ -190,8 +209,11 @@ impl Budget {
         };
         let pools: MeterPools = std::array::from_fn(|kind| {
             let meters = meters.iter().filter(|(key, _)| meter_kind(key) == kind);
-            let entries =
-                meters.map(|(key, stats)| Entry { created_ns: age(key), ..meter(key.clone(), stats) });
+            let entries = meters.map(|(key, stats)| Entry {
+                created_ns: age(key),
+                is_other: matches!(key, MeterKey::User(name) if name == OTHER),
+                ..meter(key.clone(), stats)
+            });
             self.meters[kind].admit(most, entries)
         });
         self.meters_over = Some(pools.each_ref().map(Pool::len));
@@ -215,10 +237,11 @@ impl Choice {
     }
 
     /// Returns how many are pooled, by how the names of their families begin.
-    pub(super) fn over(&self) -> [(&'static str, usize); 6] {
+    pub(super) fn over(&self) -> [(&'static str, usize); 7] {
         [
             ("meter_port", self.ports.len()),
             ("meter_device", self.devices.len()),
+            ("meter_user", self.user_meters.len()),
             ("meter_tunnel_transmit", self.tunnels_transmit.len()),
             ("meter_tunnel_receive", self.tunnels_receive.len()),
             ("meter_tunnel_netdev", self.tunnel_netdevs.len()),
@@ -236,16 +259,17 @@ fn port(port: &Port) -> Entry<PortId, 8> {
         id: port.port,
         created_ns: port.created_ns,
         values: [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]],
+        is_other: false,
     }
 }
 
 fn tunnel((id, totals): (&TunnelId, &TunnelTotals)) -> Entry<TunnelId, 3> {
     let values = [totals.packets, totals.inner_bytes, totals.outer_bytes];
-    Entry { id: id.clone(), created_ns: 0, values }
+    Entry { id: id.clone(), created_ns: 0, values, is_other: false }
 }
 
 const fn meter<K>(id: K, stats: &FlowStats) -> Entry<K, 2> {
-    Entry { id, created_ns: 0, values: [stats.packets, stats.bytes] }
+    Entry { id, created_ns: 0, values: [stats.packets, stats.bytes], is_other: false }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
 
 use proptest::{
     collection, option,
-    prelude::{Strategy, any, prop_assert_eq, proptest},
+    prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest},
     sample::select,
 };
 
@@ -18,6 +18,7 @@ use crate::{
         tests as fixture,
         web::WebStatus,
     },
+    meter::FlowStats,
     snapshot::{Port, Snapshot},
 };
 
@@ -141,9 +142,9 @@ fn created_is_next_to_its_counter() {
         assert!(seconds.starts_with(began), "{}", pair[1]);
         count += 1;
     }
-    // Four ports know when they began; each has eight counters. Nine of the agent began with it, and three that say what
+    // Four ports know when they began; each has eight counters. Ten of the agent began with it, and three that say what
     // was dropped.
-    assert_eq!(count, 4 * 8 + 9 + 3);
+    assert_eq!(count, 4 * 8 + 10 + 3);
 }
 
 #[test]
@@ -184,6 +185,8 @@ fn families_beyond_the_limit_have_the_same_sums() {
             ("meter_port_info{", 0),
             ("meter_device_receive_packets_total{", 2),
             ("meter_device_info{", 1),
+            ("meter_user_packets_total{", 2),
+            ("meter_user_bytes_total{", 2),
             ("meter_tunnel_transmit_packets_total{", 1),
             ("meter_tunnel_receive_outer_bytes_total{", 2),
             ("meter_uplink_receive_bytes_total{", 1),
@@ -195,11 +198,13 @@ fn families_beyond_the_limit_have_the_same_sums() {
             "meter_port_receive_packets_total{port=\"00000000-0000-0000-0000-000000000001\"} 18446744073709551615",
             "meter_port_receive_packets_total{port=\"other\"} 2340",
             "meter_device_receive_bytes_total{device=\"other\"} 109798",
+            "meter_user_packets_total{meter=\"other\"} 23",
             "meter_tunnel_receive_packets_total{src=\"other\",dst=\"other\",vni=\"other\",encap=\"other\"} \
              18446744073709551615",
             "meter_agent_series_limit 1",
             "meter_agent_series_over_limit{family=\"meter_port\"} 2",
             "meter_agent_series_over_limit{family=\"meter_device\"} 1",
+            "meter_agent_series_over_limit{family=\"meter_user\"} 1",
             "meter_agent_series_over_limit{family=\"meter_tunnel_transmit\"} 0",
             "meter_agent_series_over_limit{family=\"meter_tunnel_receive\"} 1",
         ] {
@@ -263,6 +268,23 @@ fn any_port() -> impl Strategy<Value = Port> {
     )
 }
 
+/// Names that a user-defined meter can have, `other` among them.
+fn any_meters() -> impl Strategy<Value = BTreeMap<String, FlowStats>> {
+    let name = prop_oneof![Just("other".to_owned()), "[^\\p{Cc}]{1,20}", r#"[ a:"\\é{}=,#]{1,9}"#];
+    let stats = any::<[u64; 2]>().prop_map(|[packets, bytes]| FlowStats { packets, bytes });
+    collection::btree_map(name, stats, 0..6)
+}
+
+/// Reads the samples of a family of user-defined meters back.
+fn user_meters(samples: &[&str], family: &str) -> BTreeMap<String, u64> {
+    let prefix = format!("{family}{{meter=\"");
+    let read = |sample: &&str| {
+        let (name, value) = sample.strip_prefix(&prefix)?.rsplit_once("\"} ").unwrap();
+        Some((unescape(name), value.parse().unwrap()))
+    };
+    samples.iter().filter_map(read).collect()
+}
+
 /// Checks that the totals and the alias of a port are read back from its samples.
 fn check_port(samples: &[&str], port: &Port) {
     let (prefix, label) = match port.class {
@@ -293,9 +315,16 @@ fn check_port(samples: &[&str], port: &Port) {
 
 proptest! {
     #[test]
-    fn both_formats_carry_the_same_samples(ports in collection::vec(any_port(), 0..8)) {
+    fn both_formats_carry_the_same_samples(
+        ports in collection::vec(any_port(), 0..8),
+        meters in any_meters(),
+    ) {
         let ports: BTreeMap<_, _> = ports.into_iter().map(|port| (port.port, port)).collect();
-        let snapshot = Snapshot { ports: ports.values().cloned().collect(), ..fixture::snapshot() };
+        let snapshot = Snapshot {
+            ports: ports.values().cloned().collect(),
+            user_meters: meters.clone(),
+            ..fixture::snapshot()
+        };
         let open_metrics = rendered(snapshot.clone(), Format::OpenMetrics);
         let text = rendered(snapshot, Format::Text);
         let text = samples(&text, Format::Text);
@@ -305,5 +334,10 @@ proptest! {
         for port in ports.values() {
             check_port(&text, port);
         }
+        let values = |value: fn(&FlowStats) -> u64| -> BTreeMap<String, u64> {
+            meters.iter().map(|(name, stats)| (name.clone(), value(stats))).collect()
+        };
+        prop_assert_eq!(user_meters(&text, "meter_user_packets_total"), values(|stats| stats.packets));
+        prop_assert_eq!(user_meters(&text, "meter_user_bytes_total"), values(|stats| stats.bytes));
     }
 }

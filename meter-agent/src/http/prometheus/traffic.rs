@@ -1,4 +1,4 @@
-//! Ports, devices, tunnels, tunnel netdevs and uplinks: what the product is for.
+//! Ports, devices, user-defined meters, tunnels, tunnel netdevs and uplinks: what the product is for.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -18,6 +18,7 @@ use crate::{
 pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, choice: &Choice) -> fmt::Result {
     netdevs(families, snapshot, choice, Class::Port)?;
     devices(families, snapshot, &choice.devices)?;
+    user_meters(families, snapshot, &choice.user_meters)?;
     tunnels(families, Direction::Egress, &snapshot.tunnels_transmit, &choice.tunnels_transmit)?;
     tunnels(families, Direction::Ingress, &snapshot.tunnels_receive, &choice.tunnels_receive)?;
     netdevs(families, snapshot, choice, Class::Tunnel)?;
@@ -163,6 +164,20 @@ fn devices(families: &mut Families<'_>, snapshot: &Snapshot, pool: &Pool<DeviceI
         &Family::new("meter_device", "What the device is called on this host."),
         devices().map(|(id, _)| Labels([device(id), ("device_name", Value::text(names.get(id).copied()))])),
     )
+}
+
+/// Writes what the user-defined meters counted.
+fn user_meters(families: &mut Families<'_>, snapshot: &Snapshot, pool: &Pool<String, 2>) -> fmt::Result {
+    const SEEN: &str =
+        "that one of the rules of the user-defined meter matches, each once, however many of them do";
+    let mut write = |place: usize, family: &Family, value: fn(&FlowStats) -> u64| {
+        let named = snapshot.user_meters.iter().filter(|(name, _)| pool.is_named(name));
+        let samples = named.map(|(name, stats)| (Labels([("meter", Value::Text(name))]), value(stats)));
+        let other = pool.other().map(|other| (Labels([("meter", Value::Text(OTHER))]), other.values[place]));
+        families.counters(family, samples.chain(other))
+    };
+    write(0, &Family::new("meter_user_packets", format!("Frames {SEEN}. {PACKETS}")), |stats| stats.packets)?;
+    write(1, &Family::bytes("meter_user", format!("Bytes of frames {SEEN}. {BYTES}")), |stats| stats.bytes)
 }
 
 /// Writes the tunnels of one direction.

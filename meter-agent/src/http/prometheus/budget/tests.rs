@@ -28,7 +28,10 @@ fn scenes() -> impl Strategy<Value = Vec<Scene>> {
 }
 
 fn entries(scene: &Scene) -> Vec<Entry<u8, 2>> {
-    scene.iter().map(|(&id, &(created_ns, values))| Entry { id, created_ns, values }).collect()
+    scene
+        .iter()
+        .map(|(&id, &(created_ns, values))| Entry { id, created_ns, values, is_other: false })
+        .collect()
 }
 
 fn sum<'a>(values: impl Iterator<Item = &'a [u64; 2]>) -> [u64; 2] {

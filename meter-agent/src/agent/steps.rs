@@ -1,0 +1,87 @@
+//! The steps that make the hooks what they should be, one at a time.
+
+use super::Agent;
+use crate::{
+    datapath::{AttachError, Datapath, Retry, Target},
+    reconcile::Step,
+};
+
+impl<D: Datapath> Agent<D> {
+    /// Takes a step. One that fails stays wanted, and is tried again later.
+    pub(super) fn take(&mut self, step: Step) {
+        match step {
+            Step::Exchange(targets) => self.exchange(targets),
+            // Not before what it had under this number is put away.
+            Step::Attach(target) if self.gone.contains(&target.ifindex) => {}
+            Step::Attach(target) => self.attach(target),
+            Step::Detach { ifindex } => self.detach(ifindex),
+        }
+        self.health.attach_pending = self.pending();
+    }
+
+    fn exchange(&mut self, targets: Vec<Target>) {
+        match self.datapath.exchange(&targets) {
+            Ok(()) => {
+                for target in targets {
+                    self.attaches.began(target.ifindex);
+                    let Target { netdev, ifindex, port, .. } = target;
+                    tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
+                    self.failures.forget(ifindex);
+                }
+            }
+            Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
+        }
+    }
+
+    fn attach(&mut self, target: Target) {
+        let before = self.datapath.attached().get(&target.ifindex).cloned();
+        let attached = self.datapath.attach(&target);
+        if let Some(is) = self.datapath.attached().get(&target.ifindex) {
+            self.attaches.attached(before.as_ref(), is);
+        }
+        match attached {
+            Ok(()) => {
+                self.failures.forget(target.ifindex);
+                self.failures.detached(target.ifindex);
+                let is = self.datapath.attached().get(&target.ifindex);
+                tracing::info!(
+                    netdev = %target.netdev,
+                    ifindex = target.ifindex,
+                    port = %target.port,
+                    class = target.class.name(),
+                    ingress = is.map(|is| is.ingress.name()),
+                    egress = is.map(|is| is.egress.name()),
+                    "attached"
+                );
+            }
+            Err(error) => self.failed(target, error),
+        }
+    }
+
+    fn failed(&mut self, target: Target, error: AttachError) {
+        *self.health.attach_failures.entry(error.reason).or_default() += 1;
+        if error.retry == Retry::Gone {
+            tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
+        }
+        self.failures.failed(target, error);
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        let is = self.datapath.attached().get(&ifindex).map(|is| is.target.clone());
+        match self.datapath.detach(ifindex) {
+            Ok(()) => {
+                if let Some(Target { netdev, port, .. }) = is {
+                    tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
+                }
+                self.gone.remove(&ifindex);
+                self.attaches.detached(ifindex);
+                self.failures.forget(ifindex);
+                self.failures.detached(ifindex);
+            }
+            Err(error) => {
+                *self.health.attach_failures.entry(error.reason).or_default() += 1;
+                self.failures.detach_failed(ifindex, error);
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The file that keeps what was added at run time: `meters.json` of the state directory.
+//!
+//! It is replaced as a whole: written beside itself, synced, and renamed. A file that holds anything but meters is set
+//! aside under another name, and one that can't be read is left alone; neither is ever written over.
+
+use std::{
+    fs, io,
+    io::{Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::{AccessFlags, access};
+use serde::{Deserialize, Serialize};
+
+use super::meter;
+use crate::rules::Meter;
+
+const FILE: &str = "meters.json";
+/// Bytes of the longest file.
+const LIMIT: u64 = 16 * 1024 * 1024;
+/// The layout of the file.
+const VERSION: u32 = 1;
+
+/// Something is wrong with the file or its directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory is not there.
+    #[error(
+        "state.directory {0}: there is no such directory; make it for the agent's user, or set state.directory"
+    )]
+    NoDirectory(PathBuf),
+    /// Nothing can be written there.
+    #[error(
+        "state.directory {path}: can't be written to: {source}; make it the agent's, or set state.directory"
+    )]
+    ReadOnly {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is none of this agent's; it was set aside.
+    #[error("{path}: {what}; set aside as {aside}; add its meters again")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// Where it is now.
+        aside: PathBuf,
+    },
+    /// The file is in the way.
+    #[error("{path}: {what}; repair or remove it, and start the agent again")]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+        /// Why it is of no use.
+        what: String,
+    },
+    /// There would be too much to keep.
+    #[error("{0}: would be longer than {LIMIT} bytes")]
+    TooLong(PathBuf),
+    /// This agent keeps nothing.
+    #[error("this agent has no state directory")]
+    Nowhere,
+}
+
+/// The file as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: u32,
+    meters: Vec<Entry>,
+}
+
+/// A meter in it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    rules: Vec<String>,
+}
+
+/// What was found at the start.
+#[derive(Debug)]
+pub struct Found {
+    /// Where changes are kept from now on.
+    pub state: State,
+    /// The meters that were added before.
+    pub meters: Vec<Meter>,
+    /// What an operator should know.
+    pub trouble: Option<StateError>,
+}
+
+/// Keeps what was added at run time.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The file; `None` where nothing can be kept.
+    path: Option<PathBuf>,
+    /// Why the file that is there must not be replaced.
+    in_the_way: Option<String>,
+}
+
+/// A new file that is complete, and not in its place yet. It goes away unless it is put there.
+#[derive(Debug)]
+pub struct Prepared {
+    new: PathBuf,
+    path: PathBuf,
+}
+
+impl State {
+    /// Returns one that keeps nothing: every change of it fails.
+    #[must_use]
+    pub const fn nowhere() -> Self {
+        Self { path: None, in_the_way: None }
+    }
+
+    /// Reads what was kept in a directory.
+    #[must_use]
+    pub fn open(directory: &Path) -> Found {
+        let path = directory.join(FILE);
+        let mut state = Self { path: Some(path.clone()), in_the_way: None };
+        let (meters, trouble) = match read(&path) {
+            Ok(Some(bytes)) => match parse(&bytes) {
+                Ok(meters) => (meters, check(directory).err()),
+                Err(what) => (Vec::new(), Some(state.set_aside(what))),
+            },
+            Ok(None) => (Vec::new(), check(directory).err()),
+            Err(what) => (Vec::new(), Some(state.leave_alone(format!("can't be read: {what}")))),
+        };
+        Found { state, meters, trouble }
+    }
+
+    /// Writes a new file beside the one that is there.
+    ///
+    /// # Errors
+    ///
+    /// Why these meters can't be kept.
+    pub fn prepare(&self, meters: &[Meter]) -> Result<Prepared, StateError> {
+        let path = self.path.clone().ok_or(StateError::Nowhere)?;
+        if let Some(what) = &self.in_the_way {
+            return Err(StateError::InTheWay { path, what: what.clone() });
+        }
+        check(path.parent().unwrap_or(Path::new("/")))?;
+        let entry = |meter: &Meter| Entry {
+            name: meter.name.clone(),
+            rules: meter.rules.iter().map(ToString::to_string).collect(),
+        };
+        let document = Document { version: VERSION, meters: meters.iter().map(entry).collect() };
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { action, path, source }
+        };
+        let mut text =
+            serde_json::to_vec_pretty(&document).map_err(|error| failed("write", &path)(error.into()))?;
+        text.push(b'\n');
+        if u64::try_from(text.len()).is_ok_and(|length| length > LIMIT) {
+            return Err(StateError::TooLong(path));
+        }
+        let prepared = Prepared { new: path.with_extension("json.new"), path };
+        let new = &prepared.new;
+        let mut options = fs::OpenOptions::new();
+        let options =
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(new).map_err(failed("make", new))?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write", new))?;
+        Ok(prepared)
+    }
+
+    fn set_aside(&mut self, what: String) -> StateError {
+        let path = self.path.clone().unwrap_or_default();
+        let aside = path.with_extension("json.broken");
+        match fs::rename(&path, &aside) {
+            Ok(()) => StateError::Broken { path, what, aside },
+            Err(error) => self.leave_alone(format!("{what}, and it can't be set aside: {error}")),
+        }
+    }
+
+    fn leave_alone(&mut self, what: String) -> StateError {
+        self.in_the_way = Some(what.clone());
+        StateError::InTheWay { path: self.path.clone().unwrap_or_default(), what }
+    }
+}
+
+impl Prepared {
+    /// Puts the new file in its place.
+    ///
+    /// # Errors
+    ///
+    /// The old one is still there, or it is not certain that the new one outlives a crash of the host.
+    pub fn commit(self) -> Result<(), StateError> {
+        let Self { new, path } = &self;
+        let failed = |action| move |source| StateError::Io { action, path: path.clone(), source };
+        fs::rename(new, path).map_err(failed("replace"))?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync"))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // Gone where it was put in its place. One that stays is written over the next time.
+        drop(fs::remove_file(&self.new));
+    }
+}
+
+/// Returns the bytes of a file; `None` where there is none.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut options = fs::OpenOptions::new();
+    // Opening a FIFO waits for a writer otherwise.
+    let file = match options.read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Reads the meters of a file, of which nothing may be wrong.
+fn parse(bytes: &[u8]) -> Result<Vec<Meter>, String> {
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > LIMIT) {
+        return Err(format!("is longer than {LIMIT} bytes"));
+    }
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|error| format!("is no list of meters: {error}"))?;
+    if document.version != VERSION {
+        return Err(format!("has version {}, and this agent writes version {VERSION}", document.version));
+    }
+    let mut meters: Vec<Meter> = Vec::new();
+    for Entry { name, rules } in document.meters {
+        let meter =
+            meter(&name, &rules).map_err(|mistakes| format!("meter {name:?}: {}", mistakes.join("; ")))?;
+        if meters.iter().any(|other| other.name == meter.name) {
+            return Err(format!("has meter {name:?} twice"));
+        }
+        meters.push(meter);
+    }
+    Ok(meters)
+}
+
+/// Finds out whether files can be made in a directory.
+fn check(directory: &Path) -> Result<(), StateError> {
+    let path = directory.to_owned();
+    match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) if directory.is_dir() => Ok(()),
+        Ok(()) => Err(StateError::ReadOnly { path, source: io::ErrorKind::NotADirectory.into() }),
+        Err(nix::Error::ENOENT) => Err(StateError::NoDirectory(path)),
+        Err(error) => Err(StateError::ReadOnly { path, source: error.into() }),
+    }
+}
