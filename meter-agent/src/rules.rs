@@ -25,9 +25,25 @@
 //! A number that a packet doesn't have (`proto`, `tos`, a port) was `null` to MidoNet's `Condition`, which rule 5 is
 //! from; later versions of its `FlowMatch` hold integers, and yield 0.
 //!
+//! # Where a packet counts
+//!
+//! A hook of a port sees the packets of one direction, and each rule counts at the hooks of one direction
+//! ([`Condition::counts_at`]), so that a packet that comes in through a port and goes out through another of the same host
+//! counts once:
+//!
+//! - A rule with `direction` counts there; one with `out-ports` or `out-port-group` counts where packets go out to a port,
+//!   since only there it is known to which. Inverting them or the whole rule doesn't change that.
+//! - Every other rule counts where packets come into the virtual network through a port. What comes to a host through a
+//!   tunnel was counted where it came in; to count what goes out to a port in any case, say `direction tx`.
+//! - Where a packet goes out, the port that it came in through is that of the netdev on which the host received it, if it
+//!   is one of its ports; that is also the one on which it came into the virtual network, as far as is known here. It has
+//!   traversed both ports and the devices that they belong to.
+//! - Hooks of uplinks and tunnel netdevs count for no rule, and neither do those of XDP; so `vni` is what no packet has.
+//! - `flow` can be written down and explained, but not counted: that needs the state of connections.
+//!
 //! # What a compiled form must obey
 //!
-//! - It counts a packet for a meter exactly if [`matches()`] says so of one of the meter's rules: the differential test
+//! - It counts a packet for a meter exactly if [`matches()`] says so of one of the meter's rules that count at the hook: the differential test
 //!   compares them packet by packet.
 //! - A packet counts for each of its meters once, in wire units, on the CPU that it is on.
 //! - What a verdict depends on is all of [`Packet`], and nothing else. A cache of verdicts has every field in its key
@@ -36,6 +52,7 @@
 //! - Prefixes and ranges mean the same with bits set behind the prefix, and with open ends.
 
 mod attribute;
+mod compile;
 mod condition;
 mod draft;
 mod explain;
@@ -53,8 +70,11 @@ use std::{
     net::IpAddr,
 };
 
+use uuid::Uuid;
+
 pub use self::{
     attribute::Attribute,
+    compile::{CompileError, SlotPort, Tables, compile},
     condition::{Condition, Direction, Flow, FragmentPolicy, MacMatch, PortRange, Prefix, Test},
     explain::explain,
     extract::fields,
@@ -66,8 +86,7 @@ pub use self::{
 };
 use crate::meter::PortId;
 
-/// Rules of all meters together at most.
-pub const MAX_RULES: usize = 4096;
+pub use meter_ebpf::abi::rules::MAX_RULES;
 
 /// One user-defined meter: `meters:user:<name>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,10 +107,25 @@ pub struct MeterSet {
 }
 
 impl MeterSet {
-    /// Returns the meters that count a packet.
+    /// Returns the ports and devices that its rules tell from others.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<Uuid> {
+        let of_group =
+            |group: &Test<String>| group.value.as_ref().and_then(|name| self.groups.ports.get(name));
+        let mut names = BTreeSet::new();
+        for rule in self.meters.iter().flat_map(|meter| &meter.rules) {
+            let ports = [&rule.in_ports, &rule.out_ports].into_iter().filter_map(|test| test.value.as_ref());
+            let groups = [&rule.port_group, &rule.in_port_group, &rule.out_port_group];
+            names.extend(ports.chain(groups.into_iter().filter_map(of_group)).flatten().map(|port| port.0));
+            names.extend(rule.traversed_device.value);
+        }
+        names
+    }
+
+    /// Returns the meters that count a packet at its hook.
     pub fn counting<'s>(&'s self, packet: &Packet) -> impl Iterator<Item = &'s Meter> {
-        let counts = |meter: &&Meter| meter.rules.iter().any(|rule| matches(rule, packet, &self.groups));
-        self.meters.iter().filter(counts)
+        let counts = |rule: &Condition| rule.counts(packet) && matches(rule, packet, &self.groups);
+        self.meters.iter().filter(move |meter| meter.rules.iter().any(counts))
     }
 }
 

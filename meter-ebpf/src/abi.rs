@@ -5,6 +5,7 @@
 
 mod port;
 mod reason;
+pub mod rules;
 mod slot;
 mod tunnel;
 
@@ -49,6 +50,15 @@ pub mod map {
     pub const FAULTS: &str = "FAULTS";
     /// Array of one [`Meta`](super::Meta).
     pub const META: &str = "META";
+    /// Array of one array of one [`RuleTables`](super::rules::RuleTables), or of none: the rules of user-defined meters.
+    pub const RULES: &str = "RULES";
+    /// Array of one per-CPU array of [`VerdictBlock`](super::rules::VerdictBlock), or of none.
+    pub const VERDICTS: &str = "VERDICTS";
+    /// Hash: [`MeterName`](super::rules::MeterName) to [`MeterRecord`](super::rules::MeterRecord). Only user space reads
+    /// and writes it.
+    pub const METERS: &str = "METERS";
+    /// Per-CPU array of [`MeterBlock`](super::rules::MeterBlock).
+    pub const METER_COUNTERS: &str = "METER_COUNTERS";
 }
 
 /// Which hook of a netdev, from the host's side.
@@ -249,6 +259,7 @@ mod pod {
     use super::{
         Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef,
         TunnelBlock, TunnelCounter, TunnelKey,
+        rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
     };
 
     macro_rules! pod {
@@ -261,4 +272,5 @@ mod pod {
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
     pod!(TunnelBlock, TunnelCounter, TunnelKey);
+    pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
 }

@@ -1,4 +1,5 @@
-//! What crosses the kernel boundary: the maps' keys and values ([`abi`]) and the header walk ([`packet`]).
+//! What crosses the kernel boundary: the maps' keys and values ([`abi`]), the header walk ([`packet`]) and the
+//! rules of user-defined meters ([`rules`]).
 //!
 //! The library builds for every target. The programs (`main.rs`, `context.rs`, `maps.rs`) build only for
 //! `bpfel-unknown-none` and are thin: each reads a few fields of its context and calls this library, which is
@@ -14,3 +15,4 @@
 pub mod abi;
 pub mod packet;
 pub mod register;
+pub mod rules;

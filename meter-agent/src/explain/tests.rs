@@ -18,6 +18,26 @@ fn web() -> MeterSet {
     meters(&[("web", "proto 6 dst-port 80"), ("rest", "proto 6 dst-port 80 inverted")])
 }
 
+#[test]
+fn a_rule_that_counts_at_the_other_hook_says_so() {
+    let set =
+        meters(&[("in", "proto 6"), ("out", "proto 6 direction tx"), ("to", "out-ports !None proto 6")]);
+    let going_out = format!("src 10.0.0.1 dst 10.0.0.2 proto 6 out-ports {}", Uuid::from_u128(1));
+    let (text, error) = explained(&set, &going_out, None);
+    assert_eq!(error, None);
+    let why = "rule 1 doesn't match: counts where packets come in, and this one goes out; direction tx would count it";
+    assert!(text.contains(&format!("in: not counted\n  {why}\n")), "{text}");
+    assert!(text.contains("out: counted\n") && text.contains("to: not counted\n"), "{text}");
+    let coming_in = format!("src 10.0.0.1 dst 10.0.0.2 proto 6 in-ports {}", Uuid::from_u128(1));
+    let (text, _) = explained(&set, &coming_in, None);
+    let why = "rule 1 doesn't match: counts where packets go out, and this one comes in";
+    assert!(text.contains(&format!("out: not counted\n  {why}\n")), "{text}");
+    assert!(text.contains("in: counted\n") && text.contains("to: counted\n"), "{text}");
+    // Of a packet of which nothing tells the hook, a rule may count at either.
+    let (text, _) = explained(&set, "src 10.0.0.1 dst 10.0.0.2 proto 6", None);
+    assert!(text.contains("in: counted\n") && text.contains("to: counted\n"), "{text}");
+}
+
 /// A bridge with one port.
 fn devices() -> BTreeMap<PortId, DeviceId> {
     [(PortId(Uuid::from_u128(1)), DeviceId(Uuid::from_u128(2)))].into()

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use meter_ebpf::packet::Fragment;
 use uuid::Uuid;
 
-use super::{attribute::Attribute, value};
+use super::{attribute::Attribute, packet::Packet, value};
 use crate::{meter::PortId, netdev::MacAddress};
 
 /// What a rule asks of a packet: MidoNet's `Condition`, with VNI and direction beside it.
@@ -236,6 +236,20 @@ impl Direction {
 }
 
 impl Condition {
+    /// Returns at which hooks of ports it counts: where packets go out if it says so or names the ports, else where they
+    /// come in.
+    #[must_use]
+    pub fn counts_at(&self) -> Direction {
+        let names_out = self.out_ports.value.is_some() || self.out_port_group.value.is_some();
+        self.direction.unwrap_or(if names_out { Direction::Tx } else { Direction::Rx })
+    }
+
+    /// Returns whether it counts at the hook of a packet. Of a packet without a direction that is left open.
+    #[must_use]
+    pub fn counts(&self, packet: &Packet) -> bool {
+        packet.direction.is_none_or(|direction| direction == self.counts_at())
+    }
+
     /// Returns an attribute's value as it stands in a rule line, with its `!`; `None` where it isn't set.
     ///
     /// An attribute that has only its inversion flag is `!None`, as `midonet-cli` writes it.

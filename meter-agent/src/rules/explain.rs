@@ -7,7 +7,7 @@ use meter_ebpf::packet::Fragment;
 use super::{
     MeterSet,
     attribute::Attribute,
-    condition::Condition,
+    condition::{Condition, Direction},
     matcher::{Outcome, outcome},
     packet::Packet,
 };
@@ -33,6 +33,15 @@ pub fn explain(set: &MeterSet, packet: &Packet) -> String {
 /// Returns whether a rule matches, and why.
 fn decide(rule: &Condition, packet: &Packet, outcome: Outcome) -> (bool, String) {
     let inverted = if rule.inverted { "is inverted, and " } else { "" };
+    if !rule.counts(packet) {
+        let why = match rule.counts_at() {
+            Direction::Rx => {
+                "counts where packets come in, and this one goes out; direction tx would count it"
+            }
+            Direction::Tx => "counts where packets go out, and this one comes in",
+        };
+        return (false, why.to_owned());
+    }
     match outcome {
         Outcome::Fragment => {
             let policy = rule.value_of(Attribute::FragmentPolicy).unwrap_or_default();

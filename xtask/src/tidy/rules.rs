@@ -7,6 +7,8 @@ const PURE: &[&str] = &[
     "meter-ebpf/src/abi.rs",
     "meter-ebpf/src/lib.rs",
     "meter-ebpf/src/packet.rs",
+    "meter-ebpf/src/rules.rs",
+    "meter-ebpf/src/rules/",
     "meter-agent/src/audit.rs",
     "meter-agent/src/audit/",
     "meter-agent/src/binding.rs",
@@ -154,6 +156,7 @@ const UNSAFE: &[&str] = &[
     "meter-ebpf/src/context.rs",
     "meter-ebpf/src/main.rs",
     "meter-ebpf/src/maps.rs",
+    "meter-ebpf/src/meters.rs",
     "tests/",
 ];
 

@@ -133,13 +133,13 @@ fn rules_of_all_meters_together_are_bounded() {
     let text = |count| {
         format!(
             "[[meter]]\nname = 'a'\nrules = [{}]\n[[meter]]\nname = 'b'\nrules = [\n{}]\n",
-            rules(4000),
+            rules(1000),
             rules(count)
         )
     };
-    assert_eq!(parse(&text(96)).unwrap().meters.meters[1].rules.len(), 96);
+    assert_eq!(parse(&text(24)).unwrap().meters.meters[1].rules.len(), 24);
     assert_eq!(
-        parse(&text(97)).unwrap_err(),
-        "a.toml:4103:1: meter.rules: is one rule too many: at most 4096 of all meters are possible"
+        parse(&text(25)).unwrap_err(),
+        "a.toml:1031:1: meter.rules: is one rule too many: at most 1024 of all meters are possible"
     );
 }

@@ -1,0 +1,324 @@
+//! The rules as the programs read them: from a [`MeterSet`] to [`RuleTables`].
+//!
+//! Everything that is odd about a condition is resolved here: inversions, fields that a packet doesn't have, groups, and
+//! which ports a slot stands for. What is left for a program is to follow tries and to combine bits.
+
+mod trie;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use meter_ebpf::{
+    abi::{
+        Direction as Hook,
+        rules::{
+            Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS, RuleTables,
+            RuleVector,
+        },
+    },
+    packet::Fragment,
+};
+use uuid::Uuid;
+
+use self::trie::{Full, Pattern, Tests, Writer, set};
+use super::{
+    MeterSet,
+    condition::{Condition, Direction, MacMatch, PortRange, Prefix, Test},
+};
+use crate::meter::{DeviceId, PortId};
+
+/// A port that has a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotPort {
+    /// The port.
+    pub port: PortId,
+    /// The device that it belongs to.
+    pub device: Option<DeviceId>,
+}
+
+impl SlotPort {
+    fn is_or_belongs_to(&self, device: Uuid) -> bool {
+        self.port.0 == device || self.device.is_some_and(|own| own.0 == device)
+    }
+}
+
+/// Compiled rules: one element, too large for the stack.
+pub type Tables = Box<[RuleTables]>;
+
+/// A set of meters can't be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// More rules than there are bits.
+    #[error("the meters have {rules} rules, at most {MAX_RULES} of all meters are possible")]
+    Rules {
+        /// How many.
+        rules: usize,
+    },
+    /// A rule asks for the state of a connection.
+    #[error(
+        "meter {meter:?}, rule {rule}: flow can't be counted: it needs the state of connections, which this version does \
+         not keep"
+    )]
+    Flow {
+        /// The meter.
+        meter: String,
+        /// Which of its rules, from 1.
+        rule: usize,
+    },
+    /// What one field is compared with takes more room than there is.
+    #[error(
+        "the meters need more room than there is (for {what}): use fewer addresses, MAC masks or ranges of ports that \
+         differ"
+    )]
+    Room {
+        /// The field.
+        what: &'static str,
+    },
+}
+
+/// Compiles a set. `counters` are those of its meters, in their order; `slots` the ports that rules may name.
+///
+/// # Errors
+///
+/// Why the set can't be compiled.
+pub fn compile(
+    set: &MeterSet,
+    counters: &[u16],
+    slots: &BTreeMap<u32, SlotPort>,
+    generation: u64,
+) -> Result<Tables, CompileError> {
+    let rules: Vec<(&Condition, u16)> = set
+        .meters
+        .iter()
+        .zip(counters)
+        .flat_map(|(meter, counter)| meter.rules.iter().map(|rule| (rule, *counter)))
+        .collect();
+    if rules.len() > MAX_RULES {
+        return Err(CompileError::Rules { rules: rules.len() });
+    }
+    for meter in &set.meters {
+        if let Some(rule) = meter.rules.iter().position(|rule| rule.flow.is_some()) {
+            return Err(CompileError::Flow { meter: meter.name.clone(), rule: rule + 1 });
+        }
+    }
+    let mut asked = Asked::new(set, slots);
+    for (number, (rule, _)) in rules.iter().enumerate() {
+        asked.rule(number, rule);
+    }
+    let mut tables = empty_tables();
+    tables[0].generation = generation;
+    tables[0].counters.iter_mut().zip(&rules).for_each(|(to, (_, counter))| *to = *counter);
+    let conditions: Vec<&Condition> = rules.into_iter().map(|(rule, _)| rule).collect();
+    asked.write(&conditions, Writer::new(tables))
+}
+
+/// Makes tables of zeros, on the heap: the stack would be too small.
+fn empty_tables() -> Tables {
+    static ZEROS: [RuleTables; 1] = [RuleTables {
+        generation: 0,
+        key_mask: FlowKey { words: [0; KEY_WORDS] },
+        counters: [0; MAX_RULES],
+        roots: [0; 16],
+        absent: [0; 16],
+        always: [0; 2],
+        counted: [0; 2],
+        fragments: [0; 4],
+        inverted: 0,
+        traversed_inverted: 0,
+        padding: [0; 6],
+        nodes: [[0; 16]; MAX_NODES],
+        vectors: [[0; RULE_WORDS]; MAX_VECTORS],
+    }];
+    Box::from(&ZEROS[..])
+}
+
+/// What the rules of a set ask of each field.
+struct Asked<'s> {
+    set: &'s MeterSet,
+    slots: &'s BTreeMap<u32, SlotPort>,
+    fields: BTreeMap<Field, Tests>,
+    traversed_inverted: RuleVector,
+}
+
+impl<'s> Asked<'s> {
+    fn new(set: &'s MeterSet, slots: &'s BTreeMap<u32, SlotPort>) -> Self {
+        Self { set, slots, fields: BTreeMap::new(), traversed_inverted: [0; RULE_WORDS] }
+    }
+
+    fn ask(&mut self, rule: usize, field: Field, inverted: bool, absent: bool, patterns: Vec<Pattern>) {
+        self.fields.entry(field).or_default().ask(rule, inverted, absent, patterns);
+    }
+
+    /// Asks for one number.
+    fn number(&mut self, rule: usize, field: Field, test: &Test<impl Into<u128> + Copy>) {
+        if let Some(value) = test.value {
+            self.ask(rule, field, test.inverted, false, vec![Pattern::exact(value.into(), field.bits())]);
+        }
+    }
+
+    fn range(&mut self, rule: usize, field: Field, test: &Test<PortRange>) {
+        if let Some(PortRange { start, end }) = test.value {
+            let patterns = Pattern::range(start.unwrap_or(0), end.unwrap_or(u16::MAX));
+            self.ask(rule, field, test.inverted, true, patterns);
+        }
+    }
+
+    fn mac(&mut self, rule: usize, field: Field, test: &Test<MacMatch>) {
+        if let Some(MacMatch { address, mask }) = test.value {
+            let bits = |[a, b, c, d, e, f]: [u8; 6]| u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into();
+            let pattern = Pattern::new(bits(address), bits(mask), field.bits());
+            self.ask(rule, field, test.inverted, false, vec![pattern]);
+        }
+    }
+
+    /// Asks for prefixes of either family; an address is in none of the other's.
+    fn prefixes(&mut self, rule: usize, fields: [Field; 2], inverted: bool, prefixes: &[Prefix]) {
+        let [four, six] = fields;
+        let mut patterns = [Vec::new(), Vec::new()];
+        for prefix in prefixes {
+            match prefix.address {
+                IpAddr::V4(address) => {
+                    patterns[0].push(Pattern::prefix(address.to_bits().into(), prefix.length, 32));
+                }
+                IpAddr::V6(address) => {
+                    patterns[1].push(Pattern::prefix(address.to_bits(), prefix.length, 128));
+                }
+            }
+        }
+        let [of_four, of_six] = patterns;
+        self.ask(rule, four, inverted, false, of_four);
+        self.ask(rule, six, inverted, false, of_six);
+    }
+
+    /// Asks for the slots of some ports.
+    fn ports(&mut self, rule: usize, field: Field, inverted: bool, is_one: impl Fn(&SlotPort) -> bool) {
+        let slots = self.slots.iter().filter(|(_, port)| is_one(port));
+        let patterns = slots.map(|(slot, _)| Pattern::exact((*slot).into(), field.bits())).collect();
+        self.ask(rule, field, inverted, false, patterns);
+    }
+
+    fn port_group(&mut self, rule: usize, field: Field, test: &Test<String>) {
+        if let Some(group) = &test.value {
+            let set = self.set;
+            self.ports(rule, field, test.inverted, |port| set.groups.has_port(group, Some(port.port)));
+        }
+    }
+
+    fn address_group(&mut self, rule: usize, fields: [Field; 2], test: &Test<String>) {
+        if let Some(group) = &test.value {
+            let prefixes = self.set.groups.addresses.get(group).map_or(&[][..], Vec::as_slice);
+            self.prefixes(rule, fields, test.inverted, prefixes);
+        }
+    }
+
+    fn rule(&mut self, number: usize, rule: &Condition) {
+        if rule.no_vlan {
+            // No id is one of none.
+            self.ask(number, Field::Vlan, false, true, Vec::new());
+        }
+        self.number(number, Field::Vlan, &Test { value: rule.vlan, inverted: false });
+        self.number(number, Field::Ethertype, &rule.ethertype);
+        self.number(number, Field::Proto, &rule.proto);
+        self.number(number, Field::Tos, &rule.tos);
+        self.range(number, Field::SrcPort, &rule.src_port);
+        self.range(number, Field::DstPort, &rule.dst_port);
+        self.mac(number, Field::HwSrc, &rule.hw_src);
+        self.mac(number, Field::HwDst, &rule.hw_dst);
+        let (src, dst) = ([Field::Src4, Field::Src6], [Field::Dst4, Field::Dst6]);
+        for (fields, test) in [(src, &rule.src), (dst, &rule.dst)] {
+            if let Some(prefix) = test.value {
+                self.prefixes(number, fields, test.inverted, &[prefix]);
+            }
+        }
+        self.address_group(number, src, &rule.ip_address_group_src);
+        self.address_group(number, dst, &rule.ip_address_group_dst);
+        for (field, test) in [(Field::InPort, &rule.in_ports), (Field::OutPort, &rule.out_ports)] {
+            if let Some(ports) = &test.value {
+                self.ports(number, field, test.inverted, |port| ports.contains(&port.port));
+            }
+        }
+        // The port on which a frame came into the virtual network is the one that it came in through here.
+        self.port_group(number, Field::InPort, &rule.port_group);
+        self.port_group(number, Field::InPort, &rule.in_port_group);
+        self.port_group(number, Field::OutPort, &rule.out_port_group);
+        if let Some(device) = rule.traversed_device.value {
+            self.ports(number, Field::TraversedIn, false, |port| port.is_or_belongs_to(device));
+            self.ports(number, Field::TraversedOut, false, |port| port.is_or_belongs_to(device));
+            if rule.traversed_device.inverted {
+                set(&mut self.traversed_inverted, number);
+            }
+        }
+    }
+
+    fn write(self, rules: &[&Condition], mut writer: Writer) -> Result<Tables, CompileError> {
+        let room = |what| move |Full| CompileError::Room { what };
+        let mut key_mask = FlowKey::ALWAYS;
+        for field in Field::ALL {
+            let (mut root, mut absent) = (LEAF, LEAF);
+            if let Some(tests) = self.fields.get(&field).filter(|tests| !tests.is_empty()) {
+                root = writer.trie(tests).map_err(room(name(field)))?;
+                absent = writer.absent(tests).map_err(room(name(field)))?;
+                let mask = FlowKey::mask_of(field);
+                key_mask.words.iter_mut().zip(mask.words).for_each(|(all, of_field)| *all |= of_field);
+            }
+            writer.tables[0].roots[field as usize] = root;
+            writer.tables[0].absent[field as usize] = absent;
+        }
+        writer.tables[0].key_mask = key_mask;
+        let mut vector = |holds: &dyn Fn(&Condition) -> bool| {
+            let mut vector = [0; RULE_WORDS];
+            let holding = rules.iter().enumerate().filter(|(_, rule)| holds(rule));
+            holding.for_each(|(number, _)| set(&mut vector, number));
+            writer.vector(vector).map_err(room("rules"))
+        };
+        let mut always = [0; 2];
+        let mut counted = [0; 2];
+        for hook in Hook::ALL {
+            let direction = direction_of(hook);
+            let is_of_hook = |rule: &Condition| rule.direction.is_none_or(|asked| asked == direction);
+            // At the hook of a port no frame is in an overlay network.
+            always[hook as usize] = vector(&|rule| is_of_hook(rule) && rule.vni.holds(|_| false))?;
+            counted[hook as usize] = vector(&|rule| rule.counts_at() == direction)?;
+        }
+        let mut fragments = [0; 4];
+        for fragment in [Fragment::Whole, Fragment::First, Fragment::Later] {
+            fragments[fragment as usize] = vector(&|rule| rule.fragment_policy.accepts(fragment))?;
+        }
+        let inverted = vector(&|rule| rule.inverted)?;
+        let traversed_inverted = writer.vector(self.traversed_inverted).map_err(room("rules"))?;
+        let mut tables = writer.tables;
+        tables[0].always = always;
+        tables[0].counted = counted;
+        tables[0].fragments = fragments;
+        tables[0].inverted = inverted;
+        tables[0].traversed_inverted = traversed_inverted;
+        Ok(tables)
+    }
+}
+
+/// Returns which way a frame goes through its port at a hook.
+const fn direction_of(hook: Hook) -> Direction {
+    match hook {
+        Hook::Ingress => Direction::Rx,
+        Hook::Egress => Direction::Tx,
+    }
+}
+
+const fn name(field: Field) -> &'static str {
+    match field {
+        Field::InPort | Field::OutPort => "ports",
+        Field::TraversedIn | Field::TraversedOut => "traversed-device",
+        Field::Ethertype => "ethertype",
+        Field::Vlan => "vlan",
+        Field::Proto => "proto",
+        Field::Tos => "tos",
+        Field::SrcPort => "src-port",
+        Field::DstPort => "dst-port",
+        Field::HwSrc => "hw-src",
+        Field::HwDst => "hw-dst",
+        Field::Src4 | Field::Src6 => "src",
+        Field::Dst4 | Field::Dst6 => "dst",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! Which user-defined meters count a frame: its fields ([`fields`]), and what the compiled rules say of them
+//! ([`classify`]).
+//!
+//! Programs and user space run the same code, so that a test without root sees what a program does.
+
+mod fields;
+
+use core::hint::black_box;
+
+pub use self::fields::fields;
+use crate::abi::{
+    Direction,
+    rules::{
+        EVERY_RULE, Field, FlowKey, KEY_WORDS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES, MAX_VECTORS,
+        RULE_WORDS, RuleTables, RuleVector, present,
+    },
+};
+
+const PORTS_WORD: usize = 4;
+const HW_SRC_WORD: usize = 5;
+const HW_DST_WORD: usize = 6;
+const SLOTS_WORD: usize = 7;
+const GENERATION_WORD: usize = 8;
+const HW_MASK: u64 = 0xffff_ffff_ffff;
+/// Which word of an address is which.
+const SRC_WORD: usize = 0;
+const DST_WORD: usize = 2;
+
+impl FlowKey {
+    /// Sets the hook, and the slots of the ports through which a frame came in and goes out; 0 for none.
+    #[inline(always)]
+    pub fn set_hook(&mut self, direction: Direction, in_slot: u32, out_slot: u32) {
+        if direction as u32 == Direction::Egress as u32 {
+            self.words[HW_DST_WORD] |= present::EGRESS;
+        }
+        self.words[SLOTS_WORD] = (in_slot as u64) << 32 | out_slot as u64;
+    }
+
+    /// Leaves what the rules of a set look at, and makes the key one of that set.
+    #[inline(always)]
+    pub fn restrict(&mut self, tables: &RuleTables) {
+        for word in 0..KEY_WORDS {
+            self.words[word] &= tables.key_mask.words[word];
+        }
+        self.words[GENERATION_WORD] = tables.generation;
+    }
+
+    /// Makes it the key of no frame.
+    #[inline(always)]
+    pub fn make_void(&mut self) {
+        self.words[GENERATION_WORD] = 0;
+    }
+
+    /// Returns the bits of a key that belong to a field.
+    #[must_use]
+    pub const fn mask_of(field: Field) -> Self {
+        let mut words = [0; KEY_WORDS];
+        match field {
+            Field::InPort | Field::TraversedIn => words[SLOTS_WORD] = 0xffff_ffff << 32,
+            Field::OutPort | Field::TraversedOut => words[SLOTS_WORD] = 0xffff_ffff,
+            Field::Ethertype => {
+                words[PORTS_WORD] = 0xffff << 16;
+                words[HW_DST_WORD] = present::ETHERTYPE;
+            }
+            Field::Vlan => {
+                words[PORTS_WORD] = 0xffff;
+                words[HW_DST_WORD] = present::VLAN;
+            }
+            Field::Proto => {
+                words[HW_SRC_WORD] = 0xff << 48;
+                words[HW_DST_WORD] = present::PROTO;
+            }
+            Field::Tos => {
+                words[HW_SRC_WORD] = 0xff << 56;
+                words[HW_DST_WORD] = present::TOS;
+            }
+            Field::SrcPort => {
+                words[PORTS_WORD] = 0xffff << 48;
+                words[HW_DST_WORD] = present::SRC_PORT;
+            }
+            Field::DstPort => {
+                words[PORTS_WORD] = 0xffff << 32;
+                words[HW_DST_WORD] = present::DST_PORT;
+            }
+            Field::HwSrc => {
+                words[HW_SRC_WORD] = HW_MASK;
+                words[HW_DST_WORD] = present::HW;
+            }
+            Field::HwDst => words[HW_DST_WORD] = HW_MASK | present::HW,
+            Field::Src4 | Field::Src6 => {
+                words[SRC_WORD] = u64::MAX;
+                words[SRC_WORD + 1] = u64::MAX;
+                words[HW_DST_WORD] = present::SRC | present::IPV6;
+            }
+            Field::Dst4 | Field::Dst6 => {
+                words[DST_WORD] = u64::MAX;
+                words[DST_WORD + 1] = u64::MAX;
+                words[HW_DST_WORD] = present::DST | present::IPV6;
+            }
+        }
+        Self { words }
+    }
+
+    /// The bits that every set looks at: the hook and the part of a fragmented packet.
+    pub const ALWAYS: Self = {
+        let mut words = [0; KEY_WORDS];
+        words[HW_DST_WORD] = present::EGRESS | 3 << present::FRAGMENT_SHIFT;
+        Self { words }
+    };
+
+    /// Mixes all words into one number.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash(&self) -> u32 {
+        let mut hash = 0_u64;
+        for word in 0..KEY_WORDS {
+            hash = (hash.rotate_left(29) ^ self.words[word]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        (hash >> 40) as u32
+    }
+
+    #[inline(always)]
+    fn has(&self, bit: u64) -> bool {
+        self.words[HW_DST_WORD] & bit != 0
+    }
+}
+
+/// What is done about each meter that counts a frame.
+pub trait Counts {
+    /// Takes a meter's counter, each once.
+    fn count(&mut self, counter: u32);
+}
+
+/// Finds the rules that match a frame, by a key that is restricted to the set, and counts it for each of their meters.
+#[inline(always)]
+pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
+    let egress = key.has(present::EGRESS) as usize;
+    let mut rules = *vector(tables, usize::from(tables.always[egress]));
+
+    let slots = key.words[SLOTS_WORD];
+    let out_slot = slots << 32;
+    narrow(tables, &mut rules, root(tables, Field::InPort), slots, 0);
+    narrow(tables, &mut rules, root(tables, Field::OutPort), out_slot, 0);
+    narrow_traversed(tables, &mut rules, slots, out_slot);
+
+    let numbers = key.words[PORTS_WORD];
+    let others = key.words[HW_SRC_WORD];
+    let field = start(tables, key, Field::Ethertype, present::ETHERTYPE);
+    narrow(tables, &mut rules, field, numbers << 32, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::Vlan, present::VLAN), numbers << 48, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::Proto, present::PROTO), others << 8, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::Tos, present::TOS), others, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::SrcPort, present::SRC_PORT), numbers, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::DstPort, present::DST_PORT), numbers << 16, 0);
+    narrow(tables, &mut rules, start(tables, key, Field::HwSrc, present::HW), others << 16, 0);
+    let hw_dst = key.words[HW_DST_WORD] << 16;
+    narrow(tables, &mut rules, start(tables, key, Field::HwDst, present::HW), hw_dst, 0);
+
+    let six = key.has(present::IPV6);
+    let field = if six { Field::Src6 } else { Field::Src4 };
+    let field = start(tables, key, field, present::SRC);
+    narrow(tables, &mut rules, field, key.words[SRC_WORD], key.words[SRC_WORD + 1]);
+    let field = if six { Field::Dst6 } else { Field::Dst4 };
+    let field = start(tables, key, field, present::DST);
+    narrow(tables, &mut rules, field, key.words[DST_WORD], key.words[DST_WORD + 1]);
+
+    let fragment = (key.words[HW_DST_WORD] >> present::FRAGMENT_SHIFT) as usize & 3;
+    let inverted = vector(tables, usize::from(tables.inverted));
+    let accepted = vector(tables, usize::from(tables.fragments[fragment]));
+    let counted = vector(tables, usize::from(tables.counted[egress]));
+    let mut last = u32::MAX;
+    for word in 0..RULE_WORDS {
+        let mut left = (rules[word] ^ inverted[word]) & accepted[word] & counted[word];
+        for _ in 0..64 {
+            if left == 0 {
+                break;
+            }
+            // The compiler knows that the number is small; the verifier doesn't, and has to see the mask.
+            let rule = black_box(word * 64 + left.trailing_zeros() as usize);
+            left &= left - 1;
+            let counter = u32::from(tables.counters[rule & (MAX_RULES - 1)]);
+            if counter != last {
+                counts.count(counter);
+                last = counter;
+            }
+        }
+    }
+}
+
+/// Returns where the trie of a field begins.
+#[inline(always)]
+fn root(tables: &RuleTables, field: Field) -> u32 {
+    u32::from(tables.roots[field as usize])
+}
+
+/// The same, or the vector of frames without the field.
+#[inline(always)]
+fn start(tables: &RuleTables, key: &FlowKey, field: Field, bit: u64) -> u32 {
+    u32::from(if key.has(bit) { tables.roots[field as usize] } else { tables.absent[field as usize] })
+}
+
+#[inline(always)]
+fn vector(tables: &RuleTables, index: usize) -> &RuleVector {
+    &tables.vectors[index & (MAX_VECTORS - 1)]
+}
+
+/// Leaves the rules that a field satisfies, whose value begins at the upper end of `high`.
+#[inline(never)]
+fn narrow(tables: &RuleTables, rules: &mut RuleVector, start: u32, high: u64, low: u64) {
+    let found = find(tables, start, high, low);
+    if found == usize::from(EVERY_RULE) {
+        return;
+    }
+    let satisfied = vector(tables, found);
+    for word in 0..RULE_WORDS {
+        rules[word] &= satisfied[word];
+    }
+}
+
+/// Leaves the rules whose traversed device one of the ports is or belongs to, or none does if that is inverted.
+#[inline(never)]
+fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, in_slot: u64, out_slot: u64) {
+    let came = root(tables, Field::TraversedIn);
+    let went = root(tables, Field::TraversedOut);
+    if came == u32::from(LEAF | EVERY_RULE) && went == u32::from(LEAF | EVERY_RULE) {
+        return;
+    }
+    let came = vector(tables, find(tables, came, in_slot, 0));
+    let went = vector(tables, find(tables, went, out_slot, 0));
+    let inverted = vector(tables, usize::from(tables.traversed_inverted));
+    for word in 0..RULE_WORDS {
+        rules[word] &= (came[word] | went[word]) ^ inverted[word];
+    }
+}
+
+/// Follows a trie to its vector.
+#[inline(always)]
+fn find(tables: &RuleTables, start: u32, mut high: u64, mut low: u64) -> usize {
+    let mut place = start;
+    for _ in 0..MAX_DEPTH {
+        if place & u32::from(LEAF) != 0 {
+            break;
+        }
+        let node = &tables.nodes[place as usize & (MAX_NODES - 1)];
+        place = u32::from(node[(high >> 60) as usize]);
+        high = high << 4 | low >> 60;
+        low <<= 4;
+    }
+    place as usize & (MAX_VECTORS - 1)
+}

@@ -1,0 +1,178 @@
+//! The fields of a frame that rules look at.
+
+use super::{DST_WORD, HW_DST_WORD, HW_SRC_WORD, PORTS_WORD, SRC_WORD};
+use crate::{
+    abi::rules::{FlowKey, present},
+    packet::{Fragment, Frame},
+};
+
+const ETH_IPV4: u16 = 0x0800;
+const ETH_ARP: u16 = 0x0806;
+const ETH_VLAN: u16 = 0x8100;
+const ETH_QINQ: u16 = 0x88a8;
+const ETH_IPV6: u16 = 0x86dd;
+/// What is less is a length, by IEEE 802.3.
+const ETH_LEAST: u16 = 0x600;
+
+const IP_ICMP: u8 = 1;
+const IP_TCP: u8 = 6;
+const IP_UDP: u8 = 17;
+const IP_ICMPV6: u8 = 58;
+const IP_SCTP: u8 = 132;
+
+/// The beginning of an ARP packet of IPv4 over Ethernet.
+const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
+
+/// Reads the fields of an Ethernet frame that begins with its header. `tag` is the id of a VLAN tag that is kept beside
+/// the frame: it is the outermost.
+///
+/// What can't be read the frame doesn't have.
+#[inline(always)]
+pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> FlowKey {
+    let mut key = FlowKey::default();
+    let Some(head) = frame.read::<14>(0) else { return key };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, high, low] = head;
+    key.words[HW_DST_WORD] = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | present::HW;
+    key.words[HW_SRC_WORD] = u64::from_be_bytes([0, 0, g, h, i, j, k, l]);
+    let tag = if tag.is_some() { tag } else { tag_inside(frame, u16::from_be_bytes([high, low])) };
+    if let Some(id) = tag {
+        key.words[PORTS_WORD] |= u64::from(id);
+        key.words[HW_DST_WORD] |= present::VLAN;
+    }
+    let Ok(ethernet) = frame.ethernet(0) else { return key };
+    if ethernet.ethertype >= ETH_LEAST {
+        key.words[PORTS_WORD] |= u64::from(ethernet.ethertype) << 16;
+        key.words[HW_DST_WORD] |= present::ETHERTYPE;
+    }
+    match ethernet.ethertype {
+        ETH_ARP => arp(frame, ethernet.payload, &mut key),
+        ETH_IPV4 | ETH_IPV6 => ip(frame, ethernet.ethertype, ethernet.payload, &mut key),
+        _ => {}
+    }
+    key
+}
+
+/// Returns the id of the tag behind the MAC addresses, where there is one.
+#[inline(always)]
+fn tag_inside(frame: &(impl Frame + ?Sized), ethertype: u16) -> Option<u16> {
+    if ethertype != ETH_VLAN && ethertype != ETH_QINQ {
+        return None;
+    }
+    let [high, low] = frame.read::<2>(14)?;
+    Some(u16::from_be_bytes([high, low]) & 0x0fff)
+}
+
+/// Protocol and TOS byte stand above the source MAC address.
+#[inline(always)]
+fn set_proto(key: &mut FlowKey, proto: u8) {
+    key.words[HW_SRC_WORD] |= u64::from(proto) << 48;
+    key.words[HW_DST_WORD] |= present::PROTO;
+}
+
+#[inline(always)]
+fn set_tos(key: &mut FlowKey, tos: u8) {
+    key.words[HW_SRC_WORD] |= u64::from(tos) << 56;
+    key.words[HW_DST_WORD] |= present::TOS;
+}
+
+#[inline(always)]
+fn set_src4(key: &mut FlowKey, address: [u8; 4]) {
+    key.words[SRC_WORD] = u64::from(u32::from_be_bytes(address)) << 32;
+    key.words[HW_DST_WORD] |= present::SRC;
+}
+
+#[inline(always)]
+fn set_dst4(key: &mut FlowKey, address: [u8; 4]) {
+    key.words[DST_WORD] = u64::from(u32::from_be_bytes(address)) << 32;
+    key.words[HW_DST_WORD] |= present::DST;
+}
+
+#[inline(always)]
+fn set_address6(key: &mut FlowKey, word: usize, address: [u8; 16], bit: u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    key.words[word] = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    key.words[word + 1] = u64::from_be_bytes([i, j, k, l, m, n, o, p]);
+    key.words[HW_DST_WORD] |= bit | present::IPV6;
+}
+
+#[inline(always)]
+fn set_src_port(key: &mut FlowKey, port: u16) {
+    key.words[PORTS_WORD] |= u64::from(port) << 48;
+    key.words[HW_DST_WORD] |= present::SRC_PORT;
+}
+
+#[inline(always)]
+fn set_dst_port(key: &mut FlowKey, port: u16) {
+    key.words[PORTS_WORD] |= u64::from(port) << 32;
+    key.words[HW_DST_WORD] |= present::DST_PORT;
+}
+
+#[inline(always)]
+fn arp(frame: &(impl Frame + ?Sized), start: u32, key: &mut FlowKey) {
+    let Some(head) = frame.read::<6>(start) else { return };
+    if head != ARP_HEAD {
+        return;
+    }
+    if let Some([high, low]) = frame.read::<2>(start + 6)
+        && high == 0
+    {
+        set_proto(key, low);
+    }
+    if let Some(address) = frame.read::<4>(start + 14) {
+        set_src4(key, address);
+    }
+    if let Some(address) = frame.read::<4>(start + 24) {
+        set_dst4(key, address);
+    }
+}
+
+#[inline(always)]
+fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowKey) {
+    let Ok(ip) = frame.ip(ethertype, start) else { return };
+    if ethertype == ETH_IPV4 {
+        if let Some([tos]) = frame.read::<1>(start + 1) {
+            set_tos(key, tos);
+        }
+        if let Some(address) = frame.read::<4>(start + 12) {
+            set_src4(key, address);
+        }
+        if let Some(address) = frame.read::<4>(start + 16) {
+            set_dst4(key, address);
+        }
+    } else {
+        if let Some([high, low]) = frame.read::<2>(start) {
+            // Version, traffic class and flow label share the first word.
+            set_tos(key, high << 4 | low >> 4);
+        }
+        if let Some(address) = frame.read::<16>(start + 8) {
+            set_address6(key, SRC_WORD, address, present::SRC);
+        }
+        if let Some(address) = frame.read::<16>(start + 24) {
+            set_address6(key, DST_WORD, address, present::DST);
+        }
+    }
+    set_proto(key, ip.protocol);
+    key.words[HW_DST_WORD] |= (ip.fragment as u64) << present::FRAGMENT_SHIFT;
+    if ip.fragment as u32 == Fragment::Later as u32 {
+        return;
+    }
+    match ip.protocol {
+        IP_TCP | IP_UDP | IP_SCTP => {
+            if let Some(port) = frame.read::<2>(ip.payload) {
+                set_src_port(key, u16::from_be_bytes(port));
+            }
+            if let Some(port) = frame.read::<2>(ip.payload + 2) {
+                set_dst_port(key, u16::from_be_bytes(port));
+            }
+        }
+        IP_ICMP | IP_ICMPV6 => {
+            if let Some([kind]) = frame.read::<1>(ip.payload) {
+                set_src_port(key, u16::from(kind));
+            }
+            if let Some([code]) = frame.read::<1>(ip.payload + 1) {
+                set_dst_port(key, u16::from(code));
+            }
+        }
+        _ => {}
+    }
+}
