@@ -14,6 +14,7 @@ mod hooks;
 pub mod kernel;
 mod ledger;
 mod maps;
+mod meters;
 mod open;
 mod others;
 mod reading;

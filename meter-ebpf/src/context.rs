@@ -68,6 +68,21 @@ impl Skb {
             || self.field(|skb| unsafe { &raw const (*skb).vlan_present }) == 0;
         if untagged { 0 } else { 4 }
     }
+
+    /// Returns the id of that tag.
+    #[inline(always)]
+    pub(crate) fn tag_id(self) -> Option<u16> {
+        // SAFETY: only the field's address is taken.
+        (self.tag_bytes() != 0)
+            .then(|| self.field(|skb| unsafe { &raw const (*skb).vlan_tci }) as u16 & 0x0fff)
+    }
+
+    /// Returns the ifindex of the netdev on which the host received the skb; 0 for what it made itself.
+    #[inline(always)]
+    pub(crate) fn ingress_ifindex(self) -> u32 {
+        // SAFETY: only the field's address is taken.
+        self.field(|skb| unsafe { &raw const (*skb).ingress_ifindex })
+    }
 }
 
 impl OnNetdev for Skb {

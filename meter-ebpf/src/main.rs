@@ -5,6 +5,7 @@
 mod context;
 mod log;
 mod maps;
+mod meters;
 
 use core::mem::MaybeUninit;
 
@@ -82,6 +83,36 @@ fn meter_up_out(context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+// The same beside user-defined meters: programs of their own, so that without such meters nothing is asked of a frame.
+
+#[classifier]
+fn meter_user_in(context: TcContext) -> i32 {
+    count_port_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_user_in(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_user_out(context: TcContext) -> i32 {
+    count_port_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_user_out(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_user_uin(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_user_in(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_user_uout(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_user_out(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
 #[xdp]
 fn meter_up_xdp(context: XdpContext) -> u32 {
     let length = context.data_end() - context.data();
@@ -124,6 +155,33 @@ const NOTHING: Counter = Counter { packets: 0, bytes: 0 };
 fn count_gso(skb: *mut __sk_buff, hook: HookSlot) {
     let skb = Skb::new(skb);
     hook.count_extra(gso_extra(skb, skb.gso_size()));
+}
+
+#[inline(never)]
+fn count_user_in(skb: *mut __sk_buff) {
+    count_user(Skb::new(skb), Direction::Ingress);
+}
+
+#[inline(never)]
+fn count_user_out(skb: *mut __sk_buff) {
+    count_user(Skb::new(skb), Direction::Egress);
+}
+
+/// Counts an skb of a port, which its hook has counted, in user-defined meters.
+#[inline(always)]
+fn count_user(skb: Skb, direction: Direction) {
+    let length = skb.length();
+    let gso_size = skb.gso_size();
+    let extra = if gso_size == 0 {
+        NOTHING
+    } else {
+        // What can't be followed is a fault that its hook has counted.
+        let header: Result<GsoHeader, Fault> = Register::unpack(walk_gso_header(skb.context()));
+        header.and_then(|header| gso::extra(length, header, gso_size, skb.gso_segs())).unwrap_or(NOTHING)
+    };
+    let extra = with_tags(extra, skb.tag_bytes());
+    let bytes = u64::from(length).wrapping_add(extra.bytes);
+    meters::count(skb, direction, Counter { packets: 1 + extra.packets, bytes });
 }
 
 /// Computes what a plain TCP super-packet adds on the wire, without its tags.

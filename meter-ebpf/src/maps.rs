@@ -51,10 +51,15 @@ pub(crate) static FAULTS: PerCpuArray<Faults, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static META: Array<Meta, 1> = Array::new();
 
-/// Returns where the netdev's counters are.
+/// Returns where the counters of a frame's netdev are.
 #[inline(always)]
 pub(crate) fn slot_of(frame: &impl OnNetdev) -> SlotRef {
-    let ifindex = frame.ifindex();
+    slot_at(frame.ifindex())
+}
+
+/// Returns where a netdev's counters are.
+#[inline(always)]
+pub(crate) fn slot_at(ifindex: u32) -> SlotRef {
     if ifindex >= SLOT_ENTRIES {
         return SlotRef::from_bits(slot_beyond(ifindex));
     }

@@ -6,6 +6,7 @@ mod counting;
 mod daemon;
 mod exact;
 mod guest;
+mod meters;
 mod monitor;
 mod support;
 mod verifier;

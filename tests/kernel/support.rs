@@ -19,10 +19,11 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
-        AttachError, Attachment, Class, Datapath as _, HookKind, IngressHook, Reading, Target,
+        AttachError, Attachment, Class, Datapath as _, HookKind, IngressHook, MetersError, Reading, Target,
         kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
+    rules::MeterSet,
 };
 use uuid::Uuid;
 
@@ -199,6 +200,22 @@ impl Meter<'_> {
     /// Detaches, in the host's namespace.
     pub(crate) fn detach(&mut self, ifindex: u32) {
         self.netns.run_in(|| self.datapath.detach(ifindex)).unwrap().unwrap();
+    }
+
+    /// Lets another set of user-defined meters count, in the host's namespace.
+    pub(crate) fn set_meters(&mut self, set: &MeterSet) {
+        self.try_set_meters(set).unwrap();
+    }
+
+    /// The same, where it may be refused.
+    pub(crate) fn try_set_meters(&mut self, set: &MeterSet) -> Result<(), MetersError> {
+        self.netns.run_in(|| self.datapath.set_meters(set)).unwrap()
+    }
+
+    /// Reads what the user-defined meters counted: packets and bytes, by name.
+    pub(crate) fn meters(&mut self) -> BTreeMap<String, [u64; 2]> {
+        let stats = self.reading().user_meters.into_iter();
+        stats.map(|(name, stats)| (name, [stats.packets, stats.bytes])).collect()
     }
 
     /// Reads everything.

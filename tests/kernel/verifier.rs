@@ -11,6 +11,7 @@ use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
     TunnelBlock, TunnelKey, VERSION, map,
+    rules::{MeterBlock, MeterName, MeterRecord},
 };
 
 use super::support::{self, Host, daemon::output, foreign::Foreign, programs::Programs, ready, table::Table};
@@ -41,6 +42,10 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::BUCKETS, per_cpu, 4, size(size_of::<Buckets>()), 2 * MAX_UPLINKS),
         (map::FAULTS, per_cpu, 4, size(size_of::<Faults>()), 1),
         (map::META, array, 4, size(size_of::<Meta>()), 1),
+        (map::RULES, MapType::ArrayOfMaps, 4, 4, 1),
+        (map::VERDICTS, MapType::ArrayOfMaps, 4, 4, 1),
+        (map::METERS, hash, size(size_of::<MeterName>()), size(size_of::<MeterRecord>()), 4_096),
+        (map::METER_COUNTERS, per_cpu, 4, size(size_of::<MeterBlock>()), 2),
     ];
     expected.sort_by_key(|row| row.0);
     let mut pins: Vec<String> = fs::read_dir(maps(&host))

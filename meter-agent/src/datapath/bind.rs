@@ -33,6 +33,7 @@ impl KernelDatapath {
         };
         let claimed = claimed.map_err(|full| full_error(target, full))?;
         self.write(target, &claimed.writes)?;
+        self.meter_ports_changed();
         self.maps
             .set_slot(target.ifindex, claimed.slot)
             .map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
@@ -92,7 +93,7 @@ impl KernelDatapath {
     }
 }
 
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -7,7 +7,7 @@ use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
-    kernel::{OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
+    kernel::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
     maps,
     open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
 };
@@ -129,7 +129,9 @@ pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
                 programs
                     .iter()
                     .map(|program| program.name_as_str().unwrap_or("?").to_owned())
-                    .filter(|program| !TC_PROGRAMS.contains(&program.as_str()))
+                    .filter(|program| {
+                        ![TC_PROGRAMS, METER_PROGRAMS].as_flattened().contains(&program.as_str())
+                    })
                     .map(|program| format!("TCX {name}: {program}")),
             ),
             Err(error) if super::failure::errno(&error) == Some(libc::EPERM) => {

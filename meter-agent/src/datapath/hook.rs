@@ -18,7 +18,7 @@ use aya::{
 use meter_ebpf::abi::Direction;
 
 use super::{
-    AttachError, HookKind, Retry, Target, clsact,
+    AttachError, Class, HookKind, Retry, Target, clsact,
     failure::{describe, errno},
     sys::{self, LinkPlace},
 };
@@ -39,6 +39,8 @@ pub(super) struct Hook<'a> {
     pub(super) target: &'a Target,
     pub(super) direction: Direction,
     pub(super) links: &'a Path,
+    /// Whether ports have the programs of user-defined meters.
+    pub(super) meters: bool,
 }
 
 impl Hook<'_> {
@@ -197,11 +199,16 @@ impl Hook<'_> {
 
     /// Returns the name of the TC program for this hook.
     pub(super) fn program_name(&self) -> &'static str {
-        match (self.target.underlay, self.direction) {
-            (false, Direction::Ingress) => "meter_in",
-            (false, Direction::Egress) => "meter_out",
-            (true, Direction::Ingress) => "meter_up_in",
-            (true, Direction::Egress) => "meter_up_out",
+        let meters = self.meters && self.target.class == Class::Port;
+        match (meters, self.target.underlay, self.direction) {
+            (false, false, Direction::Ingress) => "meter_in",
+            (false, false, Direction::Egress) => "meter_out",
+            (false, true, Direction::Ingress) => "meter_up_in",
+            (false, true, Direction::Egress) => "meter_up_out",
+            (true, false, Direction::Ingress) => "meter_user_in",
+            (true, false, Direction::Egress) => "meter_user_out",
+            (true, true, Direction::Ingress) => "meter_user_uin",
+            (true, true, Direction::Egress) => "meter_user_uout",
         }
     }
 

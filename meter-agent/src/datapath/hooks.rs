@@ -21,9 +21,19 @@ pub(super) struct Refused {
     pub(super) kept: bool,
 }
 
+/// What all hooks have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Site<'a> {
+    /// Where links are pinned.
+    pub(super) links: &'a Path,
+    /// Whether ports have the programs of user-defined meters.
+    pub(super) meters: bool,
+}
+
 /// Returns the hooks of a netdev.
-pub(super) fn both<'a>(target: &'a Target, links: &'a Path) -> [Hook<'a>; 2] {
-    Direction::ALL.map(|direction| Hook { target, direction, links })
+pub(super) fn both<'a>(target: &'a Target, site: Site<'a>) -> [Hook<'a>; 2] {
+    let Site { links, meters } = site;
+    Direction::ALL.map(|direction| Hook { target, direction, links, meters })
 }
 
 /// Returns which kinds of hook a netdev is to have: of ingress and of egress.
@@ -100,10 +110,10 @@ pub(super) fn remove_qdisc(ifindex: u32) {
 /// With `programs` a filter counts only where it runs this agent's program.
 pub(super) fn missing(
     attachment: &Attachment,
-    links: &Path,
+    site: Site<'_>,
     programs: Option<&ProgramIds>,
 ) -> Vec<(Direction, HookKind)> {
-    let missing = both(&attachment.target, links).into_iter().filter_map(|hook| {
+    let missing = both(&attachment.target, site).into_iter().filter_map(|hook| {
         let kind = attachment.kind(hook.direction);
         let program = programs.and_then(|programs| programs.get(hook.program_name())).copied();
         let is_there = hook.is_there(kind, program).unwrap_or_else(|error| {
@@ -118,14 +128,14 @@ pub(super) fn missing(
 /// Makes the hooks of a target what they should be. When one is refused, those from `before` are made again.
 pub(super) fn change(
     ebpf: &mut Ebpf,
-    links: &Path,
+    site: Site<'_>,
     target: &Target,
     kinds: [HookKind; 2],
     before: Option<&Attachment>,
 ) -> Result<(), Refused> {
-    for (hook, kind) in both(target, links).into_iter().zip(kinds) {
+    for (hook, kind) in both(target, site).into_iter().zip(kinds) {
         if let Err(error) = hook.attach(ebpf, kind) {
-            let kept = before.is_some_and(|before| restore(ebpf, links, before, hook.direction));
+            let kept = before.is_some_and(|before| restore(ebpf, site, before, hook.direction));
             return Err(Refused { error, kept });
         }
     }
@@ -133,8 +143,8 @@ pub(super) fn change(
 }
 
 /// Makes the hooks again that were there before, up to and with the one of this direction; returns whether they are.
-fn restore(ebpf: &mut Ebpf, links: &Path, before: &Attachment, last: Direction) -> bool {
-    let changed = both(&before.target, links).into_iter().filter(|hook| hook.direction <= last);
+fn restore(ebpf: &mut Ebpf, site: Site<'_>, before: &Attachment, last: Direction) -> bool {
+    let changed = both(&before.target, site).into_iter().filter(|hook| hook.direction <= last);
     for hook in changed {
         let kind = before.kind(hook.direction);
         // The one that was refused may be as it was.

@@ -13,12 +13,13 @@ use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, hooks as bits, map};
 use nix::fcntl::Flock;
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Target,
+    AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Target,
     failure::{bind_error, describe, full_error},
     hook::load,
-    hooks::{self, ProgramIds, Refused, remove_qdisc},
+    hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
     ledger::{Capacity, Ledger},
     maps::{self, Maps},
+    meters::Meters,
     open::{check_kernel, load_error, lock, make_directory},
     record::{adopted, hook_bits, reported_device},
     slots::SlotTable,
@@ -35,10 +36,13 @@ include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
 /// Programs for TC; those for XDP are loaded when a netdev asks for them.
 pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
+/// The same for ports while there are user-defined meters; they are loaded when there are.
+pub(super) const METER_PROGRAMS: [&str; 4] =
+    ["meter_user_in", "meter_user_out", "meter_user_uin", "meter_user_uout"];
 
 /// The datapath in the kernel.
 pub struct KernelDatapath {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
     /// Places that the tunnels' hashes lead to; behind them are the spare ones.
     pub(super) tunnel_places: u32,
@@ -46,8 +50,9 @@ pub struct KernelDatapath {
     pub(super) attached: BTreeMap<u32, Attachment>,
     tc: TcMode,
     has_tcx: bool,
-    programs: ProgramIds,
-    links: PathBuf,
+    pub(super) programs: ProgramIds,
+    pub(super) links: PathBuf,
+    pub(super) meters: Meters,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
     _lock: Flock<OwnedFd>,
@@ -102,11 +107,15 @@ impl KernelDatapath {
             if slots_pin.exists() { SlotTable::open(&slots_pin) } else { SlotTable::make(&slots_pin) }?;
         let slot_bits = slots.bits();
         let pinned = Pinned { maps: &map_pins, slots: &slot_bits };
-        let (mut ebpf, programs) = load_object(&specs, &settings, Some(&pinned))?;
+        let (mut ebpf, mut programs) = load_object(&specs, &settings, Some(&pinned))?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
         let has_tcx = has_tcx(&ebpf);
 
         let mut maps = Maps::take(&mut ebpf, &specs, slots)?;
+        let meters = Meters::take(&mut ebpf)?;
+        if meters.on {
+            load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
+        }
         maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
         let capacity = Capacity {
             slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
@@ -130,6 +139,7 @@ impl KernelDatapath {
             has_tcx,
             programs,
             links,
+            meters,
             logger,
             _lock: lock,
         })
@@ -158,7 +168,13 @@ impl KernelDatapath {
         if adds {
             ours = hooks::add_clsact(target).map_err(refused)?;
         }
-        let changed = hooks::change(&mut self.ebpf, &self.links, target, kinds, before);
+        let changed = hooks::change(
+            &mut self.ebpf,
+            Site { links: &self.links, meters: self.meters.on },
+            target,
+            kinds,
+            before,
+        );
         let in_use = kinds.contains(&HookKind::Clsact);
         if ours && ((!in_use && changed.is_ok()) || (adds && changed.is_err())) {
             remove_qdisc(target.ifindex);
@@ -169,10 +185,14 @@ impl KernelDatapath {
         Ok(kinds)
     }
 
+    fn site(&self) -> Site<'_> {
+        Site { links: &self.links, meters: self.meters.on }
+    }
+
     /// Removes every hook of the netdev and the clsact qdisc where it is ours, as far as that is possible, after an
     /// attach that failed: that has an error to return already.
     fn let_go(&mut self, target: &Target, ours: bool) {
-        for hook in hooks::both(target, &self.links) {
+        for hook in hooks::both(target, self.site()) {
             if let Err(error) = hook.detach() {
                 tracing::error!(error = %error, "detach failed");
             }
@@ -213,7 +233,7 @@ impl Datapath for KernelDatapath {
             }
         };
         // Hooks that have vanished are nothing to go back to.
-        let before = known.filter(|known| hooks::missing(known, &self.links, None).is_empty());
+        let before = known.filter(|known| hooks::missing(known, self.site(), None).is_empty());
         match self.hang(&fits, before.as_ref(), ours) {
             Ok([ingress, egress]) => {
                 let attachment = Attachment { target: fits, ingress, egress, lost: false };
@@ -243,12 +263,17 @@ impl Datapath for KernelDatapath {
             let claimed = self.claim(&target)?.map_err(|full| full_error(&target, full))?;
             self.write(&target, &claimed.writes)?;
             self.record(&target, hooks)?;
+            self.meter_ports_changed();
             self.maps
                 .set_slot(target.ifindex, claimed.slot)
                 .map_err(|error| bind_error(&target, &describe(&error), "map_write"))?;
             let device = reported_device(claimed.device);
-            let attachment = Attachment { target: Target { device, ..target }, ..before };
-            self.attached.insert(attachment.target.ifindex, attachment);
+            let ifindex = target.ifindex;
+            let is_other = before.target.class != target.class;
+            self.attached.insert(ifindex, Attachment { target: Target { device, ..target }, ..before });
+            if is_other {
+                self.swap_programs_of(ifindex);
+            }
         }
         Ok(())
     }
@@ -256,7 +281,7 @@ impl Datapath for KernelDatapath {
     fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
         let Some(attachment) = self.attached.get(&ifindex) else { return Ok(()) };
         let target = attachment.target.clone();
-        for hook in hooks::both(&target, &self.links) {
+        for hook in hooks::both(&target, self.site()) {
             hook.detach()?;
         }
         if self.recorded(target.port) & bits::CLSACT_OURS != 0 {
@@ -272,14 +297,14 @@ impl Datapath for KernelDatapath {
         // What an earlier agent left has no name yet, and is attached anew anyway.
         let known = self.attached.values().filter(|known| !known.lost && !known.target.netdev.is_empty());
         for known in known.cloned().collect::<Vec<_>>() {
-            let missing = hooks::missing(&known, &self.links, Some(&self.programs));
+            let missing = hooks::missing(&known, self.site(), Some(&self.programs));
             if missing.is_empty() || !hooks::is_netdev(known.target.ifindex) {
                 // A netdev that has gone took its hooks along.
                 continue;
             }
             let target = &known.target;
             let filters = known.kinds().into_iter().filter(|kind| *kind == HookKind::Clsact).count();
-            let absent = hooks::missing(&known, &self.links, None);
+            let absent = hooks::missing(&known, self.site(), None);
             if filters == absent.iter().filter(|(_, kind)| *kind == HookKind::Clsact).count() {
                 // Where every filter of ours has gone, the qdisc has, and the one that is there may be another's.
                 let hooks = self.recorded(target.port) & !bits::CLSACT_OURS;
@@ -295,12 +320,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
-        if meters.meters.is_empty() {
-            return Ok(());
-        }
-        Err(MetersError(
-            "user-defined meters are checked and explained, but not counted by this version".to_owned(),
-        ))
+        self.change_meters(meters)
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {
@@ -329,6 +349,7 @@ impl KernelDatapath {
 fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
     !before.lost
         && !before.target.netdev.is_empty()
+        && (before.target.class == Class::Port) == (target.class == Class::Port)
         && before.target.underlay == target.underlay
         && before.kinds() == kinds
 }
@@ -372,7 +393,17 @@ pub(super) fn load_object(
     loader.override_global("SETTINGS", settings, true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
     let mut programs = ProgramIds::new();
-    for name in TC_PROGRAMS {
+    load_programs(&mut ebpf, &TC_PROGRAMS, &mut programs)?;
+    Ok((ebpf, programs))
+}
+
+/// Loads TC programs, those that aren't yet.
+pub(super) fn load_programs(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
+    programs: &mut ProgramIds,
+) -> Result<(), OpenError> {
+    for name in names.iter().copied().filter(|name| !programs.contains_key(name)).collect::<Vec<_>>() {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .and_then(|program| program.try_into().ok())
@@ -381,7 +412,7 @@ pub(super) fn load_object(
         load(|| program.load()).map_err(failed)?;
         programs.insert(name, program.info().map_err(failed)?.id());
     }
-    Ok((ebpf, programs))
+    Ok(())
 }
 
 pub(super) fn settings(options: &Options) -> Settings {

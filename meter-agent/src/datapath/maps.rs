@@ -17,11 +17,13 @@ use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
     SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
     TunnelCounter, TunnelKey, VERSION, map,
+    rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
 };
 
 use super::{
     MapUsage, Options, ReadError,
     ledger::{Slots, Write},
+    meters::METER_NAMES,
     open::{OpenError, pin_error},
     slots::{self, SlotTable},
     sys, tunnels,
@@ -45,11 +47,11 @@ pub(super) struct Spec {
 
 /// Returns what every map must be like.
 pub(super) fn specs(options: &Options) -> Vec<Spec> {
-    use MapType::{Array as A, Hash as H, PerCpuArray as P, Queue as Q};
+    use MapType::{Array as A, ArrayOfMaps as M, Hash as H, PerCpuArray as P, Queue as Q};
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 12] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 16] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -62,6 +64,10 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::BUCKETS, P, 4, size_of::<Buckets>(), 2 * MAX_UPLINKS),
         (map::FAULTS, P, 4, size_of::<Faults>(), 1),
         (map::META, A, 4, size_of::<Meta>(), 1),
+        (map::RULES, M, 4, 4, 1),
+        (map::VERDICTS, M, 4, 4, 1),
+        (map::METERS, H, size_of::<MeterName>(), size_of::<MeterRecord>(), METER_NAMES),
+        (map::METER_COUNTERS, P, 4, size_of::<MeterBlock>(), METER_COUNTERS / METERS_PER_BLOCK),
     ];
     rows.into_iter()
         .map(|(name, kind, key_size, value_size, max_entries)| Spec {
@@ -325,7 +331,7 @@ fn add_reasons(sums: &mut [Counter], values: &[Counter]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| sum.add(value));
 }
 
-fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
+pub(super) fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
     move |error| ReadError {
         map,
         source: match error {
@@ -335,11 +341,11 @@ fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, OpenError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, OpenError> {
     ebpf.take_map(name).ok_or_else(|| OpenError::Object(format!("map {name} is missing")))
 }
 
-fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError>
+pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError>
 where
     T: TryFrom<Map>,
     T::Error: std::fmt::Display,

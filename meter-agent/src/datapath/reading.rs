@@ -1,7 +1,5 @@
 //! Everything that the kernel half has counted, read and named.
 
-use std::collections::BTreeMap;
-
 use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
 use uuid::Uuid;
 
@@ -57,14 +55,14 @@ impl KernelDatapath {
             map::TUNNEL_TAKEN => count(tunnel_use.hashed),
             map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
-            _ => u64::from(capacity),
+            name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
         Ok(Reading {
             ports,
             devices,
             tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
-            user_meters: BTreeMap::new(),
+            user_meters: self.meters.read()?,
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
             maps: usage,

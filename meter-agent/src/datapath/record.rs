@@ -96,7 +96,7 @@ pub(super) const fn class_number(class: Class) -> u32 {
     }
 }
 
-const fn class_of(number: u32) -> Class {
+pub(super) const fn class_of(number: u32) -> Class {
     match number {
         1 => Class::Uplink,
         2 => Class::Tunnel,

@@ -19,6 +19,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 // Commands: <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/bpf.h#L922>
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -89,6 +90,16 @@ struct MapAttr {
 }
 
 const _: () = assert!(size_of::<MapAttr>() == 44);
+
+/// The member of `union bpf_attr` for the elements of a map.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
 
 /// The member of `union bpf_attr` for pins.
 #[repr(C)]
@@ -295,6 +306,24 @@ pub(super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<O
         }
         created => created,
     }
+}
+
+/// Removes what an array of maps has at an index.
+///
+/// # Errors
+///
+/// What the kernel says: `ENOENT` where there is nothing.
+pub(super) fn delete_entry(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: `attr` is the 32 bytes that this command reads, and its key the 4 bytes of an array's, which live through the
+    // call. Nothing is written.
+    unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
 }
 
 /// Pins a map or a link at `path`.

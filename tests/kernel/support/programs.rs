@@ -9,7 +9,7 @@ use aya::{
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
 
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 16] = [
     map::SLOTS,
     map::SLOTS_HIGH,
     map::COUNTERS,
@@ -22,6 +22,10 @@ const MAPS: [&str; 12] = [
     map::BUCKETS,
     map::FAULTS,
     map::META,
+    map::RULES,
+    map::VERDICTS,
+    map::METERS,
+    map::METER_COUNTERS,
 ];
 
 /// A program, and what it is good for.
@@ -58,11 +62,15 @@ impl Program {
 }
 
 /// Every program of the object.
-pub(crate) const PROGRAMS: [Program; 6] = [
+pub(crate) const PROGRAMS: [Program; 10] = [
     program("meter_in", Direction::Ingress, false, false),
     program("meter_out", Direction::Egress, false, false),
     program("meter_up_in", Direction::Ingress, true, false),
     program("meter_up_out", Direction::Egress, true, false),
+    program("meter_user_in", Direction::Ingress, false, false),
+    program("meter_user_out", Direction::Egress, false, false),
+    program("meter_user_uin", Direction::Ingress, true, false),
+    program("meter_user_uout", Direction::Egress, true, false),
     program("meter_up_xdp", Direction::Ingress, true, true),
     program("meter_up_xdpf", Direction::Ingress, true, true),
 ];
@@ -107,12 +115,23 @@ impl Programs {
     /// Runs a program on a frame of the calling thread's loopback netdev, once. It has to say "next" and to leave
     /// the frame as it is.
     pub(crate) fn run(&self, program: Program, frame: &[u8], gso: Option<Gso>) {
-        let context = context(gso);
+        self.run_with(program, frame, &context(gso));
+    }
+
+    /// Runs a program on a frame of one netdev of the calling thread's namespace that came in through another.
+    pub(crate) fn run_between(&self, program: Program, frame: &[u8], [ingress, own]: [u32; 2]) {
+        let mut context = context(None);
+        context[36..40].copy_from_slice(&ingress.to_ne_bytes());
+        context[40..44].copy_from_slice(&own.to_ne_bytes());
+        self.run_with(program, frame, &context);
+    }
+
+    fn run_with(&self, program: Program, frame: &[u8], context: &[u8; 192]) {
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: (!program.xdp).then_some(&context),
+            ctx_in: (!program.xdp).then_some(context),
             ..TestRunOptions::new()
         };
         let loaded = self.0.program(program.name).unwrap();

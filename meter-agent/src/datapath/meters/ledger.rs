@@ -1,0 +1,227 @@
+//! Which user-defined meter has which counter, and what each one's total is.
+//!
+//! Pure, as the ports' [`ledger`](super::super::ledger): it computes the records; what writes them to the pinned map
+//! writes one at a time, and each is right by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meter_ebpf::abi::{
+    Counter,
+    rules::{METER_COUNTERS, MeterName, MeterRecord, NO_COUNTER},
+};
+
+/// Meters that are remembered, those that have been removed included.
+pub(in super::super) const METER_NAMES: u32 = 4_096;
+
+/// All records, as the pinned map holds them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct MeterLedger {
+    records: BTreeMap<MeterName, MeterRecord>,
+}
+
+/// A record to write, in this order; without one, a record to remove.
+pub(super) type Write = (MeterName, Option<MeterRecord>);
+
+/// There is no counter or no record for a meter. Not so with a set of at most [`MAX_RULES`] meters, unless agents were
+/// killed in the middle of many changes.
+///
+/// [`MAX_RULES`]: meter_ebpf::abi::rules::MAX_RULES
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl MeterLedger {
+    /// Takes up what the map holds.
+    pub(super) const fn new(records: BTreeMap<MeterName, MeterRecord>) -> Self {
+        Self { records }
+    }
+
+    /// Returns how many meters are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Returns the meters that programs may count.
+    pub(super) fn active(&self) -> impl Iterator<Item = (&MeterName, &MeterRecord)> {
+        self.records.iter().filter(|(_, record)| record.active != 0)
+    }
+
+    /// Gives each meter a counter, before programs count it; returns the counters in the order of the names.
+    ///
+    /// A meter that is known keeps its total. One that programs may count keeps its counter, whether it is among the names
+    /// or not, until it is retired; `counted` tells what a counter holds now.
+    pub(super) fn claim(
+        &mut self,
+        names: &[MeterName],
+        counted: impl Fn(u32) -> Counter,
+        writes: &mut Vec<Write>,
+    ) -> Result<Vec<u16>, Full> {
+        let wanted: BTreeSet<&MeterName> = names.iter().collect();
+        let mut free: BTreeSet<u32> = (0..METER_COUNTERS).collect();
+        for record in self.records.values() {
+            free.remove(&record.counter);
+        }
+        let mut counters = Vec::new();
+        for name in names {
+            let mut record = match self.records.get(name) {
+                Some(record) => *record,
+                None => {
+                    self.make_room(&wanted, &mut free, writes)?;
+                    MeterRecord { counter: NO_COUNTER, ..MeterRecord::default() }
+                }
+            };
+            if record.counter == NO_COUNTER {
+                record.counter = match free.pop_first() {
+                    Some(counter) => counter,
+                    None => self.take(&wanted, &counted, writes)?,
+                };
+                // The total stays what it was: the counter may hold another meter's past.
+                record.saved.sub(&counted(record.counter));
+            }
+            record.active = 1;
+            self.write(*name, record, writes);
+            counters.push(u16::try_from(record.counter).map_err(|_| Full)?);
+        }
+        Ok(counters)
+    }
+
+    /// Lets go of the meters that programs don't count any more: all but these.
+    pub(super) fn retire(&mut self, names: &[MeterName], writes: &mut Vec<Write>) {
+        let kept: BTreeSet<&MeterName> = names.iter().collect();
+        let gone: Vec<MeterName> =
+            self.active().map(|(name, _)| *name).filter(|name| !kept.contains(name)).collect();
+        for name in gone {
+            let record = MeterRecord { active: 0, ..self.records.get(&name).copied().unwrap_or_default() };
+            self.write(name, record, writes);
+        }
+    }
+
+    fn write(&mut self, name: MeterName, record: MeterRecord, writes: &mut Vec<Write>) {
+        if self.records.insert(name, record) != Some(record) {
+            writes.push((name, Some(record)));
+        }
+    }
+
+    /// Takes the counter of a meter that is not counted and not wanted; it keeps its total.
+    fn take(
+        &mut self,
+        wanted: &BTreeSet<&MeterName>,
+        counted: impl Fn(u32) -> Counter,
+        writes: &mut Vec<Write>,
+    ) -> Result<u32, Full> {
+        let idle = self.records.iter().find(|(name, record)| {
+            record.active == 0 && record.counter != NO_COUNTER && !wanted.contains(name)
+        });
+        let (name, record) = idle.map(|(name, record)| (*name, *record)).ok_or(Full)?;
+        let saved = total(&record, &counted);
+        self.write(name, MeterRecord { counter: NO_COUNTER, active: 0, saved }, writes);
+        Ok(record.counter)
+    }
+
+    /// Forgets a meter that is not counted and not wanted, where there is no room for another one.
+    fn make_room(
+        &mut self,
+        wanted: &BTreeSet<&MeterName>,
+        free: &mut BTreeSet<u32>,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), Full> {
+        if self.records.len() < METER_NAMES as usize {
+            return Ok(());
+        }
+        let mut idle = self.records.iter().filter(|(_, record)| record.active == 0).map(|(name, _)| *name);
+        let name = idle.find(|name| !wanted.contains(name)).ok_or(Full)?;
+        if let Some(record) = self.records.remove(&name)
+            && record.counter != NO_COUNTER
+        {
+            free.insert(record.counter);
+        }
+        writes.push((name, None));
+        Ok(())
+    }
+}
+
+/// Returns the total of a meter.
+pub(super) fn total(record: &MeterRecord, counted: impl Fn(u32) -> Counter) -> Counter {
+    let mut total = record.saved;
+    if record.counter != NO_COUNTER {
+        total.add(&counted(record.counter));
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn name(number: usize) -> MeterName {
+        let mut name = MeterName::default();
+        name.bytes[..8].copy_from_slice(&number.to_be_bytes());
+        name
+    }
+
+    fn names(numbers: std::ops::Range<usize>) -> Vec<MeterName> {
+        numbers.map(name).collect()
+    }
+
+    /// Swaps to a set and lets each of its meters count one packet of its number's bytes.
+    struct World {
+        ledger: MeterLedger,
+        counters: RefCell<Vec<Counter>>,
+    }
+
+    impl World {
+        fn swap(&mut self, numbers: std::ops::Range<usize>) {
+            let names = names(numbers.clone());
+            let mut writes = Vec::new();
+            let counted = |counter: u32| self.counters.borrow()[counter as usize];
+            let counters = self.ledger.claim(&names, counted, &mut writes).unwrap();
+            let distinct: BTreeSet<&u16> = counters.iter().collect();
+            assert_eq!(distinct.len(), counters.len());
+            self.ledger.retire(&names, &mut writes);
+            assert!(self.ledger.active().map(|(name, _)| *name).eq(names.iter().copied()));
+            for (number, counter) in numbers.zip(counters) {
+                let bytes = number.try_into().unwrap();
+                self.counters.borrow_mut()[usize::from(counter)].add(&Counter { packets: 1, bytes });
+            }
+        }
+
+        fn total(&self, number: usize) -> Option<Counter> {
+            let record = self.ledger.records.get(&name(number))?;
+            Some(total(record, |counter| self.counters.borrow()[counter as usize]))
+        }
+    }
+
+    #[test]
+    fn totals_go_on_whatever_counters_the_meters_have() {
+        let counters = RefCell::new(vec![Counter::default(); METER_COUNTERS as usize]);
+        let mut world = World { ledger: MeterLedger::default(), counters };
+        // More names than counters: each set takes the counters of those that are not counted.
+        for start in [0, 1_000, 500, 2_000, 0, 2_500] {
+            world.swap(start..start + 1_000);
+        }
+        for (number, packets) in [(0, 2), (499, 2), (500, 3), (1_400, 2), (1_999, 1), (2_600, 2), (3_400, 1)]
+        {
+            let bytes = packets * u64::try_from(number).unwrap();
+            assert_eq!(world.total(number), Some(Counter { packets, bytes }), "{number}");
+        }
+        assert_eq!(world.ledger.len(), 3_500);
+        // Names are remembered up to a number, and those that are counted in any case.
+        world.swap(3_500..4_500);
+        assert_eq!(world.ledger.len(), METER_NAMES as usize);
+        assert_eq!(world.total(3_500), Some(Counter { packets: 1, bytes: 3_500 }));
+        assert_eq!(world.total(2_600), Some(Counter { packets: 2, bytes: 5_200 }));
+    }
+
+    #[test]
+    fn a_set_that_changes_nothing_writes_nothing() {
+        let mut ledger = MeterLedger::default();
+        let mut writes = Vec::new();
+        let first = ledger.claim(&names(0..3), |_| Counter::default(), &mut writes).unwrap();
+        assert_eq!((first.as_slice(), writes.len()), (&[0, 1, 2][..], 3));
+        writes.clear();
+        let again = ledger.claim(&names(0..3), |_| Counter::default(), &mut writes).unwrap();
+        ledger.retire(&names(0..3), &mut writes);
+        assert_eq!((again, writes), (first, Vec::new()));
+    }
+}

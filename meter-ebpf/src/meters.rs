@@ -1,0 +1,132 @@
+//! User-defined meters: the maps, and how a frame of a port is counted in them.
+//!
+//! Common to every `unsafe` block here: as in `maps.rs`, a per-CPU value belongs to this CPU while the program runs.
+//! Compiled rules are never changed once they are in [`RULES`].
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use meter_ebpf::{
+    abi::{
+        Counter, Direction,
+        rules::{
+            FlowKey, MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables,
+            VERDICT_BLOCKS, VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
+        },
+    },
+    rules::{Counts, classify, fields},
+};
+
+use crate::{context::Skb, maps};
+
+/// The rules, or none.
+#[btf_map]
+static RULES: ArrayOfMaps<Array<RuleTables, 1>, 1> = ArrayOfMaps::new();
+#[btf_map]
+static VERDICTS: ArrayOfMaps<PerCpuArray<VerdictBlock, 16>, 1> = ArrayOfMaps::new();
+#[btf_map]
+static METERS: HashMap<MeterName, MeterRecord, 4_096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+#[btf_map]
+static METER_COUNTERS: PerCpuArray<MeterBlock, 2> = PerCpuArray::new();
+
+/// The frame at hand. In a map, since to the verifier a number from a map is any number: what follows it checks once, and
+/// not for each way that leads there.
+#[btf_map]
+static METER_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[repr(C)]
+struct Scratch {
+    key: FlowKey,
+    wire: Counter,
+}
+
+/// Counts a frame of a port for each meter that has a rule for it, as what it is on the wire.
+///
+/// The rules are asked for once, so that it sees one set as a whole.
+#[inline(always)]
+pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
+    let Some(tables) = RULES.get_value(0, &0) else { return };
+    meter_fields(skb.context());
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let Scratch { key, wire: kept } = unsafe { &mut *scratch };
+    *kept = wire;
+    let wire = &*kept;
+    let own = maps::slot_of(&skb).slot();
+    let (in_slot, out_slot) = match direction {
+        Direction::Ingress => (own, 0),
+        Direction::Egress => (maps::slot_at(skb.ingress_ifindex()).slot(), own),
+    };
+    key.set_hook(direction, in_slot, out_slot);
+    key.restrict(tables);
+    let hash = key.hash();
+    let Some(block) = VERDICTS.get_value_ptr_mut(0, &(hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS)) else {
+        return;
+    };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
+    let verdict = unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] };
+    if verdict.key == *key {
+        let count = verdict.count as usize;
+        for place in 0..MAX_CACHED {
+            if place >= count {
+                break;
+            }
+            count_meter(u32::from(verdict.counters[place]), wire.packets, wire.bytes);
+        }
+        return;
+    }
+    verdict.key = *key;
+    verdict.count = 0;
+    let Verdict { key, counters, count } = verdict;
+    classify(tables, key, &mut Counting { counters, count, wire });
+    if *count > MAX_CACHED as u64 {
+        key.make_void();
+    }
+}
+
+/// Counts a frame, and remembers for which meters.
+struct Counting<'v> {
+    counters: &'v mut [u16; MAX_CACHED],
+    count: &'v mut u64,
+    wire: &'v Counter,
+}
+
+impl Counts for Counting<'_> {
+    #[inline(always)]
+    fn count(&mut self, counter: u32) {
+        let place = *self.count as usize;
+        if place < MAX_CACHED {
+            self.counters[place] = counter as u16;
+        }
+        *self.count = place as u64 + 1;
+        count_meter(counter, self.wire.packets, self.wire.bytes);
+    }
+}
+
+// Exported, so that the verifier checks each once and for any argument.
+
+/// Reads the fields of a frame to [`METER_SCRATCH`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_fields(skb: *mut __sk_buff) -> u64 {
+    let skb = Skb::new(skb);
+    let key = fields(&skb, skb.tag_id());
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 1 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe { (*scratch).key = key };
+    0
+}
+
+/// Counts in one meter.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_meter(counter: u32, packets: u64, bytes: u64) -> u64 {
+    let Some(block) = METER_COUNTERS.get_ptr_mut(counter / METERS_PER_BLOCK) else { return 1 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
+    let counter = unsafe { &mut (&mut *block).counters[(counter % METERS_PER_BLOCK) as usize] };
+    counter.packets += packets;
+    counter.bytes += bytes;
+    0
+}

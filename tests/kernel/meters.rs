@@ -1,0 +1,95 @@
+//! User-defined meters: what the programs count by rules, beside what the plain matcher says.
+
+mod differential;
+mod worked;
+
+use std::collections::BTreeSet;
+
+use meter_agent::{
+    datapath::{Class, Target},
+    meter::{DeviceId, PortId},
+    rules::{self, Direction, Groups, Meter as Rules, MeterSet, Packet, RuleLine},
+};
+use uuid::Uuid;
+
+use super::support::{
+    Host, Meter,
+    programs::{PROGRAMS, Program, Programs},
+};
+
+/// Netdevs of the test runs, with their ports and devices; the last one is nobody's.
+const NETDEVS: [(&str, u128, Option<u128>); 4] =
+    [("d1", 1, None), ("d2", 2, Some(4)), ("d3", 3, Some(1)), ("d4", 0, None)];
+
+/// A host with netdevs that nothing comes through but test runs.
+struct World<'h> {
+    meter: Meter<'h>,
+    programs: Programs,
+    /// Their numbers.
+    netdevs: Vec<u32>,
+}
+
+impl World<'_> {
+    /// Runs `work` in the namespace of a new world.
+    fn with(label: &str, work: impl FnOnce(&mut World<'_>) + Send) {
+        let host = Host::new(label);
+        for pair in ["d1 type veth peer name d2", "d3 type veth peer name d4"] {
+            host.netns.ip(&format!("link add {pair}")).unwrap();
+        }
+        let options = host.options();
+        let mut meter = host.open_with(&options);
+        let programs = Programs::load(&options);
+        for (netdev, port, device) in NETDEVS.into_iter().filter(|(_, port, _)| *port != 0) {
+            let device = device.map(|device| DeviceId(Uuid::from_u128(device)));
+            meter.attach(&Target { device, ..host.target(netdev, port, Class::Port) });
+        }
+        let netdevs = NETDEVS.map(|(netdev, ..)| host.ifindex(netdev)).to_vec();
+        let mut world = World { meter, programs, netdevs };
+        host.netns.run_in(|| work(&mut world)).unwrap();
+    }
+
+    /// Runs a frame through the program of a hook; returns what the plain matcher sees of it. Netdevs are given by their
+    /// place; the one that the frame came in through matters where it goes out.
+    fn run(&self, frame: &[u8], direction: Direction, came: Option<usize>, own: usize) -> Packet {
+        let ingress = direction == Direction::Rx;
+        let came = if ingress { Some(own) } else { came };
+        let numbers = [came.map_or(0, |place| self.netdevs[place]), self.netdevs[own]];
+        self.programs.run_between(program(direction), frame, numbers);
+        let port = |place: usize| {
+            let (_, port, device) = NETDEVS[place];
+            (port != 0).then_some((PortId(Uuid::from_u128(port)), device.map(Uuid::from_u128)))
+        };
+        let in_port = came.and_then(port);
+        let out_port = if ingress { None } else { port(own) };
+        let traversed = in_port.into_iter().chain(out_port);
+        let traversed: BTreeSet<Uuid> =
+            traversed.flat_map(|(port, device)| [Some(port.0), device]).flatten().collect();
+        let in_port = in_port.map(|(port, _)| port);
+        Packet {
+            in_port,
+            origin_port: in_port,
+            out_port: out_port.map(|(port, _)| port),
+            traversed,
+            direction: Some(direction),
+            ..rules::fields(frame)
+        }
+    }
+}
+
+/// Returns the program of a port's hook.
+fn program(direction: Direction) -> Program {
+    let name = match direction {
+        Direction::Rx => "meter_user_in",
+        Direction::Tx => "meter_user_out",
+    };
+    PROGRAMS.into_iter().find(|program| program.name == name).unwrap()
+}
+
+/// Makes a set of meters of one rule line each.
+fn set(lines: &[(&str, &str)]) -> MeterSet {
+    let meter = |(name, line): &(&str, &str)| {
+        let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
+        Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
+    };
+    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+}
