@@ -7,6 +7,8 @@
 //! Goals are held against the median. Ratios are what counts: the numbers themselves are this machine's.
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
+mod rules;
+
 use std::{collections::BTreeMap, ffi::OsStr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +26,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use rules::Sets;
 
 /// Packets of one test run.
 const REPEAT: u32 = 20_000;
@@ -109,12 +112,14 @@ struct Subject {
     ours: bool,
     frame: Vec<u8>,
     gso: Option<(u32, u32)>,
-    /// How many tunnels its packets go through, 0 to run it without [`floors::vary`].
+    /// How many tunnels or sources its packets go through, 0 to run it without [`floors::vary`].
     tunnels: u32,
+    /// How many rules of user-defined meters there are, for the programs that ask for them.
+    rules: Option<u32>,
 }
 
 fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Subject {
-    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0 }
+    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0, rules: None }
 }
 
 /// Nanoseconds of one packet above an empty program, by the programs' loadings.
@@ -150,6 +155,15 @@ fn subjects() -> Vec<Subject> {
             subjects.push(Subject { tunnels, ..subject(&name, program, ours, vxlan()) });
         }
     }
+    // A CPU remembers what the rules say of a frame, or it doesn't.
+    let tunnels = rules::SOURCES;
+    subjects.push(Subject { tunnels, ..subject(&format!("{tunnels} vary"), "floor_empty", false, tcp()) });
+    for number in rules::RULES {
+        let hit = subject(&format!("{number} rules, known"), "meter_user_in", true, tcp());
+        let miss = subject(&format!("{number} rules, unknown"), "meter_user_in", true, tcp());
+        subjects.push(Subject { rules: Some(number), ..hit });
+        subjects.push(Subject { rules: Some(number), tunnels, ..miss });
+    }
     subjects
 }
 
@@ -164,9 +178,13 @@ fn packets(subjects: &[Subject], floors: &mut Ebpf, meter: &mut Ebpf, samples: &
         }
     }
     load(floors, "vary")?;
+    let sets = Sets::make(meter)?;
     let mut least = vec![f64::INFINITY; subjects.len()];
     for _ in 0..ROUNDS {
         for (subject, least) in subjects.iter().zip(&mut least) {
+            if let Some(rules) = subject.rules {
+                sets.put(meter, rules)?;
+            }
             *least = least.min(time(floors, meter, subject)?);
         }
     }
@@ -324,6 +342,8 @@ fn report(costs: &BTreeMap<String, Cost>, reads: &Reads) -> bool {
         ("super-packet: nanoseconds more", cost("port meter, super-packet") - cost("port meter"), 2.0),
         ("tunnel meter / parse + per-CPU hash, 100 tunnels", tunnel_only(100) / tunnel_hash(100), 1.0 / 6.0),
         ("tunnel meter / parse + per-CPU hash, 1000 tunnels", tunnel_only(1_000) / tunnel_hash(1_000), 0.25),
+        ("1000 rules / 10 rules, known", cost("1000 rules, known") / cost("10 rules, known"), 1.5),
+        ("1000 rules / 10 rules, unknown", cost("1000 rules, unknown") / cost("10 rules, unknown"), 1.5),
         ("reading ports in blocks / one by one", reads.blocks / reads.one_by_one, 0.05),
         ("milliseconds for reading 10,000 ports", reads.blocks / 1_000.0, 1.0),
     ];
