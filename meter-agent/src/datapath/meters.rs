@@ -95,7 +95,18 @@ impl Meters {
         Ok(stats.collect())
     }
 
-    /// Returns how many entries of a map are in use, and the memory of what it leads to; `None` for other maps.
+    /// Returns the bytes of the map to which one of the meters' maps leads.
+    pub(super) fn memory_below(&self, name: &str) -> u64 {
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        let bytes = match name {
+            map::RULES if self.on => size_of::<RuleTables>(),
+            map::VERDICTS if self.on => VERDICT_BLOCKS as usize * size_of::<VerdictBlock>() * cpus,
+            _ => 0,
+        };
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Returns how many entries of a map are in use; `None` for maps of others.
     pub(super) fn usage(&self, name: &str) -> Option<u64> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         match name {

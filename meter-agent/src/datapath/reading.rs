@@ -43,7 +43,7 @@ impl KernelDatapath {
             })
             .collect();
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
-        let usage = self.maps.usage(|name, capacity| match name {
+        let mut usage = self.maps.usage(|name, capacity| match name {
             map::SLOTS => count(self.attached.range(..SLOT_ENTRIES).count()),
             map::SLOTS_HIGH => count(self.attached.range(SLOT_ENTRIES..).count()),
             map::COUNTERS => {
@@ -57,6 +57,9 @@ impl KernelDatapath {
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
+        for map in &mut usage {
+            map.memory_bytes += self.meters.memory_below(map.map);
+        }
         Ok(Reading {
             ports,
             devices,
