@@ -16,6 +16,7 @@ mod ledger;
 mod maps;
 mod open;
 mod others;
+mod pins;
 mod reading;
 mod record;
 mod remove;
@@ -294,6 +295,18 @@ pub struct MapUsage {
     pub memory_bytes: u64,
 }
 
+/// What was done at the start about pins that were not as an earlier agent had left them; and since then about those of
+/// hooks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// What was pinned where ours belong and is not ours: moved away.
+    pub set_aside: u64,
+    /// Maps whose pins were gone, found at the programs that count and pinned again: nothing is lost.
+    pub restored: u64,
+    /// Maps that were gone and are made anew, without what they held.
+    pub lost: u64,
+}
+
 /// Everything that the kernel half has counted, summed over CPUs.
 ///
 /// Not one instant: CPUs go on counting while it is read. Each number by itself only grows from one reading to the
@@ -316,6 +329,8 @@ pub struct Reading {
     pub unbound: SlotCounters,
     /// The maps.
     pub maps: Vec<MapUsage>,
+    /// What was done about their pins.
+    pub repairs: Repairs,
 }
 
 /// The kernel half, as the agent sees it: the one owner of what is attached.

@@ -9,7 +9,7 @@ use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use crate::{
     audit::Report,
     binding::Source,
-    datapath::{Class, HookKind, MapUsage},
+    datapath::{Class, HookKind, MapUsage, Repairs},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
 };
@@ -176,6 +176,8 @@ pub struct Snapshot {
     pub unbound: [HookCounter; 2],
     /// The maps.
     pub maps: Vec<MapUsage>,
+    /// What was done about their pins.
+    pub repairs: Repairs,
     /// Every netdev of the host, metered or not.
     pub netdevs: Vec<NetdevStatus>,
     /// The agent itself.

@@ -1,6 +1,7 @@
 //! Hooks come, are replaced and go, and every frame counts once meanwhile.
 
 mod foreign;
+mod pins;
 mod rebind;
 mod refused;
 mod restart;

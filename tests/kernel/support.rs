@@ -64,7 +64,8 @@ impl Host {
 
     /// Opens the datapath with other options.
     pub(crate) fn open_with(&self, options: &Options) -> Meter<'_> {
-        Meter { netns: &self.netns, datapath: KernelDatapath::open(options).unwrap() }
+        let opened = self.netns.run_in(|| KernelDatapath::open(options)).unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
     }
 
     /// Returns a target for a netdev of this host, whose port's UUID is this number.

@@ -13,13 +13,15 @@ use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, hooks as bits, map};
 use nix::fcntl::Flock;
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Target,
+    AttachError, Attachment, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs, Target,
+    bind::now_ns,
     failure::{bind_error, describe, full_error},
     hook::load,
     hooks::{self, ProgramIds, Refused, remove_qdisc},
     ledger::{Capacity, Ledger},
     maps::{self, Maps},
     open::{check_kernel, load_error, lock, make_directory},
+    pins,
     record::{adopted, hook_bits, reported_device},
     slots::SlotTable,
     sys::{self, LinkPlace},
@@ -48,6 +50,7 @@ pub struct KernelDatapath {
     has_tcx: bool,
     programs: ProgramIds,
     links: PathBuf,
+    pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
     _lock: Flock<OwnedFd>,
@@ -77,20 +80,7 @@ impl KernelDatapath {
         let lock = lock(&map_pins)?;
 
         let mut specs = maps::specs(options);
-        for spec in &mut specs {
-            let pin = map_pins.join(spec.name);
-            if let Some(entries) = maps::check_pin(spec, &pin)?
-                && entries != spec.max_entries
-            {
-                tracing::warn!(
-                    map = spec.name,
-                    entries,
-                    configured = spec.max_entries,
-                    "pinned map keeps its size until `meter-agent detach`"
-                );
-                spec.max_entries = entries;
-            }
-        }
+        let settled = pins::settle(&mut specs, &options.pin_path, &links)?;
         let entries_of =
             |name: &str| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
         let mut settings = settings(options);
@@ -114,7 +104,15 @@ impl KernelDatapath {
             members: usize::try_from(entries_of(map::MEMBERS)).unwrap_or(usize::MAX),
         };
         let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
-        for write in ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())) {
+        let mut writes = Vec::new();
+        if settled.lost.contains(map::COUNTERS) {
+            writes.extend(ledger.counters_lost(now_ns()));
+        }
+        if settled.lost.contains(map::MEMBERS) {
+            writes.extend(ledger.members_lost());
+        }
+        writes.extend(ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())));
+        for write in writes {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
@@ -130,6 +128,7 @@ impl KernelDatapath {
             has_tcx,
             programs,
             links,
+            repairs: settled.repairs,
             logger,
             _lock: lock,
         })

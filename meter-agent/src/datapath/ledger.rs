@@ -118,6 +118,34 @@ impl Ledger {
         writes
     }
 
+    /// Lets every port with a slot begin anew at this time, since what the slots held is lost. What is saved of a port
+    /// without one is its whole total, and stays; so does what came into devices before their ports joined them last.
+    pub(crate) fn counters_lost(&mut self, now_ns: u64) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for (&port, record) in self.records.iter_mut().filter(|(_, record)| record.slot != UNBOUND_SLOT) {
+            record.saved = SlotCounters::default();
+            record.created_ns = now_ns;
+            let key = MemberKey { port, device: record.device };
+            if let Some(member) = self.members.get_mut(&key) {
+                member.base = Counter::default();
+                writes.push(Write::Member(key, *member));
+            }
+            writes.push(Write::Port(port, *record));
+        }
+        writes
+    }
+
+    /// Takes every port out of its device, since what came into devices is lost: as one that joins, it begins there anew.
+    pub(crate) fn members_lost(&mut self) -> Vec<Write> {
+        let none = PortUuid::default();
+        let records = self.records.iter_mut().filter(|(_, record)| record.device != none);
+        let writes = records.map(|(&port, record)| {
+            record.device = none;
+            Write::Port(port, *record)
+        });
+        writes.collect()
+    }
+
     /// Returns the record of every port.
     pub(crate) fn records(&self) -> &BTreeMap<PortUuid, PortRecord> {
         &self.records

@@ -86,23 +86,32 @@ pub(super) fn check_pin(spec: &Spec, path: &Path) -> Result<Option<u32>, OpenErr
         }
         Ok(_) => {}
     }
-    let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: spec.name, found };
     let info = MapInfo::from_pin(path).map_err(|error| pin_error(spec.name, path, &error))?;
+    is_as(spec, &info).map_err(|found| OpenError::ForeignPin {
+        path: path.to_owned(),
+        map: spec.name,
+        found,
+    })?;
+    Ok(Some(info.max_entries()))
+}
+
+/// Returns what is found where a map is not of the type and the sizes of this one.
+pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
     let found = (
-        info.map_type().map_err(|error| foreign(error.to_string()))?,
+        info.map_type().map_err(|error| error.to_string())?,
         usize::try_from(info.key_size()).unwrap_or(usize::MAX),
         usize::try_from(info.value_size()).unwrap_or(usize::MAX),
     );
     if found != (spec.kind, spec.key_size, spec.value_size) {
-        return Err(foreign(format!(
+        return Err(format!(
             "a map of type {:?} with keys of {} and values of {} bytes, not {:?} with {} and {}",
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
-        )));
+        ));
     }
     if spec.name == map::SLOTS && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
-        return Err(foreign("a map that can't be mapped into memory".to_owned()));
+        return Err("a map that can't be mapped into memory".to_owned());
     }
-    Ok(Some(info.max_entries()))
+    Ok(())
 }
 
 /// The maps, open.

@@ -68,6 +68,7 @@ impl KernelDatapath {
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
             maps: usage,
+            repairs: self.repairs,
         })
     }
 }
