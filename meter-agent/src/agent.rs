@@ -28,13 +28,14 @@ use tokio::sync::oneshot;
 use self::{attaches::Attaches, compose::Known, failures::Failures, meters::Meters};
 use crate::{
     audit::Report,
-    datapath::{Datapath, Lost},
+    datapath::{Datapath, Lost, ReadError},
     definitions::{Change, ChangeError, state::Found},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
     reconcile::{self, Step},
     rules::MeterSet,
     snapshot::{Health, Snapshot},
+    state::State,
     survey::{Policy, Survey},
 };
 
@@ -74,6 +75,10 @@ pub enum Event {
     Refresh(Refresh),
     /// An audit has ended.
     Audited(Arc<Report>),
+    /// Somebody wants all totals, to write them down.
+    State(oneshot::Sender<Result<State, ReadError>>),
+    /// Totals could not be written down.
+    StateFailed,
     /// A second has passed.
     Tick,
     /// The agent ends.
@@ -201,6 +206,9 @@ impl<D: Datapath> Agent<D> {
                 drop(answer.send(self.change_meters(&change)));
             }
             Event::Refresh(wish) => self.wishes.push(wish),
+            // Who does not wait any more has no use for it.
+            Event::State(wish) => drop(wish.send(self.datapath.state())),
+            Event::StateFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick();

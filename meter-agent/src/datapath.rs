@@ -20,6 +20,7 @@ mod pins;
 mod reading;
 mod record;
 mod remove;
+mod saved;
 mod slots;
 mod sys;
 mod tunnels;
@@ -32,6 +33,7 @@ pub use self::others::is_shared;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
     rules::MeterSet,
+    state::State,
 };
 
 /// In which family a netdev's traffic is counted.
@@ -381,6 +383,13 @@ pub trait Datapath {
     ///
     /// Why the set can't be counted; the one before counts on.
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError>;
+
+    /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
+    ///
+    /// # Errors
+    ///
+    /// The first map that could not be read.
+    fn state(&mut self) -> Result<State, ReadError>;
 
     /// Reads everything.
     ///

@@ -133,6 +133,8 @@ pub struct Health {
     pub hooks_lost: u64,
     /// Times the maps could not be read.
     pub read_failures: u64,
+    /// Times that totals could not be written to the state file.
+    pub state_failures: u64,
     /// Whether the last reload of the configuration was taken; true before the first.
     pub config_reload_ok: bool,
     /// When the configuration in force was read: seconds since the Unix epoch.

@@ -27,6 +27,7 @@ use meter_agent::{
     roles::Rules,
     rules::MeterSet,
     snapshot::Snapshot,
+    state::State,
     survey::Policy,
 };
 use meter_ebpf::abi::{Direction, SlotCounters};
@@ -66,6 +67,10 @@ impl Datapath for Memory {
 
     fn set_meters(&mut self, _: &MeterSet) -> Result<(), MetersError> {
         Ok(())
+    }
+
+    fn state(&mut self) -> Result<State, ReadError> {
+        Ok(State::default())
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

@@ -3,6 +3,7 @@
 mod foreign;
 mod pins;
 mod rebind;
+mod reboot;
 mod refused;
 mod restart;
 mod vanished;

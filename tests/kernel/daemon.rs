@@ -5,6 +5,7 @@ mod doctor;
 mod hooks;
 mod jolokia;
 mod prometheus;
+mod reboot;
 mod service;
 
 use std::{

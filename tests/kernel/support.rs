@@ -23,6 +23,7 @@ use meter_agent::{
         kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
+    state::State,
 };
 use uuid::Uuid;
 
@@ -60,6 +61,12 @@ impl Host {
     /// Opens the datapath with [`Host::options`].
     pub(crate) fn open(&self) -> Meter<'_> {
         self.open_with(&self.options())
+    }
+
+    /// Opens the datapath as after a reboot, with what was written down before.
+    pub(crate) fn open_after(&self, options: &Options, state: &State) -> Meter<'_> {
+        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, Some(state))).unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
     }
 
     /// Opens the datapath with other options.

@@ -23,6 +23,7 @@ use super::{
     open::{check_kernel, load_error, lock, make_directory},
     pins,
     record::{adopted, hook_bits, reported_device},
+    saved,
     slots::SlotTable,
     sys::{self, LinkPlace},
 };
@@ -31,7 +32,7 @@ pub use super::{
     open::OpenError,
     remove::{Removed, remove_all},
 };
-use crate::rules::MeterSet;
+use crate::{rules::MeterSet, state::State};
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
@@ -69,6 +70,15 @@ impl KernelDatapath {
     ///
     /// Each says what is missing and what to do.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
+        Self::open_after(options, None)
+    }
+
+    /// As [`KernelDatapath::open`]; maps that are new get the totals that were written down before a reboot.
+    ///
+    /// # Errors
+    ///
+    /// Each says what is missing and what to do.
+    pub fn open_after(options: &Options, state: Option<&State>) -> Result<Self, OpenError> {
         if OBJECT.is_empty() {
             return Err(OpenError::NoObject);
         }
@@ -97,7 +107,25 @@ impl KernelDatapath {
         let has_tcx = has_tcx(&ebpf);
 
         let mut maps = Maps::take(&mut ebpf, &specs, slots)?;
-        maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
+        let spare_places = entries_of(map::TUNNEL_SPARE);
+        let mut lost = settled.lost;
+        if let Some(state) = state
+            && maps.are_new()?
+            && saved::is_untouched(&maps.port_records()?)
+        {
+            let places = (tunnel_places, tunnel_places + spare_places);
+            match saved::restore(&mut maps, state, &map_pins, places) {
+                Ok(()) => {
+                    let (ports, tunnels) = (state.ports.len(), state.tunnels.len());
+                    tracing::info!(ports, tunnels, "totals from before the reboot");
+                }
+                Err(error) => {
+                    tracing::error!(error = %error, "totals from before the reboot are not all there");
+                }
+            }
+            lost.clear();
+        }
+        maps.prepare(tunnel_places..tunnel_places + spare_places)?;
         let capacity = Capacity {
             slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
             ports: usize::try_from(entries_of(map::PORTS)).unwrap_or(usize::MAX),
@@ -105,10 +133,10 @@ impl KernelDatapath {
         };
         let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
         let mut writes = Vec::new();
-        if settled.lost.contains(map::COUNTERS) {
+        if lost.contains(map::COUNTERS) {
             writes.extend(ledger.counters_lost(now_ns()));
         }
-        if settled.lost.contains(map::MEMBERS) {
+        if lost.contains(map::MEMBERS) {
             writes.extend(ledger.members_lost());
         }
         writes.extend(ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())));
@@ -300,6 +328,10 @@ impl Datapath for KernelDatapath {
         Err(MetersError(
             "user-defined meters are checked and explained, but not counted by this version".to_owned(),
         ))
+    }
+
+    fn state(&mut self) -> Result<State, ReadError> {
+        self.saved()
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

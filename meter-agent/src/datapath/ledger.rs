@@ -151,6 +151,11 @@ impl Ledger {
         &self.records
     }
 
+    /// Returns what came into each device through each of its ports.
+    pub(crate) fn member_records(&self) -> &BTreeMap<MemberKey, Member> {
+        &self.members
+    }
+
     /// Returns how many ports are or were in a device.
     pub(crate) fn members(&self) -> usize {
         self.members.len()

@@ -154,6 +154,12 @@ impl Maps {
         })
     }
 
+    /// Returns whether no agent has finished making them.
+    pub(super) fn are_new(&self) -> Result<bool, ReadError> {
+        let meta = self.meta.get(&0, 0).map_err(unreadable(map::META))?;
+        Ok(meta.tunnels_ready != 1)
+    }
+
     /// Brings new maps into their first state; finishes what an agent that was killed here left undone.
     ///
     /// `spares` are the places behind those that the tunnels' hashes lead to.
@@ -334,7 +340,7 @@ fn add_reasons(sums: &mut [Counter], values: &[Counter]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| sum.add(value));
 }
 
-fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
+pub(super) fn unreadable(map: &'static str) -> impl Fn(MapError) -> ReadError {
     move |error| ReadError {
         map,
         source: match error {

@@ -113,6 +113,7 @@ pub(super) fn snapshot() -> Snapshot {
             attach_failures: [("netdev_gone", 2), ("xdp_busy", 1)].into(),
             attach_pending: 1,
             hooks_lost: 2,
+            state_failures: 5,
             read_failures: 4,
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,

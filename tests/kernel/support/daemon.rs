@@ -189,6 +189,11 @@ impl<'a> Daemon<'a> {
         output(&mut self.command(&[], arguments))
     }
 
+    /// Returns its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         self.process.as_ref().unwrap().signal(signal).unwrap();

@@ -29,6 +29,7 @@ const PURE: &[&str] = &[
     "meter-agent/src/rules.rs",
     "meter-agent/src/rules/",
     "meter-agent/src/snapshot.rs",
+    "meter-agent/src/state.rs",
     "meter-agent/src/survey.rs",
 ];
 
@@ -117,6 +118,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "reconcile",
             "rules",
             "snapshot",
+            "state",
             "survey",
         ],
     ),
@@ -126,7 +128,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["audit", "definitions", "http", "publish", "snapshot"]),
-    ("datapath", &["meter", "rules"]),
+    ("datapath", &["meter", "rules", "state"]),
     ("definitions", &["rules"]),
     ("doctor", &["control", "datapath", "ls", "netdev", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
@@ -142,6 +144,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("roles", &["binding", "datapath", "meter", "netdev"]),
     ("rules", &["meter", "netdev"]),
     ("snapshot", &["audit", "binding", "datapath", "definitions", "meter"]),
+    ("state", &[]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
 ];
 

@@ -212,6 +212,11 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
              before it then count on.",
             health.user_meter_refusals,
         ),
+        (
+            "meter_agent_state_write_failures",
+            "Times that totals could not be written to state.totals_file, which stays as it was.",
+            health.state_failures,
+        ),
     ] {
         families.counter_since(&Family::new(name, help), value, started_ns)?;
     }
