@@ -24,6 +24,7 @@ mod saved;
 mod slots;
 mod sys;
 mod tunnels;
+mod unrecorded;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 

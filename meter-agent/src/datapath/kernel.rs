@@ -26,6 +26,7 @@ use super::{
     saved,
     slots::SlotTable,
     sys::{self, LinkPlace},
+    unrecorded,
 };
 pub use super::{
     Options, TcMode,
@@ -139,11 +140,14 @@ impl KernelDatapath {
         if lost.contains(map::MEMBERS) {
             writes.extend(ledger.members_lost());
         }
-        writes.extend(ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())));
+        let (released, left) =
+            ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot()));
+        writes.extend(released);
         for write in writes {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
+        unrecorded::record(&mut maps, &mut ledger, &links, left);
         let attached = adopted(&ledger);
         let tc = options.tc;
         Ok(Self {

@@ -102,20 +102,43 @@ impl Ledger {
 
     /// Leaves each netdev to one port: where an agent was killed while a netdev went from one port to another, both have
     /// it. `slot_of` tells at which slot a netdev counts.
-    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> Vec<Write> {
+    ///
+    /// Also returns the ports that are left without.
+    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> (Vec<Write>, Vec<PortUuid>) {
         let carried = self.records.iter().filter(|(_, record)| record.ifindex != 0);
         let mut ports: BTreeMap<u32, Vec<PortUuid>> = BTreeMap::new();
         carried.for_each(|(port, record)| ports.entry(record.ifindex).or_default().push(*port));
         ports.retain(|_, ports| ports.len() > 1);
-        let mut writes = Vec::new();
+        let (mut writes, mut left) = (Vec::new(), Vec::new());
         for (ifindex, ports) in ports {
             let counts =
                 |port: &PortUuid| self.records.get(port).map(|record| record.slot) == Some(slot_of(ifindex));
             let keeper = ports.iter().copied().find(counts).unwrap_or(ports[0]);
             let others = ports.into_iter().filter(|port| *port != keeper);
-            writes.extend(others.filter_map(|port| self.release(port, ifindex)));
+            for port in others {
+                writes.extend(self.release(port, ifindex));
+                left.push(port);
+            }
         }
-        writes
+        (writes, left)
+    }
+
+    /// Returns the port without a netdev that has this slot.
+    pub(crate) fn idle_port_of(&self, slot: u32) -> Option<PortUuid> {
+        self.idle
+            .iter()
+            .copied()
+            .find(|port| self.records.get(port).is_some_and(|record| record.slot == slot))
+    }
+
+    /// Lets an idle port with a slot be carried by a netdev, as it is; `None` where it is not so.
+    pub(crate) fn carry(&mut self, port: PortUuid, ifindex: u32, hooks: u32) -> Option<(SlotRef, Write)> {
+        let idle = self.idle.iter().position(|idle| *idle == port)?;
+        let record = self.records.get_mut(&port)?;
+        self.idle.remove(idle);
+        record.ifindex = ifindex;
+        record.hooks = hooks;
+        Some((SlotRef::new(record.slot, record.uplink), Write::Port(port, *record)))
     }
 
     /// Lets every port with a slot begin anew at this time, since what the slots held is lost. What is saved of a port

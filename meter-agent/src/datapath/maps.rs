@@ -206,6 +206,13 @@ impl Maps {
         }
     }
 
+    /// Returns every netdev that has counters, as far as `SLOTS` reaches.
+    pub(super) fn bound(&self) -> Vec<(u32, SlotRef)> {
+        let slots = (0_u32..).zip(self.slots.bits());
+        let slots = slots.map(|(ifindex, bits)| (ifindex, SlotRef::from_bits(bits)));
+        slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).collect()
+    }
+
     /// Writes one record of the ledger.
     pub(super) fn write(&mut self, write: &Write) -> Result<(), MapError> {
         match write {

@@ -160,11 +160,17 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
         ledger.claim(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
-    let writes = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
-    assert_eq!(writes.len(), 1);
+    let (writes, left) = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
+    assert_eq!((writes.len(), left), (1, vec![uuid(1)]));
     let netdevs: Vec<u32> = ledger.records().values().map(|record| record.ifindex).collect();
     assert_eq!(netdevs, [0, 5]);
-    assert_eq!(ledger.one_port_each(|_| 0), []);
+    assert_eq!(ledger.one_port_each(|_| 0), (Vec::new(), Vec::new()));
+    // The one that is left may have another netdev, and once only.
+    assert_eq!(ledger.idle_port_of(first), Some(uuid(1)));
+    let (slot, write) = ledger.carry(uuid(1), 6, 9).unwrap();
+    assert_eq!((slot.slot(), write), (first, Write::Port(uuid(1), ledger.records()[&uuid(1)])));
+    assert_eq!(ledger.records()[&uuid(1)].ifindex, 6);
+    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7, 9)), (None, None));
 }
 
 #[derive(Debug, Clone)]
