@@ -35,8 +35,8 @@ use crate::{
     reconcile::{self, Step},
     rules::MeterSet,
     snapshot::{Health, Snapshot},
-    state::State,
     survey::{Policy, Survey},
+    totals::Totals,
 };
 
 /// Events that are taken from the channel before the next step; bounds how long a flood of them delays it.
@@ -76,9 +76,9 @@ pub enum Event {
     /// An audit has ended.
     Audited(Arc<Report>),
     /// Somebody wants all totals, to write them down.
-    State(oneshot::Sender<Result<State, ReadError>>),
+    Totals(oneshot::Sender<Result<Totals, ReadError>>),
     /// Totals could not be written down.
-    StateFailed,
+    TotalsFailed,
     /// A second has passed.
     Tick,
     /// The agent ends.
@@ -207,8 +207,8 @@ impl<D: Datapath> Agent<D> {
             }
             Event::Refresh(wish) => self.wishes.push(wish),
             // Who does not wait any more has no use for it.
-            Event::State(wish) => drop(wish.send(self.datapath.state())),
-            Event::StateFailed => self.health.state_failures += 1,
+            Event::Totals(wish) => drop(wish.send(self.datapath.totals())),
+            Event::TotalsFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick();

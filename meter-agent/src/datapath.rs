@@ -34,7 +34,7 @@ pub use self::others::is_shared;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
     rules::MeterSet,
-    state::State,
+    totals::Totals,
 };
 
 /// In which family a netdev's traffic is counted.
@@ -390,7 +390,7 @@ pub trait Datapath {
     /// # Errors
     ///
     /// The first map that could not be read.
-    fn state(&mut self) -> Result<State, ReadError>;
+    fn totals(&mut self) -> Result<Totals, ReadError>;
 
     /// Reads everything.
     ///

@@ -63,7 +63,7 @@
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
 //! 8. [`audit`], [`binding`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`],
-//!    [`state`] and [`survey`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//!    [`survey`] and [`totals`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
@@ -92,5 +92,5 @@ pub mod roles;
 pub mod rules;
 pub mod service;
 pub mod snapshot;
-pub mod state;
 pub mod survey;
+pub mod totals;

@@ -14,7 +14,7 @@ mod audit;
 mod beans;
 mod notify;
 mod servers;
-mod state;
+mod totals;
 
 use std::{
     io,
@@ -33,7 +33,7 @@ use tokio::{
 
 use activation::Inherited;
 use notify::Herald;
-use state::StateFile;
+use totals::TotalsFile;
 
 use crate::{
     agent::{Agent, Configured, Event},
@@ -98,7 +98,7 @@ pub fn run(
     // First of all, while there is one thread.
     let inherited = Inherited::take();
     raise_descriptors();
-    let (state_file, state) = config.state_file.as_deref().and_then(StateFile::open).unzip();
+    let (state_file, state) = config.state_file.as_deref().and_then(TotalsFile::open).unzip();
     let datapath = KernelDatapath::open_after(&config.datapath, state.flatten().as_ref())?;
     let state_file = state_file.map(Arc::new);
     let monitor = Monitor::new()?;
@@ -161,7 +161,7 @@ pub fn run(
         });
         servers::start(config, web, inherited, socket, &reader);
         if let Some((file, every)) = state_file.clone().zip(config.state_interval) {
-            tokio::spawn(state::keep(file, every, events.clone()));
+            tokio::spawn(totals::keep(file, every, events.clone()));
         }
         let herald = Herald::start(reader.clone());
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
@@ -173,7 +173,7 @@ pub fn run(
     drop(events.send(Event::Shutdown));
     let ended = agent.join().map(|mut datapath| {
         if let Some(file) = &state_file {
-            file.write_last(datapath.state());
+            file.write_last(datapath.totals());
         }
     });
     let result = ended.map_err(|_| ServiceError::AgentEnded).and(result);

@@ -27,8 +27,8 @@ use meter_agent::{
     roles::Rules,
     rules::MeterSet,
     snapshot::Snapshot,
-    state::State,
     survey::Policy,
+    totals::Totals,
 };
 use meter_ebpf::abi::{Direction, SlotCounters};
 use uuid::Uuid;
@@ -69,8 +69,8 @@ impl Datapath for Memory {
         Ok(())
     }
 
-    fn state(&mut self) -> Result<State, ReadError> {
-        Ok(State::default())
+    fn totals(&mut self) -> Result<Totals, ReadError> {
+        Ok(Totals::default())
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

@@ -23,7 +23,7 @@ use meter_agent::{
         kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
-    state::State,
+    totals::Totals,
 };
 use uuid::Uuid;
 
@@ -64,7 +64,7 @@ impl Host {
     }
 
     /// Opens the datapath as after a reboot, with what was written down before.
-    pub(crate) fn open_after(&self, options: &Options, state: &State) -> Meter<'_> {
+    pub(crate) fn open_after(&self, options: &Options, state: &Totals) -> Meter<'_> {
         let opened = self.netns.run_in(|| KernelDatapath::open_after(options, Some(state))).unwrap();
         Meter { netns: &self.netns, datapath: opened.unwrap() }
     }

@@ -22,6 +22,7 @@ use meter_agent::{
     roles::Rules,
     rules::{Meter, MeterSet, RuleLine},
     survey::Policy,
+    totals::Totals,
 };
 use serde_json::{Value, json};
 
@@ -63,8 +64,8 @@ impl Datapath for Memory {
         Ok(())
     }
 
-    fn state(&mut self) -> Result<meter_agent::state::State, ReadError> {
-        Ok(meter_agent::state::State::default())
+    fn totals(&mut self) -> Result<Totals, ReadError> {
+        Ok(Totals::default())
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

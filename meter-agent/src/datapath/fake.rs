@@ -13,7 +13,7 @@ use super::{
 use crate::{
     meter::{FlowStats, PortId},
     rules::MeterSet,
-    state::{SavedPort, State},
+    totals::{SavedPort, Totals},
 };
 
 /// The reason of an error that leaves the netdev without a port; every other one is of its hooks.
@@ -172,7 +172,7 @@ impl Datapath for FakeDatapath {
         Ok(())
     }
 
-    fn state(&mut self) -> Result<State, ReadError> {
+    fn totals(&mut self) -> Result<Totals, ReadError> {
         let ports = self.read()?.ports.into_iter();
         let ports = ports.map(|port| SavedPort {
             port: port.port.0,
@@ -182,7 +182,7 @@ impl Datapath for FakeDatapath {
             device: port.device.map_or(Uuid::nil(), |device| device.0),
             hooks: [[0; 4]; 2],
         });
-        Ok(State { ports: ports.collect(), ..State::default() })
+        Ok(Totals { ports: ports.collect(), ..Totals::default() })
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

@@ -33,7 +33,7 @@ pub use super::{
     open::OpenError,
     remove::{Removed, remove_all},
 };
-use crate::{rules::MeterSet, state::State};
+use crate::{rules::MeterSet, totals::Totals};
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
@@ -79,7 +79,7 @@ impl KernelDatapath {
     /// # Errors
     ///
     /// Each says what is missing and what to do.
-    pub fn open_after(options: &Options, state: Option<&State>) -> Result<Self, OpenError> {
+    pub fn open_after(options: &Options, state: Option<&Totals>) -> Result<Self, OpenError> {
         if OBJECT.is_empty() {
             return Err(OpenError::NoObject);
         }
@@ -334,7 +334,7 @@ impl Datapath for KernelDatapath {
         ))
     }
 
-    fn state(&mut self) -> Result<State, ReadError> {
+    fn totals(&mut self) -> Result<Totals, ReadError> {
         self.saved()
     }
 

@@ -22,11 +22,11 @@ use super::{
     maps::{self, Maps},
     open::OpenError,
 };
-use crate::state::{SavedMember, SavedPort, SavedTunnel, State};
+use crate::totals::{SavedMember, SavedPort, SavedTunnel, Totals};
 
 impl KernelDatapath {
     /// Returns every total. The boot is left for the caller to name.
-    pub(super) fn saved(&self) -> Result<State, ReadError> {
+    pub(super) fn saved(&self) -> Result<Totals, ReadError> {
         let slots = self.maps.slot_counters(self.ledger.last_slot())?;
         let id = |uuid: PortUuid| Uuid::from_bytes(uuid.uuid);
         let ports = self.ledger.records().iter().map(|(port, record)| SavedPort {
@@ -50,7 +50,7 @@ impl KernelDatapath {
         let hooks = uplinks.flat_map(|uplink| Direction::ALL.map(|direction| uplink * 2 + direction as u32));
         let buckets =
             hooks.map(|hook| Ok((hook, self.maps.buckets(hook)?.reasons.iter().map(pair).collect())));
-        Ok(State {
+        Ok(Totals {
             boot_id: String::new(),
             ports: ports.collect(),
             members: members.collect(),
@@ -82,7 +82,7 @@ impl KernelDatapath {
 /// again. `places` are all places of tunnels, of which hashes lead to the first `hashed`.
 pub(super) fn restore(
     maps: &mut Maps,
-    state: &State,
+    state: &Totals,
     pins: &Path,
     (hashed, places): (u32, u32),
 ) -> Result<(), OpenError> {
@@ -127,7 +127,7 @@ pub(super) fn restore(
     put(&mut faults, 0, |value| fill(&mut value.reasons, &state.faults)).map_err(failed(map::FAULTS))
 }
 
-fn restore_tunnels(state: &State, pins: &Path, (hashed, places): (u32, u32)) -> Result<usize, OpenError> {
+fn restore_tunnels(state: &Totals, pins: &Path, (hashed, places): (u32, u32)) -> Result<usize, OpenError> {
     let failed = |map: &'static str| move |source: MapError| OpenError::Write { map, source };
     let mut refused = 0;
     let mut tunnels: HashMap<MapData, TunnelKey, u32> = pinned(pins, map::TUNNELS)?;

@@ -3,7 +3,7 @@
 use meter_agent::{
     datapath::{Datapath as _, kernel::remove_all},
     meter::DeviceId,
-    state::State,
+    totals::Totals,
 };
 use uuid::Uuid;
 
@@ -46,7 +46,7 @@ fn totals_go_on_after_a_reboot() {
     let mut meter = pair.host.open_with(&options);
     let first = send(&pair, &mut meter, None);
     let created: Vec<u64> = meter.reading().ports.iter().map(|port| port.created_ns).collect();
-    let state = State { boot_id: "before".to_owned(), ..meter.datapath.state().unwrap() };
+    let state = Totals { boot_id: "before".to_owned(), ..meter.datapath.totals().unwrap() };
     assert_eq!((state.ports.len(), state.members.len(), state.tunnels.len()), (2, 1, 7));
     // The places of tunnels stay where there are as many, and are others where not.
     for max_tunnels in [options.max_tunnels, 16, 4_096] {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use lab::require;
-use meter_agent::state::State;
+use meter_agent::totals::Totals;
 
 use super::{Daemon, Guests, Host, PORT, bound, ready, rx_tx, sum};
 
@@ -11,8 +11,11 @@ use super::{Daemon, Guests, Host, PORT, bound, ready, rx_tx, sum};
 const REBOOTED: &str = "echo 11111111-2222-3333-4444-555555555555 >\"$1\" && \
                         mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
 
-fn kept(file: &Path, interval: &str) -> String {
-    format!("[state]\ntotals_file = {file:?}\ntotals_interval = {interval:?}\n{}", bound("tap1"))
+/// Makes a daemon that keeps its totals in this file.
+fn keeps<'a>(host: &'a Host, file: &Path, interval: &str) -> Daemon<'a> {
+    let daemon = Daemon::new(host, &bound("tap1"));
+    daemon.configure_state(&format!("totals_file = {file:?}\ntotals_interval = {interval:?}"));
+    daemon
 }
 
 /// Removes what a reboot does.
@@ -31,7 +34,9 @@ fn totals_outlive_a_reboot_and_a_detach_ends_them() {
     let guests = Guests::new(&host.netns);
     let directory = tempfile::tempdir().unwrap();
     let (file, boot_id) = (directory.path().join("state"), directory.path().join("boot_id"));
-    let mut daemon = Daemon::started(&host, &kept(&file, "0s"));
+    let mut daemon = keeps(&host, &file, "0s");
+    daemon.start();
+    daemon.wait_until_ready();
     let zero = daemon.port(PORT).unwrap();
     let before = guests.counts();
     guests.talk();
@@ -51,7 +56,7 @@ fn totals_outlive_a_reboot_and_a_detach_ends_them() {
     assert_eq!(daemon.port(PORT), Some(sum(total, rx_tx(&guests.counts().since(&before)))));
     daemon.stop();
     assert_eq!(
-        State::decode(&fs::read(&file).unwrap()).unwrap().boot_id,
+        Totals::decode(&fs::read(&file).unwrap()).unwrap().boot_id,
         "11111111-2222-3333-4444-555555555555"
     );
 
@@ -71,15 +76,17 @@ fn broken_state_file_is_set_aside() {
     let _guests = Guests::new(&host.netns);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("state");
-    let broken = b"meter-agent-state 1 2 00000000\n{}";
+    let broken = b"meter-agent-totals 1 2 00000000\n{}";
     fs::write(&file, broken).unwrap();
-    let mut daemon = Daemon::started(&host, &kept(&file, "0s"));
+    let mut daemon = keeps(&host, &file, "0s");
+    daemon.start();
+    daemon.wait_until_ready();
     let log = daemon.log();
     assert!(log.contains("the state file is broken") && log.contains("its checksum is wrong"), "{log}");
     assert_eq!(fs::read(directory.path().join("state.broken")).unwrap(), broken);
     assert!(!file.exists());
     daemon.stop();
-    assert_eq!(State::decode(&fs::read(&file).unwrap()).unwrap().ports.len(), 2);
+    assert_eq!(Totals::decode(&fs::read(&file).unwrap()).unwrap().ports.len(), 2);
 }
 
 #[test]
@@ -94,13 +101,13 @@ fn state_file_stays_when_the_disk_is_full() {
     // A disk of 64 KiB, which only the daemon sees.
     let line = "mount -t tmpfs -o size=64k tmpfs \"$1\" && shift && exec \"$@\"";
     let file = directory.path().join("state");
-    let mut daemon = Daemon::new(&host, &kept(&file, "1s"));
+    let mut daemon = keeps(&host, &file, "1s");
     daemon.start_with(&["unshare", "--mount", "sh", "-c", line, "sh", place], |_| {});
     daemon.wait_until_ready();
     let inside = Path::new("/proc").join(daemon.id().to_string()).join("root").join(&place[1..]);
-    let read = || fs::read(inside.join("state")).ok().and_then(|text| State::decode(&text).ok());
+    let read = || fs::read(inside.join("state")).ok().and_then(|text| Totals::decode(&text).ok());
     guests.talk();
-    let packets = |state: &State| state.ports[0].hooks[0][0];
+    let packets = |state: &Totals| state.ports[0].hooks[0][0];
     daemon.wait("it is written", |_| read().is_some_and(|state| packets(&state) > 0));
 
     // As full as it gets; the rest is written in pieces.

@@ -67,6 +67,13 @@ impl<'a> Daemon<'a> {
         fs::write(self.config(), text).unwrap();
     }
 
+    /// Adds keys to the table `state` of its configuration.
+    pub(crate) fn configure_state(&self, keys: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains("[state]\n"), "{text}");
+        fs::write(self.config(), text.replacen("[state]\n", &format!("[state]\n{keys}\n"), 1)).unwrap();
+    }
+
     /// Takes another build of the program from the next start on.
     pub(crate) fn replace_program(&mut self, program: PathBuf) {
         self.program = program;

@@ -15,23 +15,23 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::{agent::Event, datapath::ReadError, state::State};
+use crate::{agent::Event, datapath::ReadError, totals::Totals};
 
 /// What is another one in each boot of the host.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The file, and the boot that it is written in.
 #[derive(Debug)]
-pub(super) struct StateFile {
+pub(super) struct TotalsFile {
     path: PathBuf,
     boot_id: String,
 }
 
-impl StateFile {
+impl TotalsFile {
     /// Opens the file; `None` where it can't be used, which the log says. Also returns what another boot has left in it.
     ///
     /// A file that is broken is moved away; one that can't be read is left alone, and not written either.
-    pub(super) fn open(path: &Path) -> Option<(Self, Option<State>)> {
+    pub(super) fn open(path: &Path) -> Option<(Self, Option<Totals>)> {
         let boot_id = match fs::read_to_string(BOOT_ID) {
             Ok(id) => id.trim().to_owned(),
             Err(error) => {
@@ -49,7 +49,7 @@ impl StateFile {
                 return None;
             }
         };
-        match State::decode(&text) {
+        match Totals::decode(&text) {
             Ok(state) => {
                 let is_older = state.boot_id != file.boot_id;
                 Some((file, is_older.then_some(state)))
@@ -69,8 +69,8 @@ impl StateFile {
     }
 
     /// Writes all totals: the file has these or those from before, whatever happens meanwhile.
-    fn write(&self, state: State) -> io::Result<()> {
-        let text = State { boot_id: self.boot_id.clone(), ..state }.encode();
+    fn write(&self, state: Totals) -> io::Result<()> {
+        let text = Totals { boot_id: self.boot_id.clone(), ..state }.encode();
         let new = self.beside(".new");
         let written = File::create(&new).and_then(|mut file| {
             file.write_all(&text)?;
@@ -92,7 +92,7 @@ impl StateFile {
     }
 
     /// Writes the totals at the end.
-    pub(super) fn write_last(&self, state: Result<State, ReadError>) {
+    pub(super) fn write_last(&self, state: Result<Totals, ReadError>) {
         let result = state.map_err(io::Error::other).and_then(|state| self.write(state));
         if let Err(error) = result {
             let file = self.path.display();
@@ -102,7 +102,7 @@ impl StateFile {
 }
 
 /// Writes the totals at this interval, for as long as there is an agent.
-pub(super) async fn keep(file: Arc<StateFile>, every: Duration, events: mpsc::Sender<Event>) {
+pub(super) async fn keep(file: Arc<TotalsFile>, every: Duration, events: mpsc::Sender<Event>) {
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first one is at once.
@@ -111,7 +111,7 @@ pub(super) async fn keep(file: Arc<StateFile>, every: Duration, events: mpsc::Se
     loop {
         tick.tick().await;
         let (ask, answer) = oneshot::channel();
-        if events.send(Event::State(ask)).is_err() {
+        if events.send(Event::Totals(ask)).is_err() {
             return;
         }
         let Ok(state) = answer.await else { return };
@@ -131,7 +131,7 @@ pub(super) async fn keep(file: Arc<StateFile>, every: Duration, events: mpsc::Se
                     tracing::error!(%file, error = %error, "the state file can't be written; it stays as it was");
                 }
                 fails = true;
-                if events.send(Event::StateFailed).is_err() {
+                if events.send(Event::TotalsFailed).is_err() {
                     return;
                 }
             }

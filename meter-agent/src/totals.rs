@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// What the first line begins with: the last word is the version of the format.
-const MAGIC: &str = "meter-agent-state 1";
+const MAGIC: &str = "meter-agent-totals 1";
 
 /// Every total of one host at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct Totals {
     /// In which boot of the host it was written (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
     /// Ports, uplinks and tunnel netdevs.
@@ -71,9 +71,9 @@ pub struct SavedTunnel {
 /// A file does not hold what was written to it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct BrokenState(String);
+pub struct BrokenTotals(String);
 
-impl State {
+impl Totals {
     /// Writes it down.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -83,27 +83,27 @@ impl State {
         text
     }
 
-    /// Reads what [`State::encode`] wrote.
+    /// Reads what [`Totals::encode`] wrote.
     ///
     /// # Errors
     ///
     /// What is wrong with it. Nothing of a file that is wrong in one place is used.
-    pub fn decode(text: &[u8]) -> Result<Self, BrokenState> {
-        let broken = |what: &str| BrokenState(what.to_owned());
+    pub fn decode(text: &[u8]) -> Result<Self, BrokenTotals> {
+        let broken = |what: &str| BrokenTotals(what.to_owned());
         let end =
             text.iter().position(|byte| *byte == b'\n').ok_or_else(|| broken("it has no first line"))?;
         let (head, body) = (&text[..end], &text[end + 1..]);
         let words = str::from_utf8(head).ok().and_then(|head| head.strip_prefix(MAGIC)?.strip_prefix(' '));
         let (length, sum) = words
             .and_then(|words| words.split_once(' '))
-            .ok_or_else(|| BrokenState(format!("its first line is not \"{MAGIC} <length> <checksum>\"")))?;
+            .ok_or_else(|| BrokenTotals(format!("its first line is not \"{MAGIC} <length> <checksum>\"")))?;
         if length.parse() != Ok(body.len()) {
-            return Err(BrokenState(format!("{} bytes follow its first line, not {length}", body.len())));
+            return Err(BrokenTotals(format!("{} bytes follow its first line, not {length}", body.len())));
         }
         if u32::from_str_radix(sum, 16) != Ok(checksum(body)) {
             return Err(broken("its checksum is wrong"));
         }
-        serde_json::from_slice(body).map_err(|error| BrokenState(error.to_string()))
+        serde_json::from_slice(body).map_err(|error| BrokenTotals(error.to_string()))
     }
 }
 
@@ -117,7 +117,7 @@ fn checksum(body: &[u8]) -> u32 {
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, prop_compose, proptest};
 
-    use super::{SavedMember, SavedPort, SavedTunnel, State, Uuid};
+    use super::{SavedMember, SavedPort, SavedTunnel, Totals, Uuid};
 
     prop_compose! {
         fn states()(
@@ -127,11 +127,11 @@ mod tests {
             small in any::<[u32; 3]>(),
             reasons in any::<Vec<[u64; 2]>>(),
             boot_id in ".{0,40}",
-        ) -> State {
+        ) -> Totals {
             let [port, device] = ids.map(Uuid::from_u128);
             let [class, uplink, place] = small;
             let pair = [numbers[0], numbers[1]];
-            State {
+            Totals {
                 boot_id,
                 ports: vec![SavedPort { port, class, uplink, created_ns: numbers[0], device, hooks: counts }],
                 members: vec![SavedMember { port, device, accrued: pair, base: [numbers[2], numbers[3]] }],
@@ -146,19 +146,19 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(state in states()) {
-            prop_assert_eq!(State::decode(&state.encode()), Ok(state));
+            prop_assert_eq!(Totals::decode(&state.encode()), Ok(state));
         }
 
         #[test]
         fn no_part_of_it_and_nothing_that_was_changed_is_read(state in states(), at in any::<usize>(), bit in 0..8_u32) {
             let text = state.encode();
             let at = at % text.len();
-            prop_assert!(State::decode(&text[..at]).is_err());
+            prop_assert!(Totals::decode(&text[..at]).is_err());
             let mut changed = text;
             changed[at] ^= 1 << bit;
             // The digits of the checksum may be of either case.
             if !changed[at].is_ascii_uppercase() {
-                prop_assert!(State::decode(&changed).is_err());
+                prop_assert!(Totals::decode(&changed).is_err());
             }
         }
     }
@@ -167,15 +167,15 @@ mod tests {
     fn mistakes_are_named() {
         for (text, expected) in [
             ("", "it has no first line"),
-            ("[]\n", "its first line is not \"meter-agent-state 1 <length> <checksum>\""),
+            ("[]\n", "its first line is not \"meter-agent-totals 1 <length> <checksum>\""),
             (
-                "meter-agent-state 2 2 0\n{}",
-                "its first line is not \"meter-agent-state 1 <length> <checksum>\"",
+                "meter-agent-totals 2 2 0\n{}",
+                "its first line is not \"meter-agent-totals 1 <length> <checksum>\"",
             ),
-            ("meter-agent-state 1 3 0\n{}", "2 bytes follow its first line, not 3"),
-            ("meter-agent-state 1 2 0\n{}", "its checksum is wrong"),
+            ("meter-agent-totals 1 3 0\n{}", "2 bytes follow its first line, not 3"),
+            ("meter-agent-totals 1 2 0\n{}", "its checksum is wrong"),
         ] {
-            assert_eq!(State::decode(text.as_bytes()).unwrap_err().to_string(), expected, "{text}");
+            assert_eq!(Totals::decode(text.as_bytes()).unwrap_err().to_string(), expected, "{text}");
         }
     }
 }
