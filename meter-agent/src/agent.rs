@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use self::{attaches::Attaches, compose::Known, failures::Failures, meters::Meters};
 use crate::{
     audit::Report,
-    datapath::{Datapath, Lost},
+    datapath::{Datapath, Lost, ReadError},
     definitions::{Change, ChangeError, state::Found},
     netdev::{NetdevEvent, NetdevTable},
     publish::Refresh,
@@ -36,6 +36,7 @@ use crate::{
     rules::MeterSet,
     snapshot::{Health, Snapshot},
     survey::{Policy, Survey},
+    totals::Totals,
 };
 
 /// Events that are taken from the channel before the next step; bounds how long a flood of them delays it.
@@ -74,6 +75,10 @@ pub enum Event {
     Refresh(Refresh),
     /// An audit has ended.
     Audited(Arc<Report>),
+    /// Somebody wants all totals, to write them down.
+    Totals(oneshot::Sender<Result<Totals, ReadError>>),
+    /// Totals could not be written down.
+    TotalsFailed,
     /// A second has passed.
     Tick,
     /// The agent ends.
@@ -201,6 +206,9 @@ impl<D: Datapath> Agent<D> {
                 drop(answer.send(self.change_meters(&change)));
             }
             Event::Refresh(wish) => self.wishes.push(wish),
+            // Who does not wait any more has no use for it.
+            Event::Totals(wish) => drop(wish.send(self.datapath.totals())),
+            Event::TotalsFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick();

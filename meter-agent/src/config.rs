@@ -54,6 +54,10 @@ pub struct Config {
     pub compat: Compat,
     /// How often the meters are held against the kernel's own statistics; `None` for only when asked.
     pub audit_interval: Option<Duration>,
+    /// Where totals are kept for the time after a reboot; `None` for nowhere.
+    pub state_file: Option<PathBuf>,
+    /// How often they are written there; `None` for only at the end.
+    pub state_interval: Option<Duration>,
     /// The Unix socket of local control: an absolute path that fits into a `sockaddr_un`.
     pub control_socket: PathBuf,
     /// Where the agent keeps what was added at run time: an absolute path.

@@ -17,12 +17,15 @@ mod maps;
 mod meters;
 mod open;
 mod others;
+mod pins;
 mod reading;
 mod record;
 mod remove;
+mod saved;
 mod slots;
 mod sys;
 mod tunnels;
+mod unrecorded;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
@@ -32,6 +35,7 @@ pub use self::others::is_shared;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
     rules::MeterSet,
+    totals::Totals,
 };
 
 /// In which family a netdev's traffic is counted.
@@ -295,6 +299,18 @@ pub struct MapUsage {
     pub memory_bytes: u64,
 }
 
+/// What was done at the start about pins that were not as an earlier agent had left them; and since then about those of
+/// hooks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// What was pinned where ours belong and is not ours: moved away.
+    pub set_aside: u64,
+    /// Maps whose pins were gone, found at the programs that count and pinned again: nothing is lost.
+    pub restored: u64,
+    /// Maps that were gone and are made anew, without what they held.
+    pub lost: u64,
+}
+
 /// Everything that the kernel half has counted, summed over CPUs.
 ///
 /// Not one instant: CPUs go on counting while it is read. Each number by itself only grows from one reading to the
@@ -317,6 +333,8 @@ pub struct Reading {
     pub unbound: SlotCounters,
     /// The maps.
     pub maps: Vec<MapUsage>,
+    /// What was done about their pins.
+    pub repairs: Repairs,
 }
 
 /// The kernel half, as the agent sees it: the one owner of what is attached.
@@ -367,6 +385,13 @@ pub trait Datapath {
     ///
     /// Why the set can't be counted; the one before counts on.
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError>;
+
+    /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
+    ///
+    /// # Errors
+    ///
+    /// The first map that could not be read.
+    fn totals(&mut self) -> Result<Totals, ReadError>;
 
     /// Reads everything.
     ///

@@ -62,8 +62,8 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`audit`], [`binding`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`] and
-//!    [`survey`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
+//! 8. [`audit`], [`binding`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`],
+//!    [`survey`] and [`totals`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
@@ -93,3 +93,4 @@ pub mod rules;
 pub mod service;
 pub mod snapshot;
 pub mod survey;
+pub mod totals;

@@ -14,6 +14,7 @@ mod audit;
 mod beans;
 mod notify;
 mod servers;
+mod totals;
 
 use std::{
     io,
@@ -32,12 +33,16 @@ use tokio::{
 
 use activation::Inherited;
 use notify::Herald;
+use totals::TotalsFile;
 
 use crate::{
     agent::{Agent, Configured, Event},
     config::{Config, ConfigError, HostIdSource},
     control::{self, Desk},
-    datapath::kernel::{KernelDatapath, OpenError},
+    datapath::{
+        Datapath as _,
+        kernel::{KernelDatapath, OpenError},
+    },
     definitions::state::{State, StateError},
     http::web::Web,
     netdev::monitor::{Monitor, MonitorError, StopGuard},
@@ -93,7 +98,9 @@ pub fn run(
     // First of all, while there is one thread.
     let inherited = Inherited::take();
     raise_descriptors();
-    let datapath = KernelDatapath::open(&config.datapath)?;
+    let (state_file, state) = config.state_file.as_deref().and_then(TotalsFile::open).unzip();
+    let datapath = KernelDatapath::open_after(&config.datapath, state.flatten().as_ref())?;
+    let state_file = state_file.map(Arc::new);
     let monitor = Monitor::new()?;
     if config.host_id_source == HostIdSource::HostName {
         tracing::warn!(
@@ -153,6 +160,9 @@ pub fn run(
             (listener, Desk::new(reader.clone(), audits, change))
         });
         servers::start(config, web, inherited, socket, &reader);
+        if let Some((file, every)) = state_file.clone().zip(config.state_interval) {
+            tokio::spawn(totals::keep(file, every, events.clone()));
+        }
         let herald = Herald::start(reader.clone());
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
         herald.stopping();
@@ -161,7 +171,12 @@ pub fn run(
     // Work that nobody waits for any more, such as a bcrypt, does not keep the process.
     runtime.shutdown_background();
     drop(events.send(Event::Shutdown));
-    let result = agent.join().map(drop).map_err(|_| ServiceError::AgentEnded).and(result);
+    let ended = agent.join().map(|mut datapath| {
+        if let Some(file) = &state_file {
+            file.write_last(datapath.totals());
+        }
+    });
+    let result = ended.map_err(|_| ServiceError::AgentEnded).and(result);
     if has_control && let Err(error) = std::fs::remove_file(&config.control_socket) {
         tracing::debug!(error = %error, "control socket left behind");
     }
@@ -248,6 +263,10 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
         ("metrics", old.metrics != new.metrics),
         ("compat", old.compat != new.compat),
+        (
+            "state.totals_file or state.totals_interval",
+            (&old.state_file, old.state_interval) != (&new.state_file, new.state_interval),
+        ),
         ("audit.interval", old.audit_interval != new.audit_interval),
         ("control.socket", old.control_socket != new.control_socket),
         ("state.directory", old.state_directory != new.state_directory),

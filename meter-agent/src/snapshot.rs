@@ -9,7 +9,7 @@ use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use crate::{
     audit::Report,
     binding::Source,
-    datapath::{Class, HookKind, MapUsage},
+    datapath::{Class, HookKind, MapUsage, Repairs},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
 };
@@ -133,6 +133,8 @@ pub struct Health {
     pub hooks_lost: u64,
     /// Times the maps could not be read.
     pub read_failures: u64,
+    /// Times that totals could not be written to the state file.
+    pub state_failures: u64,
     /// Whether the last reload of the configuration was taken; true before the first.
     pub config_reload_ok: bool,
     /// When the configuration in force was read: seconds since the Unix epoch.
@@ -176,6 +178,8 @@ pub struct Snapshot {
     pub unbound: [HookCounter; 2],
     /// The maps.
     pub maps: Vec<MapUsage>,
+    /// What was done about their pins.
+    pub repairs: Repairs,
     /// Every netdev of the host, metered or not.
     pub netdevs: Vec<NetdevStatus>,
     /// The agent itself.

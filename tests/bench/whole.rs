@@ -28,6 +28,7 @@ use meter_agent::{
     rules::MeterSet,
     snapshot::Snapshot,
     survey::Policy,
+    totals::Totals,
 };
 use meter_ebpf::abi::{Direction, SlotCounters};
 use uuid::Uuid;
@@ -66,6 +67,10 @@ impl Datapath for Memory {
 
     fn set_meters(&mut self, _: &MeterSet) -> Result<(), MetersError> {
         Ok(())
+    }
+
+    fn totals(&mut self) -> Result<Totals, ReadError> {
+        Ok(Totals::default())
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

@@ -2,7 +2,9 @@
 
 mod foreign;
 mod meters;
+mod pins;
 mod rebind;
+mod reboot;
 mod refused;
 mod restart;
 mod vanished;

@@ -1,10 +1,13 @@
 //! The daemon: what is counted is what every interface says, whatever happens to the agent or is done to it.
 
 mod audit;
+mod bpffs;
+mod churn;
 mod doctor;
 mod hooks;
 mod jolokia;
 mod prometheus;
+mod reboot;
 mod service;
 
 use std::{

@@ -5,6 +5,7 @@ mod attach;
 mod counting;
 mod daemon;
 mod exact;
+mod faults;
 mod guest;
 mod meters;
 mod monitor;

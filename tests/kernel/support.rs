@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
@@ -24,6 +24,7 @@ use meter_agent::{
     },
     meter::PortId,
     rules::MeterSet,
+    totals::Totals,
 };
 use uuid::Uuid;
 
@@ -63,9 +64,16 @@ impl Host {
         self.open_with(&self.options())
     }
 
+    /// Opens the datapath as after a reboot, with what was written down before.
+    pub(crate) fn open_after(&self, options: &Options, state: &Totals) -> Meter<'_> {
+        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, Some(state))).unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
+    }
+
     /// Opens the datapath with other options.
     pub(crate) fn open_with(&self, options: &Options) -> Meter<'_> {
-        Meter { netns: &self.netns, datapath: KernelDatapath::open(options).unwrap() }
+        let opened = self.netns.run_in(|| KernelDatapath::open(options)).unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
     }
 
     /// Returns a target for a netdev of this host, whose port's UUID is this number.
@@ -95,6 +103,24 @@ impl Host {
             hooks.or_else(|error| if is_gone() { Ok(Vec::new()) } else { Err(error) }).unwrap()
         };
         self.netns.netdevs().unwrap().iter().flat_map(hooks).collect()
+    }
+
+    /// Returns the ids of the programs that hang on both sides of a netdev, by TCX or clsact, whoever's they are.
+    pub(crate) fn programs(&self, netdev: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
+        {
+            let tcx = self.netns.run_in(|| SchedClassifier::query_tcx(netdev, attach_type)).unwrap();
+            ids.extend(tcx.iter().flat_map(|(_, programs)| programs).map(ProgramInfo::id));
+            let filters = self.netns.run("tc", &["filter", "show", "dev", netdev, direction]).unwrap();
+            ids.extend(
+                filters
+                    .split(" id ")
+                    .skip(1)
+                    .map(|rest| -> u32 { rest.split_whitespace().next().unwrap().parse().unwrap() }),
+            );
+        }
+        ids
     }
 
     fn hooks_of(&self, netdev: &str) -> lab::Result<Vec<String>> {

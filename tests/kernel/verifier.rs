@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::maps::{MapInfo, MapType};
-use meter_agent::datapath::kernel::{KernelDatapath, OpenError, Options};
+use meter_agent::datapath::{
+    Repairs,
+    kernel::{KernelDatapath, OpenError, Options, remove_all},
+};
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
     TunnelBlock, TunnelKey, VERSION, map,
@@ -86,44 +89,52 @@ fn one_datapath_at_a_time_has_the_maps() {
 }
 
 #[test]
-fn foreign_pin_is_refused_and_left_alone() {
+fn foreign_pin_is_set_aside_and_left_alone() {
     if !ready() {
         return;
     }
     let host = Host::new("foreign");
     drop(host.open());
     let path = maps(&host).join(map::SLOTS);
-    fs::remove_file(&path).unwrap();
+    let aside = host.pins.join("aside");
     let info = |path: &Path| {
         let info = MapInfo::from_pin(path).unwrap();
         (info.id(), info.map_type().unwrap(), info.key_size(), info.value_size())
     };
-    for (kind, value, found) in [
+    let ours = |info: (u32, MapType, u32, u32)| (info.1, info.2, info.3);
+    let kind = ours(info(&path));
+    for (number, (kind_of, value)) in [
         // The right sizes, but another type; then the right type of a wrong size.
-        ("hash", "8", "Hash"),
-        ("array", "16", "16 bytes"),
-    ] {
+        ("hash", "8"),
+        ("array", "16"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fs::remove_file(&path).unwrap();
         let args = ["key", "4", "value", value, "entries", "65536", "name", "SLOTS"];
         let pin = path.to_str().unwrap();
-        host.netns.run("bpftool", &[&["map", "create", pin, "type", kind][..], &args].concat()).unwrap();
+        host.netns.run("bpftool", &[&["map", "create", pin, "type", kind_of][..], &args].concat()).unwrap();
         let before = info(&path);
-        let error = KernelDatapath::open(&host.options()).unwrap_err();
-        assert!(
-            matches!(&error, OpenError::ForeignPin { path: named, map: "SLOTS", .. } if *named == path),
-            "{error}"
-        );
-        let message = error.to_string();
-        assert!(message.contains(pin) && message.contains(found), "{message}");
-        assert!(message.contains("remove it"), "{message}");
-        assert_eq!(info(&path), before);
-        fs::remove_file(&path).unwrap();
+        let repairs = host.open().reading().repairs;
+        assert_eq!(repairs, Repairs { set_aside: 1, restored: 0, lost: 1 }, "{kind_of}");
+        assert_eq!(ours(info(&path)), kind);
+        assert_eq!(info(&aside.join(format!("SLOTS_{}", number + 1))), before);
     }
     // A program where a map belongs.
-    Foreign::load(&host.netns).pin(&path);
-    let error = KernelDatapath::open(&host.options()).unwrap_err();
-    assert!(matches!(error, OpenError::ForeignPin { map: "SLOTS", .. }), "{error}");
     fs::remove_file(&path).unwrap();
+    Foreign::load(&host.netns).pin(&path);
     host.open();
+    assert_eq!(ours(info(&path)), kind);
+    assert!(aside.join("SLOTS_3").exists());
+    assert_eq!(host.open().reading().repairs, Repairs::default());
+
+    // It is not ours, and so it stays when everything of ours goes.
+    remove_all(&host.pins).unwrap();
+    assert_eq!(fs::read_dir(&aside).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(&host.pins).unwrap().count(), 1);
+    fs::remove_dir_all(&aside).unwrap();
+    fs::remove_dir(&host.pins).unwrap();
 }
 
 #[test]

@@ -53,6 +53,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         faults: reading.faults,
         unbound: reading.unbound.hooks,
         maps: reading.maps,
+        repairs: reading.repairs,
         netdevs,
         health: known.health.clone(),
         audit: known.audit.cloned(),

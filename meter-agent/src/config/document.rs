@@ -47,7 +47,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("compat", &["midonet", "device_stats", "scraper", "scraper_listen", "scraper_agent"]),
     ("audit", &["interval"]),
     ("control", &["socket"]),
-    ("state", &["directory"]),
+    ("state", &["directory", "totals_file", "totals_interval"]),
     ("log", &["level", "format"]),
     ("binding", &["netdev", "mac", "port", "device"]),
     ("meter", &["name", "rules"]),

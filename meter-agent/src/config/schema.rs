@@ -6,7 +6,7 @@ mod meters;
 
 pub use self::meters::rule_table;
 
-use std::{fmt::Display, net::SocketAddr, path::PathBuf};
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use meter_ebpf::abi::{GENEVE_PORTS, VXLAN_PORTS};
 use uuid::Uuid;
@@ -36,6 +36,10 @@ const MAX_FILE_PATH: usize = 4000;
 const MAX_LISTEN: usize = 16;
 const MAX_PATTERNS: usize = 256;
 const MAX_ENTRIES: u32 = 1_000_000;
+
+/// How often totals may be written to the state file.
+const STATE_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const DEFAULT_STATE_INTERVAL: Duration = Duration::from_secs(60);
 
 const DEFAULT_MAX_NETDEVS: u32 = 4096;
 const DEFAULT_VXLAN_PORTS: [u16; 3] = [4789, 8472, 6677];
@@ -72,6 +76,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, scraper_listen, report);
+    let (state_file, state_interval) = state(document, report);
     let audit_interval = exposition::audit_interval(document, report);
     let (host_id, host_id_source) = host_id(&document.top(), host, report);
     let bindings = Bindings { configured, host_id };
@@ -86,6 +91,8 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         metrics,
         compat,
         audit_interval,
+        state_file,
+        state_interval,
         control_socket,
         state_directory,
         log,
@@ -208,6 +215,13 @@ fn web_config(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -
     let section = document.section("http", report);
     let file = section.one(report, "config_file", check::string(&read));
     flag(report, "--web.config.file", flags.web_config.as_ref(), &read).or(file).and_then(|file| file.value)
+}
+
+fn state(document: &Document<'_>, report: &mut Report<'_>) -> (Option<PathBuf>, Option<Duration>) {
+    let section = document.section("state", report);
+    let file = section.one(report, "totals_file", check::string(check::optional(check::path(MAX_FILE_PATH))));
+    let interval = section.one(report, "totals_interval", check::string(check::interval(STATE_INTERVALS)));
+    (file.and_then(|file| file.value), or(interval, Some(DEFAULT_STATE_INTERVAL)).value)
 }
 
 fn control_socket(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> PathBuf {

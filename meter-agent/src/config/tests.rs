@@ -51,6 +51,8 @@ fn defaults() -> Config {
             scraper_agent: "compute1:7200".to_owned(),
         },
         audit_interval: Some(Duration::from_secs(60)),
+        state_file: None,
+        state_interval: Some(Duration::from_secs(60)),
         control_socket: "/run/meter-agent/meter-agent.sock".into(),
         state_directory: "/var/lib/meter-agent".into(),
         log: Log { level: "info".to_owned(), format: LogFormat::Text },

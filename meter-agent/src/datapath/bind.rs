@@ -93,6 +93,7 @@ impl KernelDatapath {
     }
 }
 
+/// Nanoseconds since the Unix epoch.
 pub(super) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)

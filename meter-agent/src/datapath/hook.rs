@@ -20,6 +20,7 @@ use meter_ebpf::abi::Direction;
 use super::{
     AttachError, Class, HookKind, Retry, Target, clsact,
     failure::{describe, errno},
+    pins,
     sys::{self, LinkPlace},
 };
 
@@ -182,11 +183,19 @@ impl Hook<'_> {
     fn link(&self, place: LinkPlace) -> Result<Option<OwnedFd>, AttachError> {
         let path = self.link_path();
         let link = match sys::open_pin(&path) {
-            Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                let why = format!("{} is not a link of ours ({error}); remove it", path.display());
-                return Err(self.error(&why, "foreign_pin", Retry::Later));
+            Ok(link) if sys::is_link(link.as_fd()) => link,
+            other => {
+                let found = other.map_or_else(|error| error.to_string(), |_| "no link".to_owned());
+                let aside = pins::set_aside(&path).map_err(|error| {
+                    let why = format!(
+                        "{} is not a link of ours ({found}), and not set aside: {error}",
+                        path.display()
+                    );
+                    self.error(&why, "foreign_pin", Retry::Later)
+                })?;
+                tracing::error!(pin = %path.display(), found, aside = %aside.display(), "not our link; set aside");
+                return Ok(None);
             }
         };
         let netdev = sys::link_netdev(link.as_fd(), place).map_err(|error| self.kernel_error(&error))?;

@@ -13,7 +13,9 @@ use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, hooks as bits, map};
 use nix::fcntl::Flock;
 
 use super::{
-    AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Target,
+    AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
+    Target,
+    bind::now_ns,
     failure::{bind_error, describe, full_error},
     hook::load,
     hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
@@ -21,16 +23,19 @@ use super::{
     maps::{self, Maps},
     meters::Meters,
     open::{check_kernel, load_error, lock, make_directory},
+    pins,
     record::{adopted, hook_bits, reported_device},
+    saved,
     slots::SlotTable,
     sys::{self, LinkPlace},
+    unrecorded,
 };
 pub use super::{
     Options, TcMode,
     open::OpenError,
     remove::{Removed, remove_all},
 };
-use crate::rules::MeterSet;
+use crate::{rules::MeterSet, totals::Totals};
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
@@ -53,6 +58,7 @@ pub struct KernelDatapath {
     pub(super) programs: ProgramIds,
     pub(super) links: PathBuf,
     pub(super) meters: Meters,
+    pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
     _lock: Flock<OwnedFd>,
@@ -71,6 +77,15 @@ impl KernelDatapath {
     ///
     /// Each says what is missing and what to do.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
+        Self::open_after(options, None)
+    }
+
+    /// As [`KernelDatapath::open`]; maps that are new get the totals that were written down before a reboot.
+    ///
+    /// # Errors
+    ///
+    /// Each says what is missing and what to do.
+    pub fn open_after(options: &Options, state: Option<&Totals>) -> Result<Self, OpenError> {
         if OBJECT.is_empty() {
             return Err(OpenError::NoObject);
         }
@@ -82,20 +97,7 @@ impl KernelDatapath {
         let lock = lock(&map_pins)?;
 
         let mut specs = maps::specs(options);
-        for spec in &mut specs {
-            let pin = map_pins.join(spec.name);
-            if let Some(entries) = maps::check_pin(spec, &pin)?
-                && entries != spec.max_entries
-            {
-                tracing::warn!(
-                    map = spec.name,
-                    entries,
-                    configured = spec.max_entries,
-                    "pinned map keeps its size until `meter-agent detach`"
-                );
-                spec.max_entries = entries;
-            }
-        }
+        let settled = pins::settle(&mut specs, &options.pin_path, &links)?;
         let entries_of =
             |name: &str| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
         let mut settings = settings(options);
@@ -112,21 +114,50 @@ impl KernelDatapath {
         let has_tcx = has_tcx(&ebpf);
 
         let mut maps = Maps::take(&mut ebpf, &specs, slots)?;
+        let spare_places = entries_of(map::TUNNEL_SPARE);
+        let mut lost = settled.lost;
+        if let Some(state) = state
+            && maps.are_new()?
+            && saved::is_untouched(&maps.port_records()?)
+        {
+            let places = (tunnel_places, tunnel_places + spare_places);
+            match saved::restore(&mut maps, state, &map_pins, places) {
+                Ok(()) => {
+                    let (ports, tunnels) = (state.ports.len(), state.tunnels.len());
+                    tracing::info!(ports, tunnels, "totals from before the reboot");
+                }
+                Err(error) => {
+                    tracing::error!(error = %error, "totals from before the reboot are not all there");
+                }
+            }
+            lost.clear();
+        }
         let meters = Meters::take(&mut ebpf)?;
         if meters.on {
             load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
         }
-        maps.prepare(tunnel_places..tunnel_places + entries_of(map::TUNNEL_SPARE))?;
+        maps.prepare(tunnel_places..tunnel_places + spare_places)?;
         let capacity = Capacity {
             slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
             ports: usize::try_from(entries_of(map::PORTS)).unwrap_or(usize::MAX),
             members: usize::try_from(entries_of(map::MEMBERS)).unwrap_or(usize::MAX),
         };
         let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
-        for write in ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot())) {
+        let mut writes = Vec::new();
+        if lost.contains(map::COUNTERS) {
+            writes.extend(ledger.counters_lost(now_ns()));
+        }
+        if lost.contains(map::MEMBERS) {
+            writes.extend(ledger.members_lost());
+        }
+        let (released, left) =
+            ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot()));
+        writes.extend(released);
+        for write in writes {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
+        unrecorded::record(&mut maps, &mut ledger, &links, left);
         let attached = adopted(&ledger);
         let tc = options.tc;
         Ok(Self {
@@ -140,6 +171,7 @@ impl KernelDatapath {
             programs,
             links,
             meters,
+            repairs: settled.repairs,
             logger,
             _lock: lock,
         })
@@ -321,6 +353,10 @@ impl Datapath for KernelDatapath {
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         self.change_meters(meters)
+    }
+
+    fn totals(&mut self) -> Result<Totals, ReadError> {
+        self.saved()
     }
 
     fn read(&mut self) -> Result<Reading, ReadError> {

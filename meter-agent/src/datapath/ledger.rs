@@ -102,25 +102,81 @@ impl Ledger {
 
     /// Leaves each netdev to one port: where an agent was killed while a netdev went from one port to another, both have
     /// it. `slot_of` tells at which slot a netdev counts.
-    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> Vec<Write> {
+    ///
+    /// Also returns the ports that are left without.
+    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> (Vec<Write>, Vec<PortUuid>) {
         let carried = self.records.iter().filter(|(_, record)| record.ifindex != 0);
         let mut ports: BTreeMap<u32, Vec<PortUuid>> = BTreeMap::new();
         carried.for_each(|(port, record)| ports.entry(record.ifindex).or_default().push(*port));
         ports.retain(|_, ports| ports.len() > 1);
-        let mut writes = Vec::new();
+        let (mut writes, mut left) = (Vec::new(), Vec::new());
         for (ifindex, ports) in ports {
             let counts =
                 |port: &PortUuid| self.records.get(port).map(|record| record.slot) == Some(slot_of(ifindex));
             let keeper = ports.iter().copied().find(counts).unwrap_or(ports[0]);
             let others = ports.into_iter().filter(|port| *port != keeper);
-            writes.extend(others.filter_map(|port| self.release(port, ifindex)));
+            for port in others {
+                writes.extend(self.release(port, ifindex));
+                left.push(port);
+            }
+        }
+        (writes, left)
+    }
+
+    /// Returns the port without a netdev that has this slot.
+    pub(crate) fn idle_port_of(&self, slot: u32) -> Option<PortUuid> {
+        self.idle
+            .iter()
+            .copied()
+            .find(|port| self.records.get(port).is_some_and(|record| record.slot == slot))
+    }
+
+    /// Lets an idle port with a slot be carried by a netdev, as it is; `None` where it is not so.
+    pub(crate) fn carry(&mut self, port: PortUuid, ifindex: u32, hooks: u32) -> Option<(SlotRef, Write)> {
+        let idle = self.idle.iter().position(|idle| *idle == port)?;
+        let record = self.records.get_mut(&port)?;
+        self.idle.remove(idle);
+        record.ifindex = ifindex;
+        record.hooks = hooks;
+        Some((SlotRef::new(record.slot, record.uplink), Write::Port(port, *record)))
+    }
+
+    /// Lets every port with a slot begin anew at this time, since what the slots held is lost. What is saved of a port
+    /// without one is its whole total, and stays; so does what came into devices before their ports joined them last.
+    pub(crate) fn counters_lost(&mut self, now_ns: u64) -> Vec<Write> {
+        let mut writes = Vec::new();
+        for (&port, record) in self.records.iter_mut().filter(|(_, record)| record.slot != UNBOUND_SLOT) {
+            record.saved = SlotCounters::default();
+            record.created_ns = now_ns;
+            let key = MemberKey { port, device: record.device };
+            if let Some(member) = self.members.get_mut(&key) {
+                member.base = Counter::default();
+                writes.push(Write::Member(key, *member));
+            }
+            writes.push(Write::Port(port, *record));
         }
         writes
+    }
+
+    /// Takes every port out of its device, since what came into devices is lost: as one that joins, it begins there anew.
+    pub(crate) fn members_lost(&mut self) -> Vec<Write> {
+        let none = PortUuid::default();
+        let records = self.records.iter_mut().filter(|(_, record)| record.device != none);
+        let writes = records.map(|(&port, record)| {
+            record.device = none;
+            Write::Port(port, *record)
+        });
+        writes.collect()
     }
 
     /// Returns the record of every port.
     pub(crate) fn records(&self) -> &BTreeMap<PortUuid, PortRecord> {
         &self.records
+    }
+
+    /// Returns what came into each device through each of its ports.
+    pub(crate) fn member_records(&self) -> &BTreeMap<MemberKey, Member> {
+        &self.members
     }
 
     /// Returns how many ports are or were in a device.

@@ -92,23 +92,32 @@ pub(super) fn check_pin(spec: &Spec, path: &Path) -> Result<Option<u32>, OpenErr
         }
         Ok(_) => {}
     }
-    let foreign = |found: String| OpenError::ForeignPin { path: path.to_owned(), map: spec.name, found };
     let info = MapInfo::from_pin(path).map_err(|error| pin_error(spec.name, path, &error))?;
+    is_as(spec, &info).map_err(|found| OpenError::ForeignPin {
+        path: path.to_owned(),
+        map: spec.name,
+        found,
+    })?;
+    Ok(Some(info.max_entries()))
+}
+
+/// Returns what is found where a map is not of the type and the sizes of this one.
+pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
     let found = (
-        info.map_type().map_err(|error| foreign(error.to_string()))?,
+        info.map_type().map_err(|error| error.to_string())?,
         usize::try_from(info.key_size()).unwrap_or(usize::MAX),
         usize::try_from(info.value_size()).unwrap_or(usize::MAX),
     );
     if found != (spec.kind, spec.key_size, spec.value_size) {
-        return Err(foreign(format!(
+        return Err(format!(
             "a map of type {:?} with keys of {} and values of {} bytes, not {:?} with {} and {}",
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
-        )));
+        ));
     }
     if spec.name == map::SLOTS && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
-        return Err(foreign("a map that can't be mapped into memory".to_owned()));
+        return Err("a map that can't be mapped into memory".to_owned());
     }
-    Ok(Some(info.max_entries()))
+    Ok(())
 }
 
 /// The maps, open.
@@ -149,6 +158,12 @@ impl Maps {
             meta: typed(ebpf, map::META)?,
             sizes,
         })
+    }
+
+    /// Returns whether no agent has finished making them.
+    pub(super) fn are_new(&self) -> Result<bool, ReadError> {
+        let meta = self.meta.get(&0, 0).map_err(unreadable(map::META))?;
+        Ok(meta.tunnels_ready != 1)
     }
 
     /// Brings new maps into their first state; finishes what an agent that was killed here left undone.
@@ -195,6 +210,13 @@ impl Maps {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns every netdev that has counters, as far as `SLOTS` reaches.
+    pub(super) fn bound(&self) -> Vec<(u32, SlotRef)> {
+        let slots = (0_u32..).zip(self.slots.bits());
+        let slots = slots.map(|(ifindex, bits)| (ifindex, SlotRef::from_bits(bits)));
+        slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).collect()
     }
 
     /// Writes one record of the ledger.

@@ -71,9 +71,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Something that is not ours, or not of this version, is pinned.
-    #[error(
-        "{path} is not this version's map {map}: {found}; remove it, or remove everything with `meter-agent detach`"
-    )]
+    #[error("{path} is not this version's map {map}: {found}")]
     ForeignPin {
         /// The pin.
         path: PathBuf,

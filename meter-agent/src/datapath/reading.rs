@@ -69,6 +69,7 @@ impl KernelDatapath {
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
             maps: usage,
+            repairs: self.repairs,
         })
     }
 }

@@ -13,6 +13,7 @@ use super::{
     kernel::link_directory,
     maps,
     open::{OpenError, lock, path_error, pin_error},
+    pins,
 };
 
 /// What [`remove_all`] removed.
@@ -39,7 +40,14 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
     let lock = lock(&map_pins)?;
     let ports = map_pins.join(map::PORTS);
     if ports.exists() {
-        removed.hooks += remove_clsact(&pinned_records(&ports)?)?;
+        let records = match pinned_records(&ports) {
+            Err(OpenError::ForeignPin { path, .. }) => {
+                pins::set_aside(&path).map_err(|source| path_error("set aside", &path, source))?;
+                Vec::new()
+            }
+            other => other?,
+        };
+        removed.hooks += remove_clsact(&records)?;
     }
     removed.hooks += remove_files(&links, remove_link)?;
     removed.maps += remove_files(&map_pins, |path| fs::remove_file(path))?;

@@ -374,6 +374,25 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
 
+/// Returns whether what was pinned is a link, and not a map or a program.
+pub(super) fn is_link(fd: BorrowedFd<'_>) -> bool {
+    let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    // One that was pinned has a hyphen, and one that was just made an underscore.
+    what.is_ok_and(|what| {
+        ["anon_inode:bpf-link", "anon_inode:bpf_link"].map(Path::new).contains(&what.as_path())
+    })
+}
+
+/// Returns the id of the program that a link runs.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let [_, _, program, ..] = link_info(link)?;
+    Ok(program)
+}
+
 /// Returns the number of the netdev on which a link hangs; `None` where it hangs on none any more, or is of another
 /// type.
 ///
@@ -381,6 +400,15 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 ///
 /// What the kernel says.
 pub(super) fn link_netdev(link: BorrowedFd<'_>, place: LinkPlace) -> io::Result<Option<u32>> {
+    let [kind, _, _, _, ifindex, attach_type, ..] = link_info(link)?;
+    let is_here = match place {
+        LinkPlace::Xdp => kind == BPF_LINK_TYPE_XDP,
+        _ => kind == BPF_LINK_TYPE_TCX && attach_type == place.attach_type(),
+    };
+    Ok((is_here && ifindex != 0).then_some(ifindex))
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info: LinkInfo = [0; 16];
     let mut attr = InfoAttr {
         bpf_fd: link.as_raw_fd().cast_unsigned(),
@@ -390,12 +418,7 @@ pub(super) fn link_netdev(link: BorrowedFd<'_>, place: LinkPlace) -> io::Result<
     // SAFETY: `attr` is the 16 bytes that this command reads and writes. The kernel writes at most `info_len` bytes to
     // `info`, which lives through the call and is nobody else's.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    let [kind, _, _, _, ifindex, attach_type, ..] = info;
-    let is_here = match place {
-        LinkPlace::Xdp => kind == BPF_LINK_TYPE_XDP,
-        _ => kind == BPF_LINK_TYPE_TCX && attach_type == place.attach_type(),
-    };
-    Ok((is_here && ifindex != 0).then_some(ifindex))
+    Ok(info)
 }
 
 /// Returns how many TCX programs hang on one side of a netdev, whoever's.

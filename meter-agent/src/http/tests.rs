@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     audit::{Cause, Closure, Drift, Dropped, Report, Row},
     binding::Source,
-    datapath::{Class, HookKind, MapUsage},
+    datapath::{Class, HookKind, MapUsage, Repairs},
     meter::{DeviceId, FlowStats, PortId},
     snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
@@ -105,6 +105,7 @@ pub(super) fn snapshot() -> Snapshot {
             MapUsage { map: "TUNNELS", entries: 3, capacity: 65_536, memory_bytes: 8_388_608 },
         ],
         netdevs: Vec::new(),
+        repairs: Repairs { set_aside: 1, restored: 2, lost: 3 },
         health: Health {
             netlink_overruns: 1,
             netlink_dumps: 3,
@@ -112,6 +113,7 @@ pub(super) fn snapshot() -> Snapshot {
             attach_failures: [("netdev_gone", 2), ("xdp_busy", 1)].into(),
             attach_pending: 1,
             hooks_lost: 2,
+            state_failures: 5,
             read_failures: 4,
             config_reload_ok: true,
             config_loaded_s: 1_789_000_000,

@@ -5,7 +5,9 @@ use std::{
     thread,
 };
 
+use aya::maps::{Array, HashMap, Map, MapData};
 use lab::traffic::RawSocket;
+use meter_ebpf::abi::{Direction, PortRecord, PortUuid, SLOT_ENTRIES, SlotRef, VERSION, map};
 
 use super::{
     super::support::{Meter, table::Table, until},
@@ -96,11 +98,96 @@ fn netdevs_that_exchange_their_ports_lose_no_frame() {
         let mut meter = pair.host.open_with(&pair.options(tc));
         crossed.iter().for_each(|target| drop(meter.attach(target)));
         pair.send(3, 5);
-        let expected = Table::default()
-            .frames(OTHER, meter_ebpf::abi::Direction::Ingress, 3, 3 * BYTES)
-            .frames(OTHER, meter_ebpf::abi::Direction::Egress, 5, 5 * BYTES);
+        let expected = Table::default().frames(OTHER, Direction::Ingress, 3, 3 * BYTES).frames(
+            OTHER,
+            Direction::Egress,
+            5,
+            5 * BYTES,
+        );
         meter.expect(&before, &expected, "after the exchange");
         crossed.iter().for_each(|target| meter.detach(target.ifindex));
         assert_eq!(pair.host.hooks(), [""; 0]);
+    }
+}
+
+/// Changes a pinned record as an agent would have, before it was killed.
+fn with_records(pair: &Pair, change: impl FnOnce(&mut HashMap<MapData, PortUuid, PortRecord>)) {
+    let pin = pair.host.pins.join(format!("v{VERSION}/maps/{}", map::PORTS));
+    let data = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+    change(&mut data.try_into().unwrap());
+}
+
+/// Writes where a netdev counts.
+fn set_slot(pair: &Pair, ifindex: u32, slot: u32) {
+    let pin = pair.host.pins.join(format!("v{VERSION}/maps/{}", map::SLOTS));
+    let write = move || {
+        let data = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+        let mut slots: Array<MapData, [u64; SLOT_ENTRIES as usize]> = data.try_into().unwrap();
+        let mut values = slots.get(&0, 0).unwrap();
+        values[usize::try_from(ifindex).unwrap()] = SlotRef::new(slot, 0).bits();
+        slots.set(0, values, 0).unwrap();
+    };
+    // The one value of the map is half a megabyte, and is on the stack a few times.
+    thread::Builder::new().stack_size(1 << 24).spawn(write).unwrap().join().unwrap();
+}
+
+#[test]
+fn agent_that_was_killed_in_an_exchange_leaves_no_netdev_without_a_port() {
+    if !ready() {
+        return;
+    }
+    for tc in [TcMode::Auto, TcMode::Clsact] {
+        // Before the netdev counts for its new port, and after.
+        for counts in [false, true] {
+            let name = if tc == TcMode::Auto { "cut" } else { "cut-clsact" };
+            let pair = Pair::new(&format!("{name}-{counts}"));
+            pair.host.netns.veth("eth1", &pair.peer, "peer1", 1_500).unwrap();
+            let options = pair.options(tc);
+            let mut meter = pair.host.open_with(&options);
+            meter.attach(&pair.host.target("eth0", PORT, Class::Port));
+            meter.attach(&pair.host.target("eth1", OTHER, Class::Port));
+            let all = pair.host.hooks();
+            drop(meter);
+            let [eth0, eth1] = ["eth0", "eth1"].map(|netdev| pair.host.ifindex(netdev));
+            let other = PortUuid { uuid: OTHER.to_be_bytes() };
+            with_records(&pair, |records| {
+                let record = records.get(&other, 0).unwrap();
+                records.insert(other, PortRecord { ifindex: eth0, ..record }, 0).unwrap();
+                if counts {
+                    set_slot(&pair, eth0, record.slot);
+                }
+            });
+
+            let mut meter = pair.host.open_with(&options);
+            let ports = if counts { [OTHER, PORT] } else { [PORT, OTHER] };
+            let kind = if tc == TcMode::Auto { auto_kind() } else { HookKind::Clsact };
+            for (ifindex, port) in [eth0, eth1].into_iter().zip(ports) {
+                let is = &meter.attached()[&ifindex];
+                assert_eq!((is.target.port.0.as_u128(), is.kinds()), (port, [kind; 2]), "{tc:?} {counts}");
+            }
+            let before = meter.table();
+            let sockets = ["peer0", "peer1"].map(|netdev| RawSocket::open(&pair.peer, netdev).unwrap());
+            for (socket, frames) in sockets.iter().zip([3, 5]) {
+                (0..frames).for_each(|_| socket.send(&frame()).unwrap());
+            }
+            let expected = Table::default().frames(ports[0], Direction::Ingress, 3, 3 * BYTES).frames(
+                ports[1],
+                Direction::Ingress,
+                5,
+                5 * BYTES,
+            );
+            meter.expect(&before, &expected, "each for its own");
+            assert_eq!(pair.host.hooks(), all);
+            meter.detach(eth0);
+            meter.detach(eth1);
+            let left: Vec<String> =
+                pair.host.hooks().into_iter().filter(|hook| !hook.ends_with("qdisc clsact")).collect();
+            assert_eq!(left, [""; 0]);
+            drop(meter);
+            if tc == TcMode::Clsact {
+                // Whose the qdisc of that netdev is was not written down.
+                pair.host.netns.run("tc", &["qdisc", "del", "dev", "eth1", "clsact"]).unwrap();
+            }
+        }
     }
 }

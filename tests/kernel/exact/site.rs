@@ -11,11 +11,18 @@ use lab::{
     netns::Netns,
     wire::{self, DirectionCounts, Wire, WireCounts, WireOptions},
 };
-use meter_agent::datapath::Class;
+use meter_agent::{
+    datapath::{
+        Class, Target,
+        kernel::{Options, TcMode},
+    },
+    meter::DeviceId,
+};
 use meter_ebpf::abi::{Bucket, Counter, Direction, Encap};
+use uuid::Uuid;
 
 use super::super::support::{
-    Host, STILL, WITHIN,
+    Host, Meter, STILL, WITHIN,
     table::{self, Table},
 };
 
@@ -24,6 +31,8 @@ const TAP: u128 = 1;
 const VETH: u128 = 2;
 const TUNNEL: u128 = 7;
 const UPLINK: u128 = 9;
+/// The device that both ports belong to.
+const DEVICE: u128 = 5;
 
 /// Hooks, for [`Counted::merged`].
 pub(crate) const VETH_IN: (u128, Direction) = (VETH, Direction::Ingress);
@@ -160,19 +169,58 @@ impl Site {
     /// Meters everything, lets `traffic` happen, and asserts that every meter equals the independent counts.
     pub(crate) fn measure(&self, traffic: impl FnOnce([End<'_>; 3])) -> Counted {
         let mut meter = self.host.open();
-        let mut targets = vec![("tap1", TAP, Class::Port), ("veth2", VETH, Class::Port)];
-        targets.push(("eth0", UPLINK, Class::Uplink));
-        if self.path != Path::Bridge {
-            targets.push(("vxlan7", TUNNEL, Class::Tunnel));
-        }
-        for (netdev, port, class) in &targets {
-            meter.attach(&self.host.target(netdev, *port, *class));
-        }
+        self.attach_all(&mut meter);
         let before = (self.quiet(), meter.table());
         traffic(self.ends());
+        self.compare(before, &mut meter)
+    }
+
+    /// As [`Site::measure`], while agents that hook by `tc` may come and go: the datapath is free meanwhile.
+    pub(crate) fn measure_agents(&self, tc: TcMode, work: impl FnOnce([End<'_>; 3], &Host)) -> Counted {
+        let options = Options { tc, ..self.host.options() };
+        let mut meter = self.host.open_with(&options);
+        self.attach_all(&mut meter);
+        let before = (self.quiet(), meter.table());
+        drop(meter);
+        work(self.ends(), &self.host);
+        self.compare(before, &mut self.host.open_with(&options))
+    }
+
+    /// Returns what an agent's configuration says for the same meters.
+    pub(crate) fn bindings(&self) -> String {
+        let bindings = self.metered().into_iter().map(|(netdev, port, class)| {
+            let port = Uuid::from_u128(port);
+            let device = match class {
+                Class::Port => format!("device = \"{}\"\n", Uuid::from_u128(DEVICE)),
+                Class::Uplink | Class::Tunnel => String::new(),
+            };
+            format!("[[binding]]\nnetdev = \"{netdev}\"\nport = \"{port}\"\n{device}")
+        });
+        bindings.chain(["[uplinks]\nnetdevs = [\"eth0\"]\n".to_owned()]).collect()
+    }
+
+    /// Returns what is metered: the netdev, its port and its class.
+    fn metered(&self) -> Vec<(&'static str, u128, Class)> {
+        let mut metered =
+            vec![("tap1", TAP, Class::Port), ("veth2", VETH, Class::Port), ("eth0", UPLINK, Class::Uplink)];
+        if self.path != Path::Bridge {
+            metered.push(("vxlan7", TUNNEL, Class::Tunnel));
+        }
+        metered
+    }
+
+    fn attach_all(&self, meter: &mut Meter<'_>) {
+        for (netdev, port, class) in self.metered() {
+            let device = (class == Class::Port).then_some(DeviceId(Uuid::from_u128(DEVICE)));
+            meter.attach(&Target { device, ..self.host.target(netdev, port, class) });
+        }
+    }
+
+    /// Compares what the meters and the independent counts say since then.
+    fn compare(&self, before: ((GuestCounts, WireCounts), Table), meter: &mut Meter<'_>) -> Counted {
         let after = (self.quiet(), meter.table());
         let (guest, wire) = (after.0.0.since(&before.0.0), after.0.1.since(&before.0.1));
-        for (netdev, ..) in targets {
+        for (netdev, ..) in self.metered() {
             assert_eq!(self.host.netns.stats(netdev).unwrap().tx_dropped, 0, "{netdev}");
         }
         let table = after.1.since(&before.1);
@@ -209,10 +257,14 @@ impl Site {
         assert_eq!(at(&guest.to_guest.stations, (far, vm)), at(&back, (far, vm)));
         let from_container = [at(&out, (container, far)), at(&guest.to_guest.stations, (container, vm))];
         let to_container = [at(&back, (far, container)), at(&guest.from_guest.stations, (vm, container))];
+        let from_container: Count = from_container.into_iter().sum();
+        let mut into_device = guest.from_guest.total;
+        into_device += from_container;
         let mut table = Table::default()
+            .row(&format!("device {DEVICE}"), [into_device.frames, into_device.bytes, 0])
             .wire(TAP, Direction::Ingress, counter(guest.from_guest.total))
             .wire(TAP, Direction::Egress, counter(guest.to_guest.total))
-            .wire(VETH, Direction::Ingress, counter(from_container.into_iter().sum()))
+            .wire(VETH, Direction::Ingress, counter(from_container))
             .wire(VETH, Direction::Egress, counter(to_container.into_iter().sum()));
         for (direction, counts) in [(Direction::Egress, &wire.a_to_b), (Direction::Ingress, &wire.b_to_a)] {
             let total = counter(counts.total);
@@ -262,6 +314,14 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
+    /// Returns the frames of all hooks together.
+    pub(crate) fn frames(&self) -> u64 {
+        let ports = [TAP, VETH, TUNNEL, UPLINK].into_iter();
+        let hooks =
+            ports.flat_map(|port| Direction::ALL.map(|direction| format!("port {port} {direction:?}")));
+        hooks.map(|hook| self.table.get(&hook)[0]).sum()
+    }
+
     /// Returns whether a hook saw super-packets.
     pub(crate) fn merged(&self, (port, direction): (u128, Direction)) -> bool {
         let [wire, ..] = self.table.get(&format!("port {port} {direction:?}"));

@@ -1,6 +1,7 @@
 //! The real daemon on a test's host: its configuration, its process, and what its interfaces say.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -30,6 +31,7 @@ pub(crate) const JOLOKIA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4
 /// A daemon's place on a host; the daemon itself may come and go.
 pub(crate) struct Daemon<'a> {
     host: &'a Host,
+    program: PathBuf,
     scratch: TempDir,
     process: Option<Process>,
 }
@@ -37,7 +39,8 @@ pub(crate) struct Daemon<'a> {
 impl<'a> Daemon<'a> {
     /// Writes the configuration: what every test needs, and `more` behind it.
     pub(crate) fn new(host: &'a Host, more: &str) -> Self {
-        let daemon = Self { host, scratch: tempfile::tempdir().unwrap(), process: None };
+        let program = env!("CARGO_BIN_EXE_meter-agent").into();
+        let daemon = Self { host, program, scratch: tempfile::tempdir().unwrap(), process: None };
         daemon.configure(more);
         daemon
     }
@@ -64,6 +67,18 @@ impl<'a> Daemon<'a> {
         fs::write(self.config(), text).unwrap();
     }
 
+    /// Adds keys to the table `state` of its configuration.
+    pub(crate) fn configure_state(&self, keys: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        assert!(text.contains("[state]\n"), "{text}");
+        fs::write(self.config(), text.replacen("[state]\n", &format!("[state]\n{keys}\n"), 1)).unwrap();
+    }
+
+    /// Takes another build of the program from the next start on.
+    pub(crate) fn replace_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// Makes its directory and its configuration this user's.
     pub(crate) fn give_to(&self, user: u32) {
         for path in [self.scratch.path(), &self.config()] {
@@ -82,8 +97,8 @@ impl<'a> Daemon<'a> {
 
     /// Prepares the daemon, or another command of the same program, as the last words of `line`.
     pub(crate) fn command(&self, line: &[&str], arguments: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_meter-agent");
-        let words: Vec<&str> = line.iter().copied().chain([program]).collect();
+        let line = line.iter().map(OsStr::new);
+        let words: Vec<&OsStr> = line.chain([self.program.as_os_str()]).collect();
         let mut command = self.host.netns.command(words[0]).unwrap();
         command.args(&words[1..]).args(arguments).arg("--config").arg(self.config());
         command.stdin(Stdio::null());
@@ -179,6 +194,11 @@ impl<'a> Daemon<'a> {
     /// Runs `meter-agent` with this subcommand to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         output(&mut self.command(&[], arguments))
+    }
+
+    /// Returns its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
     }
 
     /// Sends it a signal.

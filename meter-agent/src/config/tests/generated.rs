@@ -145,6 +145,8 @@ prop_compose! {
             http_listen,
             web_config: xdp.then(|| "/etc/w \"x\".yml".into()),
             audit_interval: (!xdp).then(|| Duration::from_millis(u64::from(max_series) + 999)),
+            state_file: xdp.then(|| "/var/lib/s \"x\"".into()),
+            state_interval: (!midonet).then(|| Duration::from_secs(u64::from(max_series % 80_000) + 1)),
             control_socket: "/run/a \"b\".sock".into(),
             state_directory: "/var/lib/a \"b\"".into(),
             log: Log { level: log.0.to_owned(), format: log.1 },
@@ -198,7 +200,8 @@ fn written(config: &Config) -> String {
          ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
-         [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n[state]\ndirectory = {}\n\n\
+         [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n\
+         [state]\ndirectory = {}\ntotals_file = {}\ntotals_interval = \"{}s\"\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
         config.host_id,
         config.host_name,
@@ -224,6 +227,8 @@ fn written(config: &Config) -> String {
         config.audit_interval.unwrap_or_default().as_millis(),
         string(&config.control_socket),
         string(&config.state_directory),
+        config.state_file.as_ref().map_or(toml::Value::from(""), |path| string(path)),
+        config.state_interval.unwrap_or_default().as_secs(),
         log.level,
     );
     for Binding { netdev, mac, port, device } in &bindings.configured {

@@ -77,6 +77,52 @@ fn port_that_changes_its_device_leaves_what_came_in_behind() {
 }
 
 #[test]
+fn ports_begin_anew_without_what_their_slots_held() {
+    let mut slots = FakeSlots::default();
+    let mut ledger = empty();
+    for port in 1..=3 {
+        let slot = ledger.claim(&claim(port, 10), 7, &slots).unwrap().slot;
+        slots.receive(slot.slot(), 1, 100 * u64::from(port));
+    }
+    // The slot of the first goes to another port, and what it counted is saved.
+    ledger.release(uuid(1), 1);
+    ledger.claim(&claim(4, 11), 7, &slots).unwrap();
+    ledger.claim(&claim(2, 11), 7, &slots).unwrap();
+    slots = FakeSlots::default();
+    let writes = ledger.counters_lost(9);
+    assert_eq!(writes.len(), 6, "the records of three ports and what their devices know of them: {writes:?}");
+    let ports = |slots: &FakeSlots, ledger: &Ledger| -> Vec<(u64, u64)> {
+        let records = ledger.records().values();
+        records.map(|record| (total(record, slots).hooks[0].wire().bytes, record.created_ns)).collect()
+    };
+    assert_eq!(ports(&slots, &ledger), [(100, 7), (0, 9), (0, 9), (0, 9)]);
+    // The first is still of its device; the second had left it.
+    let devices = |bytes: [u64; 2], packets: [u64; 2]| {
+        let counter = |i: usize| Counter { packets: packets[i], bytes: bytes[i] };
+        BTreeMap::from([(uuid(10), counter(0)), (uuid(11), counter(1))])
+    };
+    assert_eq!(ledger.devices(&slots), devices([300, 0], [2, 0]));
+    slots.receive(ledger.records()[&uuid(2)].slot, 1, 7);
+    assert_eq!(ports(&slots, &ledger), [(100, 7), (7, 9), (0, 9), (0, 9)]);
+    assert_eq!(ledger.devices(&slots), devices([300, 7], [2, 1]));
+}
+
+#[test]
+fn ports_join_their_devices_anew_without_what_devices_held() {
+    let slots = FakeSlots::default();
+    let mut ledger = empty();
+    let slot = ledger.claim(&claim(1, 10), 7, &slots).unwrap().slot;
+    slots.receive(slot.slot(), 1, 60);
+    let mut ledger = Ledger::new(ledger.records().clone(), BTreeMap::new(), CAPACITY);
+    assert_eq!(ledger.members_lost().len(), 1);
+    ledger.claim(&claim(1, 10), 8, &slots).unwrap();
+    slots.receive(slot.slot(), 1, 40);
+    assert_eq!(ledger.devices(&slots), BTreeMap::from([(uuid(10), Counter { packets: 1, bytes: 40 })]));
+    let record = &ledger.records()[&uuid(1)];
+    assert_eq!(total(record, &slots).hooks[0].wire(), Counter { packets: 2, bytes: 100 });
+}
+
+#[test]
 fn port_without_room_for_its_device_counts_without_it() {
     let slots = FakeSlots::default();
     let members = (0..CAPACITY.members)
@@ -114,11 +160,17 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
         ledger.claim(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
-    let writes = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
-    assert_eq!(writes.len(), 1);
+    let (writes, left) = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
+    assert_eq!((writes.len(), left), (1, vec![uuid(1)]));
     let netdevs: Vec<u32> = ledger.records().values().map(|record| record.ifindex).collect();
     assert_eq!(netdevs, [0, 5]);
-    assert_eq!(ledger.one_port_each(|_| 0), []);
+    assert_eq!(ledger.one_port_each(|_| 0), (Vec::new(), Vec::new()));
+    // The one that is left may have another netdev, and once only.
+    assert_eq!(ledger.idle_port_of(first), Some(uuid(1)));
+    let (slot, write) = ledger.carry(uuid(1), 6, 9).unwrap();
+    assert_eq!((slot.slot(), write), (first, Write::Port(uuid(1), ledger.records()[&uuid(1)])));
+    assert_eq!(ledger.records()[&uuid(1)].ifindex, 6);
+    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7, 9)), (None, None));
 }
 
 #[derive(Debug, Clone)]

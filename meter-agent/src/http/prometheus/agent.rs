@@ -11,7 +11,7 @@ use super::{
     traffic::{reasons_help, word},
 };
 use crate::{
-    datapath::HookKind,
+    datapath::{HookKind, Repairs},
     snapshot::{Health, Snapshot},
 };
 
@@ -22,6 +22,7 @@ pub(super) fn write(families: &mut Families<'_>, snapshot: &Snapshot, process: &
     frames(families, snapshot)?;
     hooks(families, snapshot)?;
     maps(families, snapshot)?;
+    repairs(families, snapshot.repairs, started_ns)?;
     health(families, &snapshot.health, started_ns)?;
     self::process(families, process, started_ns)
 }
@@ -154,6 +155,20 @@ fn maps(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
     )
 }
 
+fn repairs(families: &mut Families<'_>, repairs: Repairs, started_ns: u64) -> fmt::Result {
+    let Repairs { set_aside, restored, lost } = repairs;
+    families.counters_since(
+        &Family::new(
+            "meter_agent_pin_repairs",
+            "Pins of maps that were not as an agent had left them when this one started. set_aside: not ours, moved away. \
+             restored: gone, and the map found at the programs that count, so that nothing is lost. lost: gone, and made \
+             anew without what the map held, which the log says.",
+        ),
+        [("set_aside", set_aside), ("restored", restored), ("lost", lost)]
+            .map(|(kind, count)| (Labels([("kind", Value::Text(kind))]), count, started_ns)),
+    )
+}
+
 fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt::Result {
     families.counters_since(
         &Family::new(
@@ -196,6 +211,11 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
             "Times that the datapath refused a set of user-defined meters, from the configuration or at run time; those \
              before it then count on.",
             health.user_meter_refusals,
+        ),
+        (
+            "meter_agent_state_write_failures",
+            "Times that totals could not be written to state.totals_file, which stays as it was.",
+            health.state_failures,
         ),
     ] {
         families.counter_since(&Family::new(name, help), value, started_ns)?;

@@ -1,0 +1,227 @@
+//! What is pinned, before it is trusted: what is not ours is set aside, a map that has lost its pin is found again at the
+//! programs that count, and what is lost is said.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::{Array, Map, MapData, MapInfo},
+    programs::loaded_programs,
+};
+use meter_ebpf::abi::{Direction, Meta, map};
+
+use super::{
+    Repairs, clsact,
+    failure::describe,
+    maps::{self, Spec},
+    open::{OpenError, path_error},
+    sys,
+};
+
+/// Where things go that are not ours, below the pin path.
+const ASIDE: &str = "aside";
+/// Names that are tried for one of them.
+const ASIDE_NAMES: usize = 1_000;
+
+/// What became of the pinned maps.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// What was done.
+    pub(super) repairs: Repairs,
+    /// Maps that an earlier agent had and that are made anew.
+    pub(super) lost: BTreeSet<&'static str>,
+}
+
+/// Looks at what is pinned for each map, so that everything that is pinned afterwards is ours; sets the numbers of entries
+/// to those of the maps that are there.
+///
+/// # Errors
+///
+/// What can't be looked at, or not be set aside.
+pub(super) fn settle(specs: &mut [Spec], pin_path: &Path, links: &Path) -> Result<Settled, OpenError> {
+    let pins = maps::pin_directory(pin_path);
+    let mut settled = Settled::default();
+    let mut missing = BTreeSet::new();
+    for spec in specs.iter_mut() {
+        let pin = pins.join(spec.name);
+        match maps::check_pin(spec, &pin) {
+            Ok(Some(entries)) => keep_size(spec, entries),
+            Ok(None) => {
+                missing.insert(spec.name);
+            }
+            Err(OpenError::ForeignPin { path, map, found }) => {
+                let to = set_aside(&pin).map_err(|source| path_error("set aside", &path, source))?;
+                tracing::error!(map, pin = %path.display(), found, aside = %to.display(), "not our map; set aside");
+                settled.repairs.set_aside += 1;
+                missing.insert(spec.name);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(settled);
+    }
+    // An agent that was killed while it made the maps had nothing to lose.
+    let is_first = !has_entries(links) && !is_complete(&pins.join(map::META));
+    let running = running_maps(links).unwrap_or_else(|error| {
+        tracing::warn!(error, "the maps of the programs that count can't be asked for");
+        Vec::new()
+    });
+    for spec in specs.iter_mut() {
+        if !missing.contains(spec.name) {
+            continue;
+        }
+        let pin = pins.join(spec.name);
+        match running.iter().find(|info| maps::is_as(spec, info).is_ok() && is_named(info, spec.name)) {
+            Some(info) => {
+                pin_again(info, &pin)?;
+                tracing::warn!(map = spec.name, pin = %pin.display(), "the pin was gone; the map is pinned again");
+                settled.repairs.restored += 1;
+                keep_size(spec, info.max_entries());
+                missing.remove(spec.name);
+            }
+            None if is_first => {}
+            None => {
+                let lost = what_it_held(spec.name);
+                tracing::error!(map = spec.name, lost, "the pinned map is gone; made anew");
+                settled.repairs.lost += 1;
+            }
+        }
+    }
+    drop_what_means_nothing_alone(specs, &mut missing, &pins)?;
+    settled.lost = missing;
+    Ok(settled)
+}
+
+fn keep_size(spec: &mut Spec, entries: u32) {
+    if entries != spec.max_entries {
+        tracing::warn!(
+            map = spec.name,
+            entries,
+            configured = spec.max_entries,
+            "pinned map keeps its size until `meter-agent detach`"
+        );
+        spec.max_entries = entries;
+    }
+}
+
+/// Moves what is pinned at this path, which is below `<pin path>/v<version>/<kind>`, to `<pin path>/aside`; returns where
+/// it is.
+pub(super) fn set_aside(pin: &Path) -> io::Result<PathBuf> {
+    let (Some(base), Some(name)) = (pin.ancestors().nth(3), pin.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let directory = base.join(ASIDE);
+    match fs::create_dir(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // bpffs refuses dots.
+    let name = name.to_string_lossy();
+    let free = (1..=ASIDE_NAMES).map(|n| directory.join(format!("{name}_{n}"))).find(|to| !to.exists());
+    let to = free.ok_or_else(|| io::Error::from(io::ErrorKind::AlreadyExists))?;
+    fs::rename(pin, &to)?;
+    Ok(to)
+}
+
+/// Removes the pins of maps that mean nothing, or something else, without one that is missing.
+fn drop_what_means_nothing_alone(
+    specs: &[Spec],
+    missing: &mut BTreeSet<&'static str>,
+    pins: &Path,
+) -> Result<(), OpenError> {
+    let with: Vec<&'static str> = if missing.contains(map::PORTS) {
+        // Whose slots and whose tunnels they are is not known: another port would go on from their totals.
+        specs.iter().map(|spec| spec.name).collect()
+    } else if missing.contains(map::TUNNELS) || missing.contains(map::TUNNEL_TAKEN) {
+        // Tunnels would share places.
+        vec![map::TUNNELS, map::TUNNEL_TAKEN, map::TUNNEL_SPARE, map::TUNNEL_COUNTERS, map::META]
+    } else if missing.contains(map::TUNNEL_SPARE) {
+        // The spare places are known from the tunnels, and are filled in again.
+        vec![map::META]
+    } else {
+        return Ok(());
+    };
+    for name in with {
+        let pin = pins.join(name);
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(path_error("remove", &pin, error));
+            }
+            _ => missing.insert(name),
+        };
+    }
+    Ok(())
+}
+
+/// Says what can't be known without the map.
+fn what_it_held(name: &str) -> &'static str {
+    match name {
+        map::PORTS => "all totals: nothing tells any more whose they are",
+        map::COUNTERS => "the totals of all ports that have a netdev",
+        map::MEMBERS => "the totals of devices",
+        map::TUNNELS | map::TUNNEL_TAKEN | map::TUNNEL_COUNTERS => "the totals of tunnels",
+        map::BUCKETS => "the totals of uplinks' buckets",
+        map::FAULTS => "the counts of faults",
+        _ => "nothing",
+    }
+}
+
+/// Returns whether an agent had finished making the maps.
+fn is_complete(meta: &Path) -> bool {
+    let data = MapData::from_pin(meta).ok().and_then(|data| Map::from_map_data(data).ok());
+    let array = data.and_then(|map| Array::<MapData, Meta>::try_from(map).ok());
+    array.and_then(|array| array.get(&0, 0).ok()).is_some_and(|meta| meta.tunnels_ready == 1)
+}
+
+fn has_entries(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn is_named(info: &MapInfo, name: &str) -> bool {
+    let found = info.name_as_str().unwrap_or_default();
+    found == name || (name == map::SLOTS && found == map::SLOTS_SECTION)
+}
+
+fn pin_again(info: &MapInfo, pin: &Path) -> Result<(), OpenError> {
+    let pinned = MapData::from_id(info.id()).map_err(|error| describe(&error));
+    let pinned = pinned.and_then(|data| data.pin(pin).map_err(|error| describe(&error)));
+    pinned.map_err(|error| path_error("pin again at", pin, io::Error::other(error)))
+}
+
+/// Returns the maps of the programs that run at our hooks: of the pinned links, and of our filters in this network
+/// namespace.
+///
+/// The kernel opens them for CAP_SYS_ADMIN only.
+fn running_maps(links: &Path) -> Result<Vec<MapInfo>, String> {
+    let programs = running_programs(links);
+    if programs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut ids = BTreeSet::new();
+    for program in loaded_programs() {
+        let program = program.map_err(|error| describe(&error))?;
+        if programs.contains(&program.id()) {
+            ids.extend(program.map_ids().map_err(|error| describe(&error))?.unwrap_or_default());
+        }
+    }
+    ids.into_iter().map(|id| MapInfo::from_id(id).map_err(|error| describe(&error))).collect()
+}
+
+/// Returns the ids of the programs at our hooks, as far as they can be seen.
+fn running_programs(links: &Path) -> BTreeSet<u32> {
+    let pins = fs::read_dir(links).into_iter().flatten().flatten().map(|entry| entry.path());
+    let linked = pins.filter_map(|pin| {
+        let link = sys::open_pin(&pin).ok().filter(|link| sys::is_link(link.as_fd()))?;
+        sys::link_program(link.as_fd()).ok()
+    });
+    let netdevs = clsact::netdevs().unwrap_or_default().into_iter();
+    let filters = netdevs.flat_map(|ifindex| {
+        Direction::ALL.map(|direction| clsact::filter_program(ifindex, direction).ok().flatten())
+    });
+    linked.chain(filters.flatten()).collect()
+}

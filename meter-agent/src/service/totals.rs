@@ -1,0 +1,146 @@
+//! Totals in a file, for the time after a reboot: read once at the start, written at an interval and at the end.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use tokio::{
+    sync::oneshot,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{agent::Event, datapath::ReadError, totals::Totals};
+
+/// What is another one in each boot of the host.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The file, and the boot that it is written in.
+#[derive(Debug)]
+pub(super) struct TotalsFile {
+    path: PathBuf,
+    boot_id: String,
+}
+
+impl TotalsFile {
+    /// Opens the file; `None` where it can't be used, which the log says. Also returns what another boot has left in it.
+    ///
+    /// A file that is broken is moved away; one that can't be read is left alone, and not written either.
+    pub(super) fn open(path: &Path) -> Option<(Self, Option<Totals>)> {
+        let boot_id = match fs::read_to_string(BOOT_ID) {
+            Ok(id) => id.trim().to_owned(),
+            Err(error) => {
+                tracing::error!(file = BOOT_ID, error = %error, "no state file: this boot has no name");
+                return None;
+            }
+        };
+        let file = Self { path: path.to_owned(), boot_id };
+        let shown = path.display();
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some((file, None)),
+            Err(error) => {
+                tracing::error!(file = %shown, error = %error, "the state file can't be read; it is left as it is");
+                return None;
+            }
+        };
+        match Totals::decode(&text) {
+            Ok(state) => {
+                let is_older = state.boot_id != file.boot_id;
+                Some((file, is_older.then_some(state)))
+            }
+            Err(error) => {
+                let aside = file.beside(".broken");
+                let moved = fs::rename(path, &aside);
+                tracing::error!(
+                    file = %shown,
+                    error = %error,
+                    aside = moved.is_ok().then(|| aside.display().to_string()),
+                    "the state file is broken; totals from before a reboot are lost"
+                );
+                moved.is_ok().then_some((file, None))
+            }
+        }
+    }
+
+    /// Writes all totals: the file has these or those from before, whatever happens meanwhile.
+    fn write(&self, state: Totals) -> io::Result<()> {
+        let text = Totals { boot_id: self.boot_id.clone(), ..state }.encode();
+        let new = self.beside(".new");
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&text)?;
+            file.sync_all()
+        });
+        if let Err(error) = written.and_then(|()| fs::rename(&new, &self.path)) {
+            // On a disk that is full it would keep its space.
+            drop(fs::remove_file(&new));
+            return Err(error);
+        }
+        // The name as well.
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(&self.path);
+        name.push(suffix);
+        name.into()
+    }
+
+    /// Writes the totals at the end.
+    pub(super) fn write_last(&self, state: Result<Totals, ReadError>) {
+        let result = state.map_err(io::Error::other).and_then(|state| self.write(state));
+        if let Err(error) = result {
+            let file = self.path.display();
+            tracing::error!(%file, error = %error, "the state file was not written; it is as it was");
+        }
+    }
+}
+
+/// Writes the totals at this interval, for as long as there is an agent.
+pub(super) async fn keep(file: Arc<TotalsFile>, every: Duration, events: mpsc::Sender<Event>) {
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first one is at once.
+    tick.tick().await;
+    let mut fails = false;
+    loop {
+        tick.tick().await;
+        let (ask, answer) = oneshot::channel();
+        if events.send(Event::Totals(ask)).is_err() {
+            return;
+        }
+        let Ok(state) = answer.await else { return };
+        let written = match state {
+            Ok(state) => {
+                let file = Arc::clone(&file);
+                spawn_blocking(move || file.write(state))
+                    .await
+                    .unwrap_or_else(|error| Err(io::Error::other(error)))
+            }
+            Err(error) => Err(io::Error::other(error)),
+        };
+        match written {
+            Err(error) => {
+                if !fails {
+                    let file = file.path.display();
+                    tracing::error!(%file, error = %error, "the state file can't be written; it stays as it was");
+                }
+                fails = true;
+                if events.send(Event::TotalsFailed).is_err() {
+                    return;
+                }
+            }
+            Ok(()) => {
+                if fails {
+                    tracing::info!(file = %file.path.display(), "the state file is written again");
+                }
+                fails = false;
+            }
+        }
+    }
+}

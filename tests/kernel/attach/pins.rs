@@ -1,0 +1,227 @@
+//! Pins that others removed or replaced: what still counts is found again, and what is lost is said and begins anew.
+
+use std::{fs, path::PathBuf};
+
+use meter_agent::{
+    datapath::{Repairs, kernel::remove_all},
+    meter::DeviceId,
+};
+use meter_ebpf::abi::{VERSION, map};
+use uuid::Uuid;
+
+use super::{
+    super::support::{
+        auto_kind,
+        foreign::Foreign,
+        frames::{IPV4, UDP, ethernet, ipv4, vxlan},
+        until,
+    },
+    Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks, moved, ready,
+};
+
+/// The maps that programs use.
+const COUNTING: [&str; 9] = [
+    map::SLOTS,
+    map::SLOTS_HIGH,
+    map::COUNTERS,
+    map::TUNNELS,
+    map::TUNNEL_TAKEN,
+    map::TUNNEL_SPARE,
+    map::TUNNEL_COUNTERS,
+    map::BUCKETS,
+    map::FAULTS,
+];
+/// The device of the port.
+const DEVICE: u128 = 11;
+
+impl Pair {
+    fn pin(&self, map: &str) -> PathBuf {
+        self.host.pins.join(format!("v{VERSION}/maps/{map}"))
+    }
+
+    /// Sends plain frames both ways, and tunnelled ones of so many tunnels to the host.
+    fn send_tunnelled(&self, tunnels: u32) {
+        self.send(3, 5);
+        let socket = RawSocket::open(&self.peer, "peer0").unwrap();
+        for vni in 0..tunnels {
+            socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, &[0; 60])))).unwrap();
+        }
+    }
+
+    fn in_device(&self) -> Target {
+        Target { device: Some(DeviceId(Uuid::from_u128(DEVICE))), ..self.port() }
+    }
+}
+
+/// Waits until everything that was counted is `expected`.
+fn reach(meter: &mut Meter<'_>, expected: &Table, what: &[&str]) {
+    until(|| meter.table() == *expected);
+    assert_eq!(&meter.table(), expected, "{what:?}");
+}
+
+#[test]
+fn map_whose_pin_was_removed_is_found_at_the_programs() {
+    if !ready() {
+        return;
+    }
+    for tc in [TcMode::Auto, TcMode::Clsact] {
+        let pair = Pair::new(if tc == TcMode::Auto { "unpinned" } else { "unpinned-clsact" });
+        let options = pair.options(tc);
+        let mut meter = pair.host.open_with(&options);
+        meter.attach(&pair.uplink(IngressHook::Tc));
+        pair.send_tunnelled(7);
+        until(|| meter.table().get(&format!("port {PORT} Ingress"))[0] == 10);
+        let first = meter.table();
+        drop(meter);
+        // How they hang makes no difference to any of them alone.
+        let alone = if tc == TcMode::Auto { &COUNTING[..] } else { &COUNTING[..1] };
+        let alone = alone.iter().map(|map| vec![*map]);
+        for (round, maps) in alone.chain([COUNTING.to_vec()]).enumerate() {
+            maps.iter().for_each(|map| fs::remove_file(pair.pin(map)).unwrap());
+            pair.send_tunnelled(7);
+            let mut meter = pair.host.open_with(&options);
+            let times = u64::try_from(round).unwrap() + 2;
+            let expected = (1..times).fold(first.clone(), |sum, _| sum.plus(&first));
+            reach(&mut meter, &expected, &maps);
+            let restored = u64::try_from(maps.len()).unwrap();
+            assert_eq!(meter.reading().repairs, Repairs { restored, ..Repairs::default() }, "{maps:?}");
+            assert_eq!(pair.host.hooks().len(), hooks(meter_kind(tc), Class::Uplink).len());
+            // The programs that are put in their places use the same maps.
+            meter.attach(&pair.uplink(IngressHook::Tc));
+            reach(&mut meter, &expected, &maps);
+        }
+    }
+}
+
+fn meter_kind(tc: TcMode) -> HookKind {
+    if tc == TcMode::Clsact { HookKind::Clsact } else { auto_kind() }
+}
+
+#[test]
+fn another_map_at_the_pin_makes_room_for_the_one_that_counts() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("replaced");
+    let mut meter = pair.host.open();
+    meter.attach(&pair.port());
+    pair.count(&mut meter, Class::Port, "before");
+    let before = meter.table();
+    drop(meter);
+    let path = pair.pin(map::COUNTERS);
+    fs::remove_file(&path).unwrap();
+    Foreign::load(&pair.host.netns).pin(&path);
+    pair.send(3, 5);
+    let mut meter = pair.host.open();
+    meter.expect(&before, &moved(Class::Port, 3, 5), "meanwhile");
+    assert_eq!(meter.reading().repairs, Repairs { set_aside: 1, restored: 1, lost: 0 });
+    meter.attach(&pair.port());
+    pair.count(&mut meter, Class::Port, "after");
+    drop(meter);
+    assert!(pair.host.pins.join("aside/COUNTERS_1").exists());
+    fs::remove_dir_all(pair.host.pins.join("aside")).unwrap();
+}
+
+#[test]
+fn link_pin_that_is_no_link_is_set_aside() {
+    if !ready() || !lab::require::kernel(6, 6, "TCX") {
+        return;
+    }
+    let pair = Pair::new("no-link");
+    let path = pair.host.pins.join(format!("v{VERSION}/links/{}_in", pair.host.ifindex("eth0")));
+    let mut meter = pair.host.open();
+    Foreign::load(&pair.host.netns).pin(&path);
+    meter.attach(&pair.port());
+    assert_eq!(pair.host.hooks(), hooks(HookKind::Tcx, Class::Port));
+    pair.count(&mut meter, Class::Port, "beside it");
+    drop(meter);
+    fs::remove_dir_all(pair.host.pins.join("aside")).unwrap();
+}
+
+#[test]
+fn what_nothing_counts_in_any_more_begins_anew() {
+    if !ready() {
+        return;
+    }
+    // What is left of 3 frames in and 7 tunnels, in the order: packets of the port, of its tunnels, of its device.
+    for (lost, left) in [
+        (map::SLOTS, [10, 7, 3]),
+        (map::SLOTS_HIGH, [10, 7, 3]),
+        (map::COUNTERS, [0, 7, 0]),
+        (map::PORTS, [0, 0, 0]),
+        (map::MEMBERS, [10, 7, 0]),
+        (map::TUNNELS, [10, 0, 3]),
+        (map::TUNNEL_TAKEN, [10, 0, 3]),
+        (map::TUNNEL_SPARE, [10, 7, 3]),
+        (map::TUNNEL_COUNTERS, [10, 0, 3]),
+        (map::BUCKETS, [10, 7, 3]),
+        (map::FAULTS, [10, 7, 3]),
+        (map::META, [10, 7, 3]),
+    ] {
+        let pair = Pair::new(&format!("lost-{}", lost.to_lowercase().replace('_', "-")));
+        let ifindex = pair.host.ifindex("eth0");
+        let mut meter = pair.host.open();
+        // As an uplink, and then as the port of a device.
+        meter.attach(&pair.uplink(IngressHook::Tc));
+        let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
+        for vni in 0..7 {
+            socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, &[0; 60])))).unwrap();
+        }
+        let counts = |meter: &mut Meter<'_>| {
+            let table = meter.table();
+            let tunnels = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).sum();
+            [
+                table.get(&format!("port {PORT} Ingress"))[0],
+                tunnels,
+                table.get(&format!("device {DEVICE}"))[0],
+            ]
+        };
+        let reach = |meter: &mut Meter<'_>, expected: [u64; 3]| {
+            until(|| counts(meter) == expected);
+            assert_eq!(counts(meter), expected, "{lost}");
+        };
+        reach(&mut meter, [7, 7, 0]);
+        meter.attach(&pair.in_device());
+        pair.send(3, 0);
+        reach(&mut meter, [10, 7, 3]);
+        // Nothing counts any more, so that nothing knows the map but its pin.
+        meter.detach(ifindex);
+        drop(meter);
+        fs::remove_file(pair.pin(lost)).unwrap();
+
+        let mut meter = pair.host.open();
+        // Without it nobody can tell that there was an agent before; and it held nothing.
+        let repairs = Repairs { lost: u64::from(lost != map::META), ..Repairs::default() };
+        assert_eq!(meter.reading().repairs, repairs, "{lost}");
+        assert_eq!(counts(&mut meter), left, "{lost}");
+        // The same once more, and it counts as ever.
+        meter.attach(&pair.uplink(IngressHook::Tc));
+        for vni in 0..7 {
+            socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni + 5, &[0; 60])))).unwrap();
+        }
+        reach(&mut meter, [left[0] + 7, left[1] + 7, left[2]]);
+        meter.attach(&pair.in_device());
+        pair.send(3, 0);
+        reach(&mut meter, [left[0] + 10, left[1] + 7, left[2] + 3]);
+        let places: Vec<u64> = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).collect();
+        assert!(places.iter().all(|packets| *packets <= 2), "{lost}: tunnels share a place: {places:?}");
+    }
+}
+
+#[test]
+fn another_map_for_the_records_does_not_keep_hooks_from_being_removed() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("detach-foreign");
+    pair.host.open_with(&pair.options(TcMode::Clsact)).attach(&pair.port());
+    let path = pair.pin(map::PORTS);
+    fs::remove_file(&path).unwrap();
+    Foreign::load(&pair.host.netns).pin(&path);
+    pair.host.netns.run_in(|| remove_all(&pair.host.pins)).unwrap().unwrap();
+    // Whose the qdisc is was in the records.
+    assert_eq!(pair.host.hooks(), ["eth0 qdisc clsact"]);
+    pair.host.netns.run("tc", &["qdisc", "del", "dev", "eth0", "clsact"]).unwrap();
+    fs::remove_file(pair.host.pins.join("aside/PORTS_1")).unwrap();
+    fs::remove_dir_all(&pair.host.pins).unwrap();
+}
