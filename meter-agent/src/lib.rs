@@ -69,6 +69,7 @@
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 
 pub mod agent;
+pub mod aside;
 pub mod audit;
 pub mod binding;
 pub mod cli;

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use meter_agent::{
+    aside::set_aside,
     audit,
     command::{self, Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
@@ -216,5 +217,10 @@ fn detach(config: &Config) -> Result<()> {
         removed.maps,
         config.datapath.pin_path.display()
     );
+    // Or the next boot would bring back what has ended.
+    if let Some(file) = config.state_file.as_deref().filter(|file| file.exists()) {
+        let aside = set_aside(file, ".detached").with_context(|| format!("set aside {}", file.display()))?;
+        eprintln!("moved the totals for the next boot to {}", aside.display());
+    }
     Ok(())
 }

@@ -54,8 +54,11 @@ pub(super) struct Meters {
     slots: BTreeMap<u32, SlotPort>,
     /// The number of the last rules.
     generation: u64,
-    /// Whether this agent has made the memory of verdicts.
-    remembers: bool,
+    /// The maps to which `rules` and `verdicts` lead, once this agent has made them. Held until others are in their place
+    /// or none: before Linux 5.10.214, 6.1.75 and 6.6.14 one that nobody holds is freed under programs that still read it
+    /// (CVE-2023-52447).
+    current: Option<Array<MapData, RuleTables>>,
+    remembered: Option<PerCpuArray<MapData, VerdictBlock>>,
     /// Whether ports have the programs that ask for rules.
     pub(super) on: bool,
 }
@@ -77,7 +80,8 @@ impl Meters {
             counters_of_set: Vec::new(),
             slots: BTreeMap::new(),
             generation: 0,
-            remembers: false,
+            current: None,
+            remembered: None,
             on,
         })
     }
@@ -134,10 +138,15 @@ impl Meters {
     /// Writes records.
     fn write(&mut self, writes: &[Write]) -> Result<(), MetersError> {
         let failed = |error: MapError| write_error(map::METERS, &error);
-        writes.iter().try_for_each(|(name, record)| match record {
+        let written = writes.iter().try_for_each(|(name, record)| match record {
             Some(record) => self.names.insert(name, record, 0).map_err(failed),
             None => self.names.remove(name).map_err(failed),
-        })
+        });
+        if written.is_err() {
+            // What is written down is what the next agent goes by, and so has this one to.
+            self.ledger = MeterLedger::new(self.names.iter().collect::<Result<_, _>>().map_err(failed)?);
+        }
+        written
     }
 
     /// Compiles rules, and lets programs count by them from now on. Those before are out of use when this returns.
@@ -156,18 +165,19 @@ impl Meters {
         let mut rules: Array<MapData, RuleTables> = Array::create(1, 0).map_err(failed)?;
         let tables: &RuleTables = &tables[0];
         rules.set(0, tables, 0).map_err(failed)?;
-        if !self.remembers {
+        if self.remembered.is_none() {
             let failed = |error: MapError| write_error(map::VERDICTS, &error);
             let verdicts = PerCpuArray::<MapData, VerdictBlock>::create(VERDICT_BLOCKS, 0).map_err(failed)?;
             let mut outer: ArrayOfMaps<_, PerCpuArray<MapData, VerdictBlock>> =
                 (&mut self.verdicts).try_into().map_err(failed)?;
             outer.set(0, &verdicts, 0).map_err(failed)?;
-            self.remembers = true;
+            self.remembered = Some(verdicts);
         }
         before(self)?;
         let mut outer: ArrayOfMaps<_, Array<MapData, RuleTables>> =
             (&mut self.rules).try_into().map_err(failed)?;
         outer.set(0, &rules, 0).map_err(failed)?;
+        self.current = Some(rules);
         self.generation = generation;
         Ok(())
     }
@@ -182,7 +192,8 @@ impl Meters {
                 Err(error) => tracing::warn!(map = name, error = %error, "memory not given back"),
             }
         }
-        self.remembers = false;
+        self.current = None;
+        self.remembered = None;
         self.slots.clear();
     }
 }
@@ -218,7 +229,7 @@ impl KernelDatapath {
             let before: Vec<MeterName> =
                 self.meters.set.meters.iter().map(|meter| meter_name(&meter.name)).collect();
             // Without a set of its own, an agent doesn't know which meters the one before left counting.
-            if self.meters.remembers && !before.is_empty() {
+            if self.meters.remembered.is_some() && !before.is_empty() {
                 self.retire_meters(&before)?;
             }
             return Err(error);

@@ -14,7 +14,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 use super::meter;
-use crate::rules::Meter;
+use crate::{aside::set_aside, rules::Meter};
 
 const FILE: &str = "meters.json";
 /// Bytes of the longest file.
@@ -180,9 +180,8 @@ impl State {
 
     fn set_aside(&mut self, what: String) -> StateError {
         let path = self.path.clone().unwrap_or_default();
-        let aside = path.with_extension("json.broken");
-        match fs::rename(&path, &aside) {
-            Ok(()) => StateError::Broken { path, what, aside },
+        match set_aside(&path, ".broken") {
+            Ok(aside) => StateError::Broken { path, what, aside },
             Err(error) => self.leave_alone(format!("{what}, and it can't be set aside: {error}")),
         }
     }

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::{agent::Event, datapath::ReadError, totals::Totals};
+use crate::{agent::Event, aside::set_aside, datapath::ReadError, totals::Totals};
 
 /// What is another one in each boot of the host.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -25,6 +25,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(super) struct TotalsFile {
     path: PathBuf,
     boot_id: String,
+    /// Held while it is written; whether the last writing was begun, after which there is no other.
+    is_ended: Mutex<bool>,
 }
 
 impl TotalsFile {
@@ -39,7 +41,7 @@ impl TotalsFile {
                 return None;
             }
         };
-        let file = Self { path: path.to_owned(), boot_id };
+        let file = Self { path: path.to_owned(), boot_id, is_ended: Mutex::new(false) };
         let shown = path.display();
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -52,24 +54,46 @@ impl TotalsFile {
         match Totals::decode(&text) {
             Ok(state) => {
                 let is_older = state.boot_id != file.boot_id;
+                if is_older {
+                    file.keep_previous();
+                }
                 Some((file, is_older.then_some(state)))
             }
             Err(error) => {
-                let aside = file.beside(".broken");
-                let moved = fs::rename(path, &aside);
+                let aside = set_aside(path, ".broken").ok();
                 tracing::error!(
                     file = %shown,
                     error = %error,
-                    aside = moved.is_ok().then(|| aside.display().to_string()),
+                    aside = aside.as_ref().map(|aside| aside.display().to_string()),
                     "the state file is broken; totals from before a reboot are lost"
                 );
-                moved.is_ok().then_some((file, None))
+                aside.map(|_| (file, None))
             }
         }
     }
 
-    /// Writes all totals: the file has these or those from before, whatever happens meanwhile.
+    /// Gives the file of the boot before a second name, which stays when the file is replaced: there may be no room now
+    /// for all that it has.
+    fn keep_previous(&self) {
+        let previous = self.beside(".previous");
+        let kept = match fs::remove_file(&previous) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::hard_link(&self.path, &previous),
+        };
+        if let Err(error) = kept {
+            let file = previous.display();
+            tracing::warn!(%file, error = %error, "the totals of the boot before are not kept beside the new ones");
+        }
+    }
+
+    /// Writes all totals, unless the last ones are.
     fn write(&self, state: Totals) -> io::Result<()> {
+        let is_ended = self.is_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_ended { Ok(()) } else { self.replace(state) }
+    }
+
+    /// Replaces the file: it has these totals or those from before, whatever happens meanwhile.
+    fn replace(&self, state: Totals) -> io::Result<()> {
         let text = Totals { boot_id: self.boot_id.clone(), ..state }.encode();
         let new = self.beside(".new");
         let written = File::create(&new).and_then(|mut file| {
@@ -93,7 +117,10 @@ impl TotalsFile {
 
     /// Writes the totals at the end.
     pub(super) fn write_last(&self, state: Result<Totals, ReadError>) {
-        let result = state.map_err(io::Error::other).and_then(|state| self.write(state));
+        // One at the interval may be going on.
+        let mut is_ended = self.is_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *is_ended = true;
+        let result = state.map_err(io::Error::other).and_then(|state| self.replace(state));
         if let Err(error) = result {
             let file = self.path.display();
             tracing::error!(%file, error = %error, "the state file was not written; it is as it was");

@@ -1,6 +1,9 @@
 //! The state file: totals that outlive a reboot, a file that is broken, and a disk that is full.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use lab::require;
 use meter_agent::totals::Totals;
@@ -18,10 +21,17 @@ fn keeps<'a>(host: &'a Host, file: &Path, interval: &str) -> Daemon<'a> {
     daemon
 }
 
-/// Removes what a reboot does.
-fn lose_everything(daemon: &Daemon<'_>) {
+/// Removes everything, the totals for the next boot too; returns where those are then.
+fn detach(daemon: &Daemon<'_>, file: &Path) -> PathBuf {
     let output = daemon.run(&["detach"]);
     assert!(output.status.success(), "{output:?}");
+    assert!(!file.exists());
+    file.with_extension("detached")
+}
+
+/// Removes what a reboot does: all but the file.
+fn lose_everything(daemon: &Daemon<'_>, file: &Path) {
+    fs::rename(detach(daemon, file), file).unwrap();
 }
 
 #[test]
@@ -42,7 +52,7 @@ fn totals_outlive_a_reboot_and_a_detach_ends_them() {
     guests.talk();
     daemon.stop();
     let total = sum(zero, rx_tx(&guests.counts().since(&before)));
-    lose_everything(&daemon);
+    lose_everything(&daemon, &file);
     guests.talk();
 
     let line = ["unshare", "--mount", "sh", "-c", REBOOTED, "sh", boot_id.to_str().unwrap()];
@@ -60,9 +70,13 @@ fn totals_outlive_a_reboot_and_a_detach_ends_them() {
         "11111111-2222-3333-4444-555555555555"
     );
 
-    // In the same boot an end of all totals is meant.
-    lose_everything(&daemon);
-    daemon.start_with(&line, |_| {});
+    // That of the boot before is there as well.
+    let previous = Totals::decode(&fs::read(file.with_extension("previous")).unwrap()).unwrap();
+    assert_ne!(previous.boot_id, "11111111-2222-3333-4444-555555555555");
+
+    // A detach ends all totals, in this boot and in the next.
+    assert!(detach(&daemon, &file).exists());
+    daemon.start();
     daemon.wait_until_ready();
     assert_eq!(daemon.port(PORT), Some([(0, 0); 2]));
 }

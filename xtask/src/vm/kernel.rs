@@ -72,8 +72,6 @@ impl Kernel {
         let kernel = Self { version, tree };
         if !kernel.image().is_ok_and(|image| image.exists()) {
             lists.unpack(&kernel.version, &kernel.tree)?;
-            // Packages of older kernels come without it; it is made on installation.
-            executable::run(Command::new("depmod").arg("--basedir").arg(kernel.root()).arg(&kernel.version))?;
         }
         Ok(kernel)
     }
@@ -90,14 +88,9 @@ impl Kernel {
         }
     }
 
-    /// Returns the directory that has `lib/modules`.
-    fn root(&self) -> PathBuf {
-        if self.tree.join("lib/modules").exists() { self.tree.clone() } else { self.tree.join("usr") }
-    }
-
     /// Returns the modules that a guest needs, as paths and where they are in the guest; and the lists of them all.
     pub(super) fn modules(&self) -> Result<Vec<(PathBuf, String)>> {
-        let modules = self.root().join("lib/modules").join(&self.version);
+        let modules = root(&self.tree).join("lib/modules").join(&self.version);
         let path = modules.join("modules.dep");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut files: Vec<String> = closure(&text).into_iter().collect();
@@ -111,6 +104,11 @@ impl Kernel {
         let place = |file: String| (modules.join(&file), format!("/lib/modules/{}/{file}", self.version));
         Ok(files.into_iter().map(place).collect())
     }
+}
+
+/// Returns the directory of an unpacked kernel that has `lib/modules`.
+fn root(tree: &Path) -> PathBuf {
+    if tree.join("lib/modules").exists() { tree.to_owned() } else { tree.join("usr") }
 }
 
 /// Returns the modules of [`MODULES`] and all that they depend on, by `modules.dep`.
@@ -206,7 +204,7 @@ impl Lists {
     /// Unpacks a kernel's packages into a directory.
     fn unpack(&self, version: &str, into: &Path) -> Result<()> {
         say(format_args!("fetching Linux {version}"));
-        let next = into.with_extension("next");
+        let next = into.with_file_name(format!("{version}.next"));
         if next.exists() {
             fs::remove_dir_all(&next)?;
         }
@@ -227,6 +225,11 @@ impl Lists {
                 executable::run(Command::new("dpkg-deb").arg("--extract").arg(entry.path()).arg(&next))?;
                 fs::remove_file(entry.path())?;
             }
+        }
+        // Packages of older kernels come without it; it is made on installation.
+        executable::run(Command::new("depmod").arg("--basedir").arg(root(&next)).arg(version))?;
+        if into.exists() {
+            fs::remove_dir_all(into)?;
         }
         fs::rename(&next, into).with_context(|| format!("cannot make {}", into.display()))
     }
