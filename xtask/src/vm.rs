@@ -182,11 +182,19 @@ fn test_on(
         bail!("the tests ended with {code}; the console's log is {}", console.display());
     }
     let text = std::fs::read_to_string(&console)?;
+    if ran_nothing(&text) {
+        bail!("no test ran: {line} names none");
+    }
     Ok(text
         .lines()
         .filter_map(|line| line.trim_end().split_once("skipped "))
         .map(|(_, skip)| skip.to_owned())
         .collect())
+}
+
+/// Returns whether libtest says that no test passed: it takes names that no test has for success.
+fn ran_nothing(console: &str) -> bool {
+    console.lines().any(|line| line.starts_with("test result: ok. 0 passed"))
 }
 
 /// Returns what of a skip is the same on every kernel: the test and what it wants, without what this kernel is. `None`
@@ -217,7 +225,13 @@ fn directory() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::what_lacks;
+    use super::{ran_nothing, what_lacks};
+
+    #[test]
+    fn names_that_no_test_has_are_no_success() {
+        assert!(ran_nothing("running 0 tests\r\n\r\ntest result: ok. 0 passed; 0 failed; 0 ignored\r\n"));
+        assert!(!ran_nothing("test result: ok. 10 passed; 0 failed; 0 ignored\n"));
+    }
 
     #[test]
     fn the_same_skip_on_two_kernels_is_one() {
