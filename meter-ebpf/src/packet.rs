@@ -7,9 +7,15 @@
 
 pub mod encapsulations;
 pub mod gso;
+pub mod numbers;
 #[cfg(test)]
 mod tests;
 pub mod tunnel;
+
+use numbers::{
+    ETH_IPV4, ETH_IPV6, ETH_QINQ, ETH_TEB, ETH_VLAN, IP_AUTHENTICATION, IP_DESTINATION, IP_FRAGMENT, IP_GRE,
+    IP_HOP_BY_HOP, IP_IPV4, IP_IPV6, IP_ROUTING, IP_SCTP, IP_TCP, IP_UDP,
+};
 
 /// Read access to one frame, whatever holds it: an skb, an XDP buffer, a byte slice.
 ///
@@ -87,25 +93,6 @@ const VLAN_TAG: u32 = 4;
 const UDP: u32 = 8;
 /// A VXLAN header, and a GENEVE header without options.
 const UDP_TUNNEL: u32 = 8;
-
-const ETH_IPV4: u16 = 0x0800;
-const ETH_IPV6: u16 = 0x86dd;
-const ETH_VLAN: u16 = 0x8100;
-const ETH_QINQ: u16 = 0x88a8;
-/// Transparent Ethernet bridging: a frame inside GRE or GENEVE.
-const ETH_TEB: u16 = 0x6558;
-
-const IP_HOP_BY_HOP: u8 = 0;
-const IP_IPV4: u8 = 4;
-const IP_TCP: u8 = 6;
-const IP_UDP: u8 = 17;
-const IP_IPV6: u8 = 41;
-const IP_ROUTING: u8 = 43;
-const IP_FRAGMENT: u8 = 44;
-const IP_GRE: u8 = 47;
-const IP_AUTHENTICATION: u8 = 51;
-const IP_DESTINATION: u8 = 60;
-const IP_SCTP: u8 = 132;
 
 /// VLAN tags that are followed inside the frame. One more may be in the skb's metadata.
 const MAX_VLAN_TAGS: u32 = 3;

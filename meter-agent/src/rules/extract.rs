@@ -2,27 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use meter_ebpf::packet::{Fragment, Frame as _};
+use meter_ebpf::packet::{
+    Fragment, Frame as _,
+    numbers::{
+        ARP_HEAD, ETH_ARP, ETH_IPV4, ETH_LEAST, ETH_QINQ, ETH_VLAN, IP_ICMP, IP_ICMPV6, IP_SCTP, IP_TCP,
+        IP_UDP,
+    },
+};
 
 use super::packet::Packet;
 
-const ETH_IPV4: u16 = 0x0800;
-const ETH_ARP: u16 = 0x0806;
-const ETH_VLAN: u16 = 0x8100;
-const ETH_QINQ: u16 = 0x88a8;
-/// What is less is a length, by IEEE 802.3.
-const ETH_LEAST: u16 = 0x600;
 /// Where the ethertype of a frame without a tag is.
 const ETHERTYPE: u32 = 12;
-
-const IP_ICMP: u8 = 1;
-const IP_TCP: u8 = 6;
-const IP_UDP: u8 = 17;
-const IP_ICMPV6: u8 = 58;
-const IP_SCTP: u8 = 132;
-
-/// The beginning of an ARP packet of IPv4 over Ethernet.
-const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
 
 /// Reads the fields of an Ethernet frame that begins with its header.
 ///

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use meter_ebpf::packet::Fragment;
+use meter_ebpf::packet::{
+    Fragment,
+    numbers::{ETH_IPV4, ETH_IPV6},
+};
 use uuid::Uuid;
 
 use super::{
@@ -81,8 +84,6 @@ impl Default for Packet {
 const FRAGMENT: &str = "fragment";
 const FRAGMENTS: &[(&str, Fragment)] =
     &[("none", Fragment::Whole), ("first", Fragment::First), ("later", Fragment::Later)];
-const ETH_IPV4: u16 = 0x0800;
-const ETH_IPV6: u16 = 0x86dd;
 
 impl Packet {
     /// Sets fields to what words and values by turns say: the attributes of a rule, and `fragment none|first|later`.

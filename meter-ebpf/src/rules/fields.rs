@@ -3,25 +3,14 @@
 use super::{DST_WORD, HW_DST_WORD, HW_SRC_WORD, PORTS_WORD, SRC_WORD};
 use crate::{
     abi::rules::{FlowKey, present},
-    packet::{Fragment, Frame},
+    packet::{
+        Fragment, Frame,
+        numbers::{
+            ARP_HEAD, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEAST, ETH_QINQ, ETH_VLAN, IP_ICMP, IP_ICMPV6,
+            IP_SCTP, IP_TCP, IP_UDP,
+        },
+    },
 };
-
-const ETH_IPV4: u16 = 0x0800;
-const ETH_ARP: u16 = 0x0806;
-const ETH_VLAN: u16 = 0x8100;
-const ETH_QINQ: u16 = 0x88a8;
-const ETH_IPV6: u16 = 0x86dd;
-/// What is less is a length, by IEEE 802.3.
-const ETH_LEAST: u16 = 0x600;
-
-const IP_ICMP: u8 = 1;
-const IP_TCP: u8 = 6;
-const IP_UDP: u8 = 17;
-const IP_ICMPV6: u8 = 58;
-const IP_SCTP: u8 = 132;
-
-/// The beginning of an ARP packet of IPv4 over Ethernet.
-const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
 
 /// Reads the fields of an Ethernet frame that begins with its header. `tag` is the id of a VLAN tag that is kept beside
 /// the frame: it is the outermost.
