@@ -14,7 +14,7 @@ use self::capture::Capture;
 pub use self::capture::CaptureError;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
-    rules::{self, MeterSet, Packet},
+    rules::{self, Flows, MeterSet, Packet},
 };
 
 /// There is nothing to explain, or no more of it.
@@ -62,11 +62,14 @@ pub fn run(
     };
     let mut totals: BTreeMap<&str, FlowStats> = BTreeMap::new();
     let mut capture = Capture::open(path)?;
+    let mut flows = Flows::default();
     let mut number = 0_u64;
     while let Some(frame) = capture.next_frame()? {
         number += 1;
         let bytes = frame.length;
-        let packet = with_words(rules::fields(frame.bytes), words, devices)?;
+        let mut packet = rules::fields(frame.bytes);
+        packet.flow = flows.note(None, &packet, rules::tcp_flags(frame.bytes));
+        let packet = with_words(packet, words, devices)?;
         writeln!(out, "frame {number}, {bytes} bytes: {packet}\n{}", rules::explain(set, &packet))?;
         for meter in set.counting(&packet) {
             *totals.entry(&meter.name).or_default() += FlowStats { packets: 1, bytes: bytes.into() };

@@ -39,7 +39,9 @@
 //!   is one of its ports; that is also the one on which it came into the virtual network, as far as is known here. It has
 //!   traversed both ports and the devices that they belong to.
 //! - Hooks of uplinks and tunnel netdevs count for no rule, and neither do those of XDP; so `vni` is what no packet has.
-//! - `flow` can be written down and explained, but not counted: that needs the state of connections.
+//! - `flow` is a packet's direction in its connection, told at each port by itself: see [`Flows`]. The programs know
+//!   `connections.max_entries` connections, and forget one that is idle. What has no room counts as forward, but the answer to
+//!   a SYN as return (`meter_agent_faults`: `connection_table_full`).
 //!
 //! # What a compiled form must obey
 //!
@@ -57,6 +59,7 @@ mod condition;
 mod draft;
 mod explain;
 mod extract;
+mod flows;
 mod line;
 mod matcher;
 mod packet;
@@ -77,7 +80,8 @@ pub use self::{
     compile::{CompileError, SlotPort, Tables, compile},
     condition::{Condition, Direction, Flow, FragmentPolicy, MacMatch, PortRange, Prefix, Test},
     explain::explain,
-    extract::fields,
+    extract::{fields, tcp_flags},
+    flows::Flows,
     line::{LineError, RuleLine},
     matcher::{Outcome, matches, outcome},
     packet::Packet,

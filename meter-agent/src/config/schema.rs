@@ -147,12 +147,15 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let [vxlan_ports, geneve_ports] = udp_ports(&section, report);
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
+    let section = document.section("connections", report);
+    let max_connections = section.one(report, "max_entries", check::integer(1..=MAX_ENTRIES));
     Options {
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
         tc: or(tc, TcMode::default()).value,
         max_ports,
         max_netdevs: max_netdevs.value,
         max_tunnels: or(max_tunnels, 8192).value,
+        max_connections: or(max_connections, 16_384).value,
         vxlan_ports,
         geneve_ports,
         nvgre: or(nvgre, false).value,

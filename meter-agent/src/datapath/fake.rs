@@ -164,6 +164,8 @@ impl Datapath for FakeDatapath {
         lost
     }
 
+    fn tend(&mut self) {}
+
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         if let Some(error) = self.meters_error.take() {
             return Err(error);

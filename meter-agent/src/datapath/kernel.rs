@@ -16,6 +16,7 @@ use super::{
     AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
     Target,
     bind::now_ns,
+    connections::Connections,
     failure::{bind_error, describe, full_error},
     hook::load,
     hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
@@ -58,6 +59,7 @@ pub struct KernelDatapath {
     pub(super) programs: ProgramIds,
     pub(super) links: PathBuf,
     pub(super) meters: Meters,
+    pub(super) connections: Connections,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
@@ -132,6 +134,7 @@ impl KernelDatapath {
             }
             lost.clear();
         }
+        let connections = Connections::take(&mut ebpf, entries_of(map::CONNECTION_FREE))?;
         let meters = Meters::take(&mut ebpf)?;
         if meters.on {
             load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
@@ -171,6 +174,7 @@ impl KernelDatapath {
             programs,
             links,
             meters,
+            connections,
             repairs: settled.repairs,
             logger,
             _lock: lock,
@@ -215,6 +219,12 @@ impl KernelDatapath {
         changed?;
         self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
         Ok(kinds)
+    }
+
+    /// As [`Datapath::tend`], at this many seconds since the host was started.
+    pub fn tend_at(&mut self, now: u32) {
+        let in_use = self.meters.on && self.meters.asks_for_flow();
+        self.connections.tend(now, in_use);
     }
 
     fn site(&self) -> Site<'_> {
@@ -351,6 +361,10 @@ impl Datapath for KernelDatapath {
         all_lost
     }
 
+    fn tend(&mut self) {
+        self.tend_at(uptime_s());
+    }
+
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         self.change_meters(meters)
     }
@@ -397,6 +411,12 @@ pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
     let Some(program) = program.and_then(|program| program.fd().ok()) else { return false };
     let answer = sys::create_link(program.as_fd(), 0, LinkPlace::TcxIngress);
     answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Returns the seconds since the host was started.
+fn uptime_s() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.ok().and_then(|now| u32::try_from(now.tv_sec()).ok()).unwrap_or_default()
 }
 
 /// Where maps are pinned, and what one of them holds.

@@ -110,6 +110,11 @@ impl Meters {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
+    /// Returns whether a rule asks for the direction of a connection.
+    pub(super) fn asks_for_flow(&self) -> bool {
+        self.set.meters.iter().flat_map(|meter| &meter.rules).any(|rule| rule.flow.is_some())
+    }
+
     /// Returns how many entries of a map are in use; `None` for maps of others.
     pub(super) fn usage(&self, name: &str) -> Option<u64> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);

@@ -55,6 +55,8 @@ impl KernelDatapath {
             map::TUNNEL_TAKEN => count(tunnel_use.hashed),
             map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
+            map::CONNECTIONS | map::CONNECTION_KEYS => count(self.connections.count()),
+            map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
         for map in &mut usage {

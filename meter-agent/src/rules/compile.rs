@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::trie::{Full, Pattern, Tests, Writer, set};
 use super::{
     MeterSet,
-    condition::{Condition, Direction, MacMatch, PortRange, Prefix, Test},
+    condition::{Condition, Direction, Flow, MacMatch, PortRange, Prefix, Test},
 };
 use crate::meter::{DeviceId, PortId};
 
@@ -52,17 +52,6 @@ pub enum CompileError {
     Rules {
         /// How many.
         rules: usize,
-    },
-    /// A rule asks for the state of a connection.
-    #[error(
-        "meter {meter:?}, rule {rule}: flow can't be counted: it needs the state of connections, which this version does \
-         not keep"
-    )]
-    Flow {
-        /// The meter.
-        meter: String,
-        /// Which of its rules, from 1.
-        rule: usize,
     },
     /// What one field is compared with takes more room than there is.
     #[error(
@@ -95,11 +84,6 @@ pub fn compile(
     if rules.len() > MAX_RULES {
         return Err(CompileError::Rules { rules: rules.len() });
     }
-    for meter in &set.meters {
-        if let Some(rule) = meter.rules.iter().position(|rule| rule.flow.is_some()) {
-            return Err(CompileError::Flow { meter: meter.name.clone(), rule: rule + 1 });
-        }
-    }
     let mut asked = Asked::new(set, slots);
     for (number, (rule, _)) in rules.iter().enumerate() {
         asked.rule(number, rule);
@@ -122,9 +106,10 @@ fn empty_tables() -> Tables {
         always: [0; 2],
         counted: [0; 2],
         fragments: [0; 4],
+        flows: [0; 2],
         inverted: 0,
         traversed_inverted: 0,
-        padding: [0; 6],
+        padding: [0; 4],
         nodes: [[0; 16]; MAX_NODES],
         vectors: [[0; RULE_WORDS]; MAX_VECTORS],
     }];
@@ -263,6 +248,9 @@ impl<'s> Asked<'s> {
             writer.tables[0].roots[field as usize] = root;
             writer.tables[0].absent[field as usize] = absent;
         }
+        if rules.iter().any(|rule| rule.flow.is_some()) {
+            key_mask.words.iter_mut().zip(FlowKey::FLOW.words).for_each(|(all, of_flow)| *all |= of_flow);
+        }
         writer.tables[0].key_mask = key_mask;
         let mut vector = |holds: &dyn Fn(&Condition) -> bool| {
             let mut vector = [0; RULE_WORDS];
@@ -283,12 +271,17 @@ impl<'s> Asked<'s> {
         for fragment in [Fragment::Whole, Fragment::First, Fragment::Later] {
             fragments[fragment as usize] = vector(&|rule| rule.fragment_policy.accepts(fragment))?;
         }
+        let mut flows = [0; 2];
+        for (index, direction) in [Flow::Forward, Flow::Return].into_iter().enumerate() {
+            flows[index] = vector(&|rule| rule.flow.is_none_or(|flow| flow == direction))?;
+        }
         let inverted = vector(&|rule| rule.inverted)?;
         let traversed_inverted = writer.vector(self.traversed_inverted).map_err(room("rules"))?;
         let mut tables = writer.tables;
         tables[0].always = always;
         tables[0].counted = counted;
         tables[0].fragments = fragments;
+        tables[0].flows = flows;
         tables[0].inverted = inverted;
         tables[0].traversed_inverted = traversed_inverted;
         Ok(tables)

@@ -140,6 +140,8 @@ pub mod present {
     pub const EGRESS: u64 = 1 << 58;
     /// Where the part of a fragmented packet begins.
     pub const FRAGMENT_SHIFT: u32 = 59;
+    /// It goes against the first packet of its connection.
+    pub const RETURN: u64 = 1 << 61;
 }
 
 /// A compiled set of rules. Never changed once programs see it: another set is another map.
@@ -162,12 +164,14 @@ pub struct RuleTables {
     pub counted: [u16; 2],
     /// The vector of the rules that are about a part of a fragmented packet, by its number.
     pub fragments: [u16; 4],
+    /// The vector of the rules that a packet's direction in its connection satisfies: forward, then return.
+    pub flows: [u16; 2],
     /// The vector of the rules that are inverted.
     pub inverted: u16,
     /// The vector of the rules of which the traversed device is inverted.
     pub traversed_inverted: u16,
     /// Fills the gap before the next eight bytes.
-    pub padding: [u16; 6],
+    pub padding: [u16; 4],
     /// The nodes: what the next half byte leads to.
     pub nodes: [[u16; 16]; MAX_NODES],
     /// The vectors.

@@ -1,6 +1,6 @@
 //! User-defined meters on real netdevs: they come, change and go under traffic, and outlive the agent.
 
-use meter_agent::rules::{Groups, Meter as Rules, MeterSet, RuleLine};
+use meter_agent::rules::{Groups, MAX_RULES, Meter as Rules, MeterSet, RuleLine};
 
 use super::{
     super::support::{auto_kind, until},
@@ -247,9 +247,10 @@ fn a_set_that_cannot_be_counted_is_refused_and_the_other_counts_on() {
     meter.set_meters(&set(&[RULE, OUT]));
     meter.attach(&pair.port());
     pair.count(&mut meter, Class::Port, "before");
-    let flow = set(&[("new", "proto 6"), ("back", "flow return-flow")]);
-    let error = meter.try_set_meters(&flow).unwrap_err();
-    assert!(error.to_string().contains("\"back\", rule 1: flow can't be counted"), "{error}");
+    let mut many = set(&[("new", "proto 6"), ("many", "proto 17")]);
+    many.meters[1].rules = vec![many.meters[1].rules[0].clone(); MAX_RULES];
+    let error = meter.try_set_meters(&many).unwrap_err();
+    assert!(error.to_string().contains("the meters have 1025 rules, at most 1024"), "{error}");
     pair.count(&mut meter, Class::Port, "after");
     let expected = [("experiments", 6), ("out", 10)];
     assert_eq!(meter.meters(), expected.map(|(name, n)| (name.to_owned(), [n, n * BYTES])).into());

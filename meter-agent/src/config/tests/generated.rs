@@ -92,7 +92,7 @@ prop_compose! {
     fn datapaths()(
         tc in prop::sample::select(vec![TcMode::Auto, TcMode::Tcx, TcMode::Clsact]),
         (max_netdevs, max_ports) in (1..=1_000_000_u32).prop_flat_map(|least| (Just(least), least..=1_000_000)),
-        max_tunnels in 1..=1_000_000_u32,
+        [max_tunnels, max_connections] in prop::array::uniform2(1..=1_000_000_u32),
         udp_ports in prop::collection::btree_set(1..=u16::MAX, 0..=12),
         nvgre in any::<bool>(),
         name in "[a-z]{1,8}",
@@ -105,6 +105,7 @@ prop_compose! {
             max_ports,
             max_netdevs,
             max_tunnels,
+            max_connections,
             vxlan_ports: vxlan.to_vec(),
             geneve_ports: geneve.to_vec(),
             nvgre,
@@ -196,7 +197,7 @@ fn written(config: &Config) -> String {
     let mut text = format!(
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
-         \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
+         \n[connections]\nmax_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
@@ -212,6 +213,7 @@ fn written(config: &Config) -> String {
         datapath.geneve_ports,
         datapath.nvgre,
         datapath.max_tunnels,
+        datapath.max_connections,
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),
