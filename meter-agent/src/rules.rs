@@ -63,6 +63,7 @@ mod flows;
 mod line;
 mod matcher;
 mod packet;
+mod routers;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -85,6 +86,7 @@ pub use self::{
     line::{LineError, RuleLine},
     matcher::{Outcome, matches, outcome},
     packet::Packet,
+    routers::{Router, router_of},
     table::RuleTable,
     value::{group_name, meter_name, prefix},
 };
@@ -108,6 +110,8 @@ pub struct MeterSet {
     pub meters: Vec<Meter>,
     /// What the rules' groups hold.
     pub groups: Groups,
+    /// Each device once.
+    pub routers: Vec<Router>,
 }
 
 impl MeterSet {
@@ -123,6 +127,7 @@ impl MeterSet {
             names.extend(ports.chain(groups.into_iter().filter_map(of_group)).flatten().map(|port| port.0));
             names.extend(rule.traversed_device.value);
         }
+        names.extend(self.routers.iter().flat_map(|router| &router.bridges).map(|bridge| bridge.0));
         names
     }
 

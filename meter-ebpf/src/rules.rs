@@ -112,8 +112,8 @@ impl FlowKey {
     pub const fn mask_of(field: Field) -> Self {
         let mut words = [0; KEY_WORDS];
         match field {
-            Field::InPort | Field::TraversedIn => words[SLOTS_WORD] = 0xffff_ffff << 32,
-            Field::OutPort | Field::TraversedOut => words[SLOTS_WORD] = 0xffff_ffff,
+            Field::InPort | Field::TraversedIn | Field::RouterIn => words[SLOTS_WORD] = 0xffff_ffff << 32,
+            Field::OutPort | Field::TraversedOut | Field::RouterOut => words[SLOTS_WORD] = 0xffff_ffff,
             Field::Ethertype => {
                 words[PORTS_WORD] = 0xffff << 16;
                 words[HW_DST_WORD] = present::ETHERTYPE;
@@ -143,6 +143,11 @@ impl FlowKey {
                 words[HW_DST_WORD] = present::HW;
             }
             Field::HwDst => words[HW_DST_WORD] = HW_MASK | present::HW,
+            Field::RouterSrc => {
+                words[HW_SRC_WORD] = HW_MASK;
+                words[HW_DST_WORD] = present::HW | present::VLAN;
+            }
+            Field::RouterDst => words[HW_DST_WORD] = HW_MASK | present::HW | present::VLAN,
             Field::Src4 | Field::Src6 => {
                 words[SRC_WORD] = u64::MAX;
                 words[SRC_WORD + 1] = u64::MAX;
@@ -217,7 +222,8 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
     let out_slot = slots << 32;
     narrow(tables, &mut rules, root(tables, Field::InPort), slots, 0);
     narrow(tables, &mut rules, root(tables, Field::OutPort), out_slot, 0);
-    narrow_traversed(tables, &mut rules, slots, out_slot);
+    // The result is for the verifier: of a function without one it sees whatever a register holds, such as a stack pointer.
+    black_box(narrow_traversed(tables, &mut rules, key));
 
     let numbers = key.words[PORTS_WORD];
     let others = key.words[HW_SRC_WORD];
@@ -294,20 +300,36 @@ fn narrow(tables: &RuleTables, rules: &mut RuleVector, start: u32, high: u64, lo
     }
 }
 
-/// Leaves the rules whose traversed device one of the ports is or belongs to, or none does if that is inverted.
+/// Leaves the rules whose traversed device one of the ports is or belongs to, or is a router to which or from which the
+/// frame is sent; or the others where that is inverted.
 #[inline(never)]
-fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, in_slot: u64, out_slot: u64) {
+fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, key: &FlowKey) -> u32 {
     let came = root(tables, Field::TraversedIn);
     let went = root(tables, Field::TraversedOut);
     if came == u32::from(LEAF | EVERY_RULE) && went == u32::from(LEAF | EVERY_RULE) {
-        return;
+        return 0;
     }
+    let (in_slot, out_slot) = (key.words[SLOTS_WORD], key.words[SLOTS_WORD] << 32);
     let came = vector(tables, find(tables, came, in_slot, 0));
     let went = vector(tables, find(tables, went, out_slot, 0));
     let inverted = vector(tables, usize::from(tables.traversed_inverted));
-    for word in 0..RULE_WORDS {
-        rules[word] &= (came[word] | went[word]) ^ inverted[word];
+    if root(tables, Field::RouterIn) == u32::from(LEAF | EVERY_RULE) || key.has(present::VLAN) {
+        for word in 0..RULE_WORDS {
+            rules[word] &= (came[word] | went[word]) ^ inverted[word];
+        }
+        return 1;
     }
+    let to_in = vector(tables, find(tables, root(tables, Field::RouterIn), in_slot, 0));
+    let from_out = vector(tables, find(tables, root(tables, Field::RouterOut), out_slot, 0));
+    let dst = start(tables, key, Field::RouterDst, present::HW);
+    let to = vector(tables, find(tables, dst, key.words[HW_DST_WORD] << 16, 0));
+    let src = start(tables, key, Field::RouterSrc, present::HW);
+    let from = vector(tables, find(tables, src, key.words[HW_SRC_WORD] << 16, 0));
+    for word in 0..RULE_WORDS {
+        let met = (to_in[word] & to[word]) | (from_out[word] & from[word]);
+        rules[word] &= (came[word] | went[word] | met) ^ inverted[word];
+    }
+    2
 }
 
 /// Follows a trie to its vector.

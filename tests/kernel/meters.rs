@@ -2,6 +2,7 @@
 
 mod differential;
 mod flows;
+mod routers;
 mod worked;
 
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use meter_agent::{
     datapath::{Class, Target, kernel::Options},
     meter::{DeviceId, PortId},
-    rules::{self, Direction, Groups, Meter as Rules, MeterSet, Packet, RuleLine},
+    rules::{self, Direction, Meter as Rules, MeterSet, Packet, RuleLine},
 };
 use uuid::Uuid;
 
@@ -100,6 +101,13 @@ impl World<'_> {
     }
 }
 
+/// Returns the device that a port belongs to.
+fn device_of(port: PortId) -> Option<DeviceId> {
+    let mut netdevs = NETDEVS.into_iter();
+    let (.., device) = netdevs.find(|(_, number, _)| Uuid::from_u128(*number) == port.0)?;
+    device.map(|device| DeviceId(Uuid::from_u128(device)))
+}
+
 /// Returns the program of a port's hook.
 fn program(direction: Direction) -> Program {
     let name = match direction {
@@ -115,5 +123,5 @@ fn set(lines: &[(&str, &str)]) -> MeterSet {
         let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
         Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
-    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }

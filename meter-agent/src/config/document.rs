@@ -34,6 +34,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "log",
             "binding",
             "meter",
+            "router",
             "port_group",
             "ip_address_group",
         ],
@@ -53,6 +54,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("log", &["level", "format"]),
     ("binding", &["netdev", "mac", "port", "device"]),
     ("meter", &["name", "rules"]),
+    ("router", &["id", "macs", "bridges"]),
     ("port_group", &["name", "ports"]),
     ("ip_address_group", &["name", "addresses"]),
 ];
@@ -170,6 +172,11 @@ impl Section<'_> {
     /// Returns whether a key is set, to whatever value.
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
+    }
+
+    /// Returns whether a key is set to an array of nothing.
+    pub(super) fn is_empty_array(&self, key: &'static str) -> bool {
+        self.value(key).is_some_and(|(_, value)| matches!(value, DeValue::Array(items) if items.is_empty()))
     }
 
     /// Returns a key's value, read by a function that says what is wrong with it.

@@ -3,6 +3,7 @@
 mod bindings;
 mod exposition;
 mod meters;
+mod routers;
 
 pub use self::meters::rule_table;
 
@@ -72,7 +73,8 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let state_directory = state_directory(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
-    let meters = meters::read(document, report);
+    let mut meters = meters::read(document, report);
+    routers::read(document, &configured, &mut meters, report);
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, scraper_listen, report);

@@ -86,7 +86,7 @@ impl Meters {
         })
     }
 
-    /// Reads every meter's total, by name.
+    /// Reads every meter's total, by name; those of routers as well.
     pub(super) fn read(&self) -> Result<BTreeMap<String, FlowStats>, ReadError> {
         if !self.on {
             return Ok(BTreeMap::new());
@@ -206,6 +206,7 @@ impl Meters {
 impl KernelDatapath {
     /// Lets another set of meters count.
     pub(super) fn change_meters(&mut self, set: &MeterSet) -> Result<(), MetersError> {
+        let set = &set.with_routers();
         let names: Vec<MeterName> = set.meters.iter().map(|meter| meter_name(&meter.name)).collect();
         if names.is_empty() {
             if self.meters.on {

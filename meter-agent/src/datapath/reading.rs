@@ -1,5 +1,7 @@
 //! Everything that the kernel half has counted, read and named.
 
+use std::collections::BTreeMap;
+
 use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
 use uuid::Uuid;
 
@@ -10,7 +12,10 @@ use super::{
     record::{port_id, port_reading},
     tunnels,
 };
-use crate::meter::{DeviceId, FlowStats};
+use crate::{
+    meter::{DeviceId, FlowStats},
+    rules::router_of,
+};
 
 impl KernelDatapath {
     /// Reads everything.
@@ -33,7 +38,9 @@ impl KernelDatapath {
         }
         let ports: Vec<PortReading> =
             self.ledger.records().iter().map(|(uuid, record)| port_reading(*uuid, record, &slots)).collect();
-        let devices = self
+        let (of_routers, user_meters): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            self.meters.read()?.into_iter().partition(|(name, _)| router_of(name).is_some());
+        let mut devices: BTreeMap<DeviceId, FlowStats> = self
             .ledger
             .devices(&slots)
             .into_iter()
@@ -42,6 +49,11 @@ impl KernelDatapath {
                 (DeviceId(Uuid::from_bytes(device.uuid)), stats)
             })
             .collect();
+        for (name, stats) in of_routers {
+            if let Some(router) = router_of(&name) {
+                *devices.entry(router).or_default() += stats;
+            }
+        }
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
         let mut usage = self.maps.usage(|name, capacity| match name {
             map::SLOTS => count(self.attached.range(..SLOT_ENTRIES).count()),
@@ -64,10 +76,10 @@ impl KernelDatapath {
         }
         Ok(Reading {
             ports,
-            devices,
+            devices: devices.into_iter().collect(),
             tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
-            user_meters: self.meters.read()?,
+            user_meters,
             faults: self.maps.faults()?,
             unbound: slots.counters(UNBOUND_SLOT),
             maps: usage,

@@ -11,8 +11,8 @@ use meter_ebpf::{
     abi::{
         Direction as Hook,
         rules::{
-            Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS, RuleTables,
-            RuleVector,
+            FIELDS, Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS,
+            RuleTables, RuleVector,
         },
     },
     packet::Fragment,
@@ -101,8 +101,8 @@ fn empty_tables() -> Tables {
         generation: 0,
         key_mask: FlowKey { words: [0; KEY_WORDS] },
         counters: [0; MAX_RULES],
-        roots: [0; 16],
-        absent: [0; 16],
+        roots: [0; FIELDS],
+        absent: [0; FIELDS],
         always: [0; 2],
         counted: [0; 2],
         fragments: [0; 4],
@@ -149,8 +149,7 @@ impl<'s> Asked<'s> {
 
     fn mac(&mut self, rule: usize, field: Field, test: &Test<MacMatch>) {
         if let Some(MacMatch { address, mask }) = test.value {
-            let bits = |[a, b, c, d, e, f]: [u8; 6]| u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into();
-            let pattern = Pattern::new(bits(address), bits(mask), field.bits());
+            let pattern = Pattern::new(mac_bits(address), mac_bits(mask), field.bits());
             self.ask(rule, field, test.inverted, false, vec![pattern]);
         }
     }
@@ -228,10 +227,29 @@ impl<'s> Asked<'s> {
         if let Some(device) = rule.traversed_device.value {
             self.ports(number, Field::TraversedIn, false, |port| port.is_or_belongs_to(device));
             self.ports(number, Field::TraversedOut, false, |port| port.is_or_belongs_to(device));
+            if !self.set.routers.is_empty() {
+                self.router(number, device);
+            }
             if rule.traversed_device.inverted {
                 set(&mut self.traversed_inverted, number);
             }
         }
+    }
+
+    /// Asks for what is sent to a router, or by it; nothing is where the device is none.
+    fn router(&mut self, number: usize, device: Uuid) {
+        let set = self.set;
+        let router = set.routers.iter().find(|router| router.device.0 == device);
+        let is_of_bridge = |port: &SlotPort| {
+            router.zip(port.device).is_some_and(|(router, device)| router.bridges.contains(&device))
+        };
+        self.ports(number, Field::RouterIn, false, is_of_bridge);
+        self.ports(number, Field::RouterOut, false, is_of_bridge);
+        let macs = router.into_iter().flat_map(|router| &router.macs);
+        let patterns: Vec<Pattern> =
+            macs.map(|mac| Pattern::exact(mac_bits(*mac), Field::RouterDst.bits())).collect();
+        self.ask(number, Field::RouterDst, false, false, patterns.clone());
+        self.ask(number, Field::RouterSrc, false, false, patterns);
     }
 
     fn write(self, rules: &[&Condition], mut writer: Writer) -> Result<Tables, CompileError> {
@@ -288,6 +306,10 @@ impl<'s> Asked<'s> {
     }
 }
 
+fn mac_bits([a, b, c, d, e, f]: [u8; 6]) -> u128 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into()
+}
+
 /// Returns which way a frame goes through its port at a hook.
 const fn direction_of(hook: Hook) -> Direction {
     match hook {
@@ -306,6 +328,7 @@ const fn name(field: Field) -> &'static str {
         Field::Tos => "tos",
         Field::SrcPort => "src-port",
         Field::DstPort => "dst-port",
+        Field::RouterIn | Field::RouterOut | Field::RouterDst | Field::RouterSrc => "traversed routers",
         Field::HwSrc => "hw-src",
         Field::HwDst => "hw-dst",
         Field::Src4 | Field::Src6 => "src",

@@ -1,6 +1,6 @@
 //! User-defined meters on real netdevs: they come, change and go under traffic, and outlive the agent.
 
-use meter_agent::rules::{Groups, MAX_RULES, Meter as Rules, MeterSet, RuleLine};
+use meter_agent::rules::{MAX_RULES, Meter as Rules, MeterSet, RuleLine};
 
 use super::{
     super::support::{auto_kind, until},
@@ -13,7 +13,7 @@ fn set(lines: &[(&str, &str)]) -> MeterSet {
         let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
         Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
-    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }
 
 /// A rule of the frames that are sent here, and its inversion.

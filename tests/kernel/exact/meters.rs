@@ -1,7 +1,7 @@
 //! User-defined meters of real traffic: what rules say of it adds up to what was on the wire.
 
 use lab::traffic::{Sender, tcp, udp};
-use meter_agent::rules::{Groups, Meter, MeterSet, RuleLine};
+use meter_agent::rules::{Meter, MeterSet, RuleLine};
 use meter_ebpf::abi::Direction;
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ fn set(lines: &[(&str, &str)]) -> MeterSet {
         let rule = RuleLine::parse(&line.replace("TAP", &tap)).unwrap();
         Meter { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
-    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }
 
 /// Rules of the machine's port, and of the same with the opposite.

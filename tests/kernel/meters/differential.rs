@@ -6,17 +6,17 @@ use std::{
 };
 
 use meter_agent::{
-    meter::PortId,
+    meter::{DeviceId, PortId},
     rules::{
         self, Condition, Direction, Flow, Flows, FragmentPolicy, Groups, MacMatch, Meter, MeterSet, Packet,
-        PortRange, Prefix, Test,
+        PortRange, Prefix, Router, Test,
     },
 };
 use meter_ebpf::packet::Fragment;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use uuid::Uuid;
 
-use super::{NETDEVS, World, program};
+use super::{NETDEVS, World, device_of, program};
 use crate::support::ready;
 
 #[path = "../../../meter-agent/src/rules/tests/strategies.rs"]
@@ -31,6 +31,7 @@ prop_compose! {
     fn sets()(
         rules in prop::collection::vec(prop::collection::vec(strategies::conditions(), 1..4), 1..80),
         groups in strategies::every_group(),
+        routers in strategies::routers(),
     ) -> MeterSet {
         // Of each set one rule at least asks for the direction of connections, so that none of their packets is missed.
         let flow = Meter {
@@ -40,7 +41,7 @@ prop_compose! {
         let meters = (0..).zip(rules).map(|(number, rules): (usize, _)| {
             Meter { name: format!("meter {number}: \"é\""), rules }
         });
-        MeterSet { meters: meters.chain([flow]).collect(), groups }
+        MeterSet { meters: meters.chain([flow]).collect(), groups, routers }
     }
 }
 
@@ -195,6 +196,7 @@ fn programs_count_what_the_matcher_says() {
                         let mut packet = world.run(&frame, seen.direction, seen.came, seen.own);
                         let (_, port, _) = NETDEVS[seen.own];
                         let at = (port != 0).then(|| PortId(Uuid::from_u128(port)));
+                        set.meet_routers(&mut packet, device_of);
                         packet.flow = flows.note(at, &packet, rules::tcp_flags(&frame));
                         for meter in set.counting(&packet) {
                             let [packets, bytes] = expected.get_mut(&meter.name).unwrap();

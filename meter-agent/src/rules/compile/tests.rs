@@ -7,7 +7,7 @@ use meter_ebpf::{
 use proptest::prelude::*;
 
 use super::{super::tests::strategies, *};
-use crate::rules::{Groups, Meter, Packet};
+use crate::rules::{Meter, Packet};
 
 /// Ports 1 to 4 of the strategies' world, three of which have a slot; two of them belong to devices.
 fn slots() -> BTreeMap<u32, SlotPort> {
@@ -128,9 +128,10 @@ prop_compose! {
             0..40,
         ),
         groups in strategies::groups(),
+        routers in strategies::routers(),
     ) -> MeterSet {
         let meters = (0..).zip(rules).map(|(number, rules): (usize, _)| Meter { name: number.to_string(), rules });
-        MeterSet { meters: meters.collect(), groups }
+        MeterSet { meters: meters.collect(), groups, routers }
     }
 }
 
@@ -152,7 +153,10 @@ proptest! {
         let counters: Vec<u16> = (0..set.meters.len()).map(|n| u16::try_from(1_000 - n).unwrap()).collect();
         let tables = compile(&set, &counters, &slots(), 7).unwrap();
         for (packet, in_slot, out_slot) in packets {
-            let (packet, of_ports) = at_a_hook(packet, in_slot, out_slot);
+            let (mut packet, of_ports) = at_a_hook(packet, in_slot, out_slot);
+            let slots = slots();
+            let device = |port| slots.values().find(|slot| slot.port == port).and_then(|slot| slot.device);
+            set.meet_routers(&mut packet, device);
             let (found, expected) = both(&set, &tables[0], &packet, of_ports);
             prop_assert_eq!(found, expected, "{:?}", packet);
         }
@@ -172,7 +176,7 @@ proptest! {
 }
 
 fn meter(rules: Vec<Condition>) -> MeterSet {
-    MeterSet { meters: vec![Meter { name: "0".to_owned(), rules }], groups: Groups::default() }
+    MeterSet { meters: vec![Meter { name: "0".to_owned(), rules }], ..MeterSet::default() }
 }
 
 #[test]
