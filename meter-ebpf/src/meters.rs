@@ -18,7 +18,7 @@ use meter_ebpf::{
     },
     connection::Seen,
     packet::Frame as _,
-    rules::{Counts, Fields, classify, fields},
+    rules::{Counts, Fields, classify, fields, plain_fields},
 };
 
 use crate::{connections, context::Skb, maps};
@@ -50,14 +50,19 @@ struct Scratch {
 #[inline(always)]
 pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
     let Some(tables) = RULES.get_value(0, &0) else { return };
-    meter_fields(skb.context());
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let is_plain = skb.tag_bytes() == 0 && plain_fields(&skb, unsafe { &mut (*scratch).fields });
+    if !is_plain {
+        meter_fields(skb.context());
+    }
+    let own = maps::slot_of(&skb).slot();
+    let is_return = tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0;
+    // SAFETY: as above; the calls have ended.
     let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
     *kept = wire;
     let wire = &*kept;
-    let own = maps::slot_of(&skb).slot();
-    if tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0 {
+    if is_return {
         key.set_return();
     }
     let (in_slot, out_slot) = match direction {
@@ -72,23 +77,33 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
     };
     // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
     let verdict = unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] };
-    if verdict.key == *key {
+    if verdict.key.is(key) {
         let count = verdict.count as usize;
         for place in 0..MAX_CACHED {
             if place >= count {
                 break;
             }
-            count_meter(u32::from(verdict.counters[place]), wire.packets, wire.bytes);
+            count_at(u32::from(verdict.counters[place]), wire.packets, wire.bytes);
         }
         return;
     }
-    verdict.key = *key;
+    for (to, from) in verdict.key.words.iter_mut().zip(&key.words) {
+        // SAFETY: a reference is valid for reads. Volatile, or the compiler calls a function to copy them byte after byte.
+        *to = unsafe { core::ptr::from_ref(from).read_volatile() };
+    }
     verdict.count = 0;
+    ask(tables, verdict, wire);
+}
+
+/// Asks the rules, and remembers what they say. Apart, so that a frame whose verdict is known keeps nothing for it.
+#[inline(never)]
+fn ask(tables: &RuleTables, verdict: &mut Verdict, wire: &Counter) -> u32 {
     let Verdict { key, counters, count } = verdict;
     classify(tables, key, &mut Counting { counters, count, wire });
     if *count > MAX_CACHED as u64 {
         key.make_void();
     }
+    0
 }
 
 /// Counts a frame, and remembers for which meters.
@@ -143,10 +158,15 @@ extern "C" fn meter_flow(skb: *mut __sk_buff, slot: u32) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn count_meter(counter: u32, packets: u64, bytes: u64) -> u64 {
-    let Some(block) = METER_COUNTERS.get_ptr_mut(counter / METERS_PER_BLOCK) else { return 1 };
+    count_at(counter, packets, bytes);
+    0
+}
+
+#[inline(always)]
+fn count_at(counter: u32, packets: u64, bytes: u64) {
+    let Some(block) = METER_COUNTERS.get_ptr_mut(counter / METERS_PER_BLOCK) else { return };
     // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
     let counter = unsafe { &mut (&mut *block).counters[(counter % METERS_PER_BLOCK) as usize] };
     counter.packets += packets;
     counter.bytes += bytes;
-    0
 }

@@ -111,7 +111,7 @@ const fn be16(high: u8, low: u8) -> u16 {
 
 /// Reads a number of two bytes in a head.
 #[inline(always)]
-fn half<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u16 {
+pub(crate) fn half<F: Frame + ?Sized, const N: usize>(head: &[u8; N], at: usize) -> u16 {
     u16::from_be(F::half(head, at))
 }
 

@@ -7,7 +7,7 @@ mod fields;
 
 use core::hint::black_box;
 
-pub use self::fields::{Fields, fields};
+pub use self::fields::{Fields, fields, plain_fields};
 use crate::{
     abi::{
         Direction,
@@ -95,7 +95,7 @@ impl FlowKey {
     /// Leaves what the rules of a set look at, and makes the key one of that set.
     #[inline(always)]
     pub fn restrict(&mut self, tables: &RuleTables) {
-        for word in 0..KEY_WORDS {
+        for word in 0..GENERATION_WORD {
             self.words[word] &= tables.key_mask.words[word];
         }
         self.words[GENERATION_WORD] = tables.generation;
@@ -176,15 +176,37 @@ impl FlowKey {
         Self { words }
     };
 
-    /// Mixes all words into one number.
+    /// Returns whether it is another one. By words: as arrays they would be compared by a function, byte after byte.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let mut differs = 0;
+        for word in 0..KEY_WORDS {
+            differs |= self.words[word] ^ other.words[word];
+        }
+        differs == 0
+    }
+
+    /// Mixes all words into one number, by products that don't wait for each other.
     #[inline(always)]
     #[must_use]
     pub fn hash(&self) -> u32 {
-        let mut hash = 0_u64;
-        for word in 0..KEY_WORDS {
-            hash = (hash.rotate_left(29) ^ self.words[word]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        const ODD: [u64; KEY_WORDS] = [
+            0x9e37_79b9_7f4a_7c15,
+            0xbf58_476d_1ce4_e5b9,
+            0x94d0_49bb_1331_11eb,
+            0xd6e8_feb8_6659_fd93,
+            0xa076_1d64_78bd_642f,
+            0xe703_7ed1_a0b4_28db,
+            0x8ebc_6af0_9c88_c6e3,
+            0x5899_65cc_7537_4cc3,
+            0x1d8e_4e27_c47d_124f,
+        ];
+        let mut sum = 0_u64;
+        for (word, odd) in self.words.iter().zip(ODD) {
+            sum = sum.wrapping_add(word.wrapping_mul(odd));
         }
-        (hash >> 40) as u32
+        ((sum ^ sum >> 32).wrapping_mul(ODD[0]) >> 40) as u32
     }
 
     #[inline(always)]
