@@ -15,6 +15,7 @@ pub mod kernel;
 mod ledger;
 mod maps;
 mod meters;
+mod object;
 mod open;
 mod others;
 mod pins;
@@ -24,6 +25,7 @@ mod remove;
 mod saved;
 mod slots;
 mod sys;
+mod takeover;
 mod tunnels;
 mod unrecorded;
 

@@ -6,9 +6,8 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use meter_ebpf::abi::Direction;
 
 use super::{
-    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
-    kernel::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
-    maps,
+    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks, maps,
+    object::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
     open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
 };
 

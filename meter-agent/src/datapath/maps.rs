@@ -407,6 +407,11 @@ pub(super) fn pin_directory(pin_path: &Path) -> PathBuf {
     pin_path.join(format!("v{VERSION}")).join("maps")
 }
 
+/// Where the links are pinned.
+pub(super) fn link_directory(pin_path: &Path) -> PathBuf {
+    pin_path.join(format!("v{VERSION}")).join("links")
+}
+
 /// Returns an address of the kernel half in its usual form.
 pub(super) fn ip_address(address: &Address) -> std::net::IpAddr {
     std::net::Ipv6Addr::from(address.bytes()).to_canonical()

@@ -10,7 +10,6 @@ use super::{
     failure::describe,
     hook::remove_link,
     hooks::remove_qdisc,
-    kernel::link_directory,
     maps,
     open::{OpenError, lock, path_error, pin_error},
     pins,
@@ -32,7 +31,7 @@ pub struct Removed {
 /// The first thing that could not be removed; the rest may be gone already, and calling again is safe.
 pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
     let map_pins = maps::pin_directory(pin_path);
-    let links = link_directory(pin_path);
+    let links = maps::link_directory(pin_path);
     let mut removed = Removed::default();
     if !map_pins.exists() {
         return Ok(removed);

@@ -1,0 +1,165 @@
+//! `bpf(2)` for maps: batch lookups, maps that can be mapped, and what aya's arrays of maps can't do.
+
+use std::{
+    io,
+    mem::offset_of,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::Pod;
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::{bpf, owned};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+/// Linux 5.6.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// Linux 5.5.
+pub(in super::super) const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// The member of `union bpf_attr` for `BPF_MAP_CREATE`, up to `map_name`.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
+}
+
+const _: () = assert!(size_of::<MapAttr>() == 44);
+
+/// The member of `union bpf_attr` for the elements of a map.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The `batch` member of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<BatchAttr>() == 56 && offset_of!(BatchAttr, elem_flags) == 40);
+
+/// Returns every key and value of a hash map, `chunk` to a system call.
+///
+/// Entries that come or go meanwhile may be missed or not; entries that stay are returned once each.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EINVAL` for sizes that are not the map's.
+pub(in super::super) fn lookup_batch<K: Pod + Default, V: Pod + Default>(
+    map: BorrowedFd<'_>,
+    chunk: usize,
+) -> io::Result<Vec<(K, V)>> {
+    let mut chunk = chunk.max(1);
+    let mut entries = Vec::new();
+    let mut position: Option<u64> = None;
+    loop {
+        let mut keys = vec![K::default(); chunk];
+        let mut values = vec![V::default(); chunk];
+        let mut next = 0_u64;
+        let mut attr = BatchAttr {
+            in_batch: position.as_ref().map_or(0, |position| std::ptr::from_ref(position) as u64),
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(chunk).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            ..BatchAttr::default()
+        };
+        // SAFETY: `attr` is the 56 bytes that this command reads and writes. The kernel writes at most `count` keys
+        // and values of the map's sizes, which the caller has checked to be those of `K` and `V` (both `Pod`, so any
+        // bytes are a value), and a position of 4 bytes for a hash map into the 8 of `next`. All buffers live
+        // through the call and nobody else has them.
+        let error = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
+        match error.as_ref().map(io::Error::raw_os_error) {
+            // ENOENT ends the map; what was found until then is in the buffers.
+            None | Some(Some(libc::ENOENT)) => {}
+            Some(Some(libc::ENOSPC)) => {
+                // One bucket holds more entries than the buffers.
+                chunk *= 2;
+                continue;
+            }
+            Some(_) => return Err(error.unwrap_or_else(io::Error::last_os_error)),
+        }
+        let count = usize::try_from(attr.count).unwrap_or(chunk).min(chunk);
+        entries.extend(keys.into_iter().zip(values).take(count));
+        if error.is_some() {
+            return Ok(entries);
+        }
+        position = Some(next);
+    }
+}
+
+/// Makes an array of one value that can be mapped into memory.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EPERM`.
+pub(in super::super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<OwnedFd> {
+    let mut attr = MapAttr {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(value_size).map_err(io::Error::other)?,
+        max_entries: 1,
+        map_flags: BPF_F_MMAPABLE,
+        ..MapAttr::default()
+    };
+    // The last byte stays 0.
+    let name_bytes = attr.map_name[..15].iter_mut().zip(name.as_bytes());
+    name_bytes.for_each(|(to, from)| *to = *from);
+    let mut create = || {
+        // SAFETY: `attr` is the first 44 bytes of what this command reads, the rest being optional. It points to nothing.
+        // The command returns a descriptor.
+        unsafe { bpf(BPF_MAP_CREATE, &mut attr).and_then(|fd| owned(fd)) }
+    };
+    match create() {
+        // Before Linux 5.11 maps count as locked memory, and where there is too much of it creation is not permitted.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY)
+                .map_err(|_| error)?;
+            create()
+        }
+        created => created,
+    }
+}
+
+/// Removes what an array of maps has at an index.
+///
+/// # Errors
+///
+/// What the kernel says: `ENOENT` where there is nothing.
+pub(in super::super) fn delete_entry(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: `attr` is the 32 bytes that this command reads, and its key the 4 bytes of an array's, which live through the
+    // call. Nothing is written.
+    unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
+}
