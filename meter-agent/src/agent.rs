@@ -211,7 +211,7 @@ impl<D: Datapath> Agent<D> {
             Event::TotalsFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
-                self.stale |= self.failures.tick();
+                self.stale |= self.failures.tick() | self.tick_meters();
                 self.verified_before = self.verified_before.saturating_add(1);
             }
             // Handled where events are taken from the channel.
@@ -291,6 +291,7 @@ impl<D: Datapath> Agent<D> {
             // Before the first dump everything would look gone.
             return;
         }
+        self.retry_meters();
         let survey = Survey::new(&self.table, &self.policy);
         for (ifindex, conflict) in survey.conflicts() {
             let before = self.survey.bound.get(&ifindex).and_then(|bound| bound.as_ref().err());
@@ -322,6 +323,7 @@ impl<D: Datapath> Agent<D> {
 
     /// Reads the totals, makes a snapshot of them, and hands it to whoever waits.
     fn publish(&mut self) {
+        self.health.user_meters_in_force = self.meters_count();
         match self.datapath.read() {
             Ok(reading) => {
                 self.generation += 1;

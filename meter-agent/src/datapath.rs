@@ -9,6 +9,7 @@ pub mod examine;
 mod failure;
 #[cfg(test)]
 pub mod fake;
+mod grace;
 mod hook;
 mod hooks;
 pub mod kernel;
@@ -254,6 +255,22 @@ pub struct PortReading {
     pub totals: SlotCounters,
 }
 
+/// The total of one user-defined meter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UserMeter {
+    /// In wire units, since `created_ns`.
+    pub stats: FlowStats,
+    /// When counting began: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+}
+
+impl From<FlowStats> for UserMeter {
+    /// A total that began at a time that nobody knows.
+    fn from(stats: FlowStats) -> Self {
+        Self { stats, created_ns: 0 }
+    }
+}
+
 /// Totals of one tunnel at one hook of one uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelReading {
@@ -327,8 +344,8 @@ pub struct Reading {
     pub tunnels: Vec<TunnelReading>,
     /// One for each attached uplink and direction.
     pub buckets: Vec<BucketReading>,
-    /// What each user-defined meter of the present set counted, by name, in wire units.
-    pub user_meters: BTreeMap<String, FlowStats>,
+    /// What each user-defined meter of the present set counted, by name.
+    pub user_meters: BTreeMap<String, UserMeter>,
     /// Frames that were counted, but not in full.
     pub faults: Faults,
     /// Frames at hooks whose netdev nobody claimed.
@@ -385,8 +402,12 @@ pub trait Datapath {
     ///
     /// # Errors
     ///
-    /// Why the set can't be counted; the one before counts on.
+    /// Why the set can't be counted. The one before counts on, be it an earlier agent's.
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError>;
+
+    /// Returns whether the set counts that was given last, and nothing else. It may end to by itself: where the rules of a
+    /// port can't follow it to another slot, no meter counts until a set is given again.
+    fn meters_in_force(&self) -> bool;
 
     /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
     ///

@@ -69,6 +69,10 @@ impl Datapath for Memory {
         Ok(())
     }
 
+    fn meters_in_force(&self) -> bool {
+        true
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         Ok(Totals::default())
     }

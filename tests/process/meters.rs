@@ -64,6 +64,10 @@ impl Datapath for Memory {
         Ok(())
     }
 
+    fn meters_in_force(&self) -> bool {
+        true
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         Ok(Totals::default())
     }
@@ -71,7 +75,7 @@ impl Datapath for Memory {
     fn read(&mut self) -> Result<Reading, ReadError> {
         let counted = |meter: &Meter| {
             let packets = u64::try_from(meter.name.len()).unwrap();
-            (meter.name.clone(), FlowStats { packets, bytes: 100 * packets })
+            (meter.name.clone(), FlowStats { packets, bytes: 100 * packets }.into())
         };
         Ok(Reading { user_meters: self.meters.meters.iter().map(counted).collect(), ..Reading::default() })
     }

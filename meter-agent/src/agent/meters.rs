@@ -1,4 +1,7 @@
 //! The user-defined meters: what the datapath is given, and what happens where it refuses.
+//!
+//! What counts is always a set that this agent gave, or none. Where that is less than what is wanted, all of it is given
+//! again later and later, as with netdevs.
 
 use std::sync::Arc;
 
@@ -12,18 +15,30 @@ use crate::{
     rules::MeterSet,
 };
 
+/// Ticks before the second attempt; each further one waits twice as long.
+const FIRST_WAIT: u32 = 1;
+/// Ticks that an attempt waits at most.
+const LONGEST_WAIT: u32 = 64;
+
 /// What is wanted, and where changes of it are kept.
 #[derive(Debug)]
 pub(super) struct Meters {
     wanted: Definitions,
     state: State,
     list: Arc<[Definition]>,
+    /// Whether the datapath took all that is wanted.
+    given: bool,
+    /// Ticks until it is given again, where it does not count; 0 when that is due.
+    wait: u32,
+    /// How long to wait after that.
+    next_wait: u32,
 }
 
 impl Meters {
     pub(super) fn new(configured: MeterSet, added: Found) -> Self {
         let wanted = Definitions::new(configured, added.meters);
-        Self { list: wanted.list().into(), wanted, state: added.state }
+        let list = wanted.list().into();
+        Self { list, wanted, state: added.state, given: false, wait: 0, next_wait: FIRST_WAIT }
     }
 
     /// Returns what operators see.
@@ -34,25 +49,80 @@ impl Meters {
     fn want(&mut self, wanted: Definitions) {
         self.list = wanted.list().into();
         self.wanted = wanted;
+        self.taken();
+    }
+
+    /// Remembers that the datapath took what is wanted.
+    const fn taken(&mut self) {
+        self.given = true;
+        self.wait = 0;
+        self.next_wait = FIRST_WAIT;
+    }
+
+    /// Remembers that it did not.
+    fn refused(&mut self) {
+        self.given = false;
+        self.wait = self.next_wait;
+        self.next_wait = (self.next_wait * 2).min(LONGEST_WAIT);
     }
 }
 
 impl<D: Datapath> Agent<D> {
-    /// Lets everything count that is wanted at the start; of a set that is refused, what the configuration has.
+    /// Lets everything count that is wanted at the start; of a set that is refused, what the configuration has, or nothing:
+    /// what an earlier agent left in force is nobody's otherwise.
     pub(super) fn start_meters(&mut self) {
         warn_of(&self.meters.wanted);
         let wanted = self.meters.wanted.clone();
-        let given = wanted.set().and_then(|set| self.give_meters(&set));
-        self.health.user_meters_in_force = given.is_ok();
-        let Err(error) = given else { return };
+        let Err(error) = wanted.set().and_then(|set| self.give_meters(&set)) else {
+            self.meters.taken();
+            return;
+        };
+        self.meters.refused();
         let meters = self.meters.list.len();
-        tracing::error!(meters, error = %error, "user-defined meters refused; they don't count, everything else does");
+        tracing::error!(meters, error = %error, "user-defined meters refused; they don't count, everything else does; will retry");
         if wanted.list().len() > wanted.configured().meters.len() {
             match self.give_meters(wanted.configured()) {
-                Ok(()) => tracing::warn!(
-                    "the configuration's meters count without those that were added at run time"
-                ),
+                Ok(()) => {
+                    tracing::warn!(
+                        "the configuration's meters count without those that were added at run time"
+                    );
+                    return;
+                }
                 Err(error) => tracing::error!(error = %error, "nor do the configuration's meters alone"),
+            }
+        }
+        if let Err(error) = self.give_meters(&MeterSet::default()) {
+            tracing::error!(error = %error, "meters of an earlier agent can't be ended");
+        }
+    }
+
+    /// Returns whether all meters count that are wanted.
+    pub(super) fn meters_count(&self) -> bool {
+        self.meters.given && self.datapath.meters_in_force()
+    }
+
+    /// Lets a second pass; returns whether the meters are to be given once more.
+    pub(super) fn tick_meters(&mut self) -> bool {
+        if self.meters_count() {
+            return false;
+        }
+        self.meters.wait = self.meters.wait.saturating_sub(1);
+        self.meters.wait == 0
+    }
+
+    /// Gives the meters once more, where they don't count and it is time to.
+    pub(super) fn retry_meters(&mut self) {
+        if self.meters_count() || self.meters.wait > 0 {
+            return;
+        }
+        match self.meters.wanted.set().and_then(|set| self.give_meters(&set)) {
+            Ok(()) => {
+                self.meters.taken();
+                tracing::info!(meters = self.meters.list.len(), "all user-defined meters count again");
+            }
+            Err(error) => {
+                self.meters.refused();
+                tracing::debug!(error = %error, "user-defined meters refused again");
             }
         }
     }
@@ -66,7 +136,6 @@ impl<D: Datapath> Agent<D> {
             return false;
         }
         warn_of(&wanted);
-        self.health.user_meters_in_force = true;
         self.meters.want(wanted);
         true
     }
@@ -79,13 +148,14 @@ impl<D: Datapath> Agent<D> {
         let kept = self.meters.state.prepare(wanted.added()).map_err(|error| not_kept(&error))?;
         self.give_meters(&set)?;
         if let Err(error) = kept.commit() {
-            let before = self.meters.wanted.set().and_then(|set| self.give_meters(&set));
-            self.health.user_meters_in_force = before.is_ok();
+            match self.meters.wanted.set().and_then(|set| self.give_meters(&set)) {
+                Ok(()) => self.meters.taken(),
+                Err(_) => self.meters.refused(),
+            }
             // The new file may be in its place all the same, where only syncing the directory failed.
             drop(self.meters.state.prepare(self.meters.wanted.added()).and_then(Prepared::commit));
             return Err(not_kept(&error));
         }
-        self.health.user_meters_in_force = true;
         match change {
             Change::Add { meter, replace } => {
                 tracing::info!(meter = %meter.name, rules = meter.rules.len(), replace, "meter added at run time");

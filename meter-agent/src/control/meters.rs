@@ -101,8 +101,8 @@ fn list(snapshot: &Snapshot) -> Vec<MeterStatus> {
             name: definition.name.clone(),
             origin: definition.origin,
             rules: definition.rules.clone(),
-            packets: counted.map(|stats| stats.packets),
-            bytes: counted.map(|stats| stats.bytes),
+            packets: counted.map(|meter| meter.stats.packets),
+            bytes: counted.map(|meter| meter.stats.bytes),
         }
     };
     snapshot.definitions.iter().map(status).collect()

@@ -36,10 +36,12 @@ pub struct FakeDatapath {
     pub read_fails: bool,
     /// What the user-defined meters counted, by name; those that aren't in the present set are not read.
     pub user_meters: BTreeMap<String, FlowStats>,
-    /// What setting the next set of meters ends in.
-    pub meters_error: Option<MetersError>,
-    /// The set that counts.
+    /// What setting the next sets of meters ends in; those behind them are taken.
+    pub meters_errors: VecDeque<MetersError>,
+    /// The set that counts; at first what an earlier agent left.
     pub meters: MeterSet,
+    /// Whether it is the one that was given last.
+    pub meters_in_force: bool,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -165,11 +167,16 @@ impl Datapath for FakeDatapath {
     }
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
-        if let Some(error) = self.meters_error.take() {
+        if let Some(error) = self.meters_errors.pop_front() {
             return Err(error);
         }
         self.meters = meters.clone();
+        self.meters_in_force = true;
         Ok(())
+    }
+
+    fn meters_in_force(&self) -> bool {
+        self.meters_in_force
     }
 
     fn totals(&mut self) -> Result<Totals, ReadError> {
@@ -196,7 +203,7 @@ impl Datapath for FakeDatapath {
                 .meters
                 .meters
                 .iter()
-                .map(|meter| (meter.name.clone(), counted(&meter.name)))
+                .map(|meter| (meter.name.clone(), counted(&meter.name).into()))
                 .collect(),
             ..Reading::default()
         })

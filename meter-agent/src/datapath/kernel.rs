@@ -12,6 +12,7 @@ use super::{
     AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
     Target,
     failure::{bind_error, describe, full_error},
+    grace::Grace,
     hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
     ledger::Ledger,
     maps::Maps,
@@ -39,6 +40,7 @@ pub struct KernelDatapath {
     pub(super) programs: ProgramIds,
     pub(super) links: PathBuf,
     pub(super) meters: Meters,
+    pub(super) grace: Grace,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
@@ -168,7 +170,6 @@ impl Datapath for KernelDatapath {
             .collect();
         for (target, before, hooks) in moves {
             let claimed = self.claim(&target)?.map_err(|full| full_error(&target, full))?;
-            self.write(&target, &claimed.writes)?;
             self.record(&target, hooks)?;
             self.meter_ports_changed();
             self.maps
@@ -228,6 +229,10 @@ impl Datapath for KernelDatapath {
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         self.change_meters(meters)
+    }
+
+    fn meters_in_force(&self) -> bool {
+        self.meters_are_in_force()
     }
 
     fn totals(&mut self) -> Result<Totals, ReadError> {

@@ -22,6 +22,7 @@ use meter_ebpf::abi::{
 
 use super::{
     MapUsage, Options, ReadError,
+    grace::Grace,
     ledger::{Slots, Write},
     meters::METER_NAMES,
     open::{OpenError, pin_error},
@@ -318,34 +319,45 @@ impl Slots for SlotSums {
     fn counters(&self, slot: u32) -> SlotCounters {
         usize::try_from(slot).ok().and_then(|slot| self.0.get(slot)).copied().unwrap_or_default()
     }
+
+    // What was read stays as it was.
+    fn settle(&self) {}
 }
 
 /// The slots as they are at each call. Remembers the first error, since the arithmetic that asks has no use for it.
 pub(super) struct LiveSlots<'a> {
     maps: &'a Maps,
+    grace: &'a Grace,
     error: RefCell<Option<ReadError>>,
 }
 
 impl<'a> LiveSlots<'a> {
-    pub(super) fn new(maps: &'a Maps) -> Self {
-        Self { maps, error: RefCell::new(None) }
+    pub(super) fn new(maps: &'a Maps, grace: &'a Grace) -> Self {
+        Self { maps, grace, error: RefCell::new(None) }
     }
 
     /// Returns the error that a call met.
     pub(super) fn into_result(self) -> Result<(), ReadError> {
         self.error.into_inner().map_or(Ok(()), Err)
     }
+
+    fn or_default<T: Default>(&self, result: Result<T, ReadError>) -> T {
+        result.unwrap_or_else(|error| {
+            self.error.borrow_mut().get_or_insert(error);
+            T::default()
+        })
+    }
 }
 
 impl Slots for LiveSlots<'_> {
     fn counters(&self, slot: u32) -> SlotCounters {
-        match self.maps.slot_block(slot / SLOTS_PER_BLOCK) {
-            Ok(block) => SlotSums(block).counters(slot % SLOTS_PER_BLOCK),
-            Err(error) => {
-                self.error.borrow_mut().get_or_insert(error);
-                SlotCounters::default()
-            }
-        }
+        SlotSums(self.or_default(self.maps.slot_block(slot / SLOTS_PER_BLOCK)))
+            .counters(slot % SLOTS_PER_BLOCK)
+    }
+
+    fn settle(&self) {
+        let waited = self.grace.wait();
+        self.or_default(waited.map_err(|source| ReadError { map: map::COUNTERS, source }));
     }
 }
 

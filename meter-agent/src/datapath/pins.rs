@@ -167,6 +167,8 @@ fn what_it_held(name: &str) -> &'static str {
         map::TUNNELS | map::TUNNEL_TAKEN | map::TUNNEL_COUNTERS => "the totals of tunnels",
         map::BUCKETS => "the totals of uplinks' buckets",
         map::FAULTS => "the counts of faults",
+        map::METERS => "the totals of user-defined meters: nothing tells any more whose they are",
+        map::METER_COUNTERS => "the totals of user-defined meters that were counted last",
         _ => "nothing",
     }
 }

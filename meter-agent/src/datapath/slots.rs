@@ -37,7 +37,7 @@ impl SlotTable {
 
     /// Makes the map and pins it. aya would make one that can't be mapped.
     pub(super) fn make(pin: &Path) -> Result<Self, OpenError> {
-        let map = sys::create_mapped_array(map::SLOTS, SIZE)
+        let map = sys::create_array(map::SLOTS, SIZE, sys::BPF_F_MMAPABLE)
             .map_err(|error| load_error(&format!("make map {}", map::SLOTS), &error))?;
         sys::pin(map.as_fd(), pin).map_err(|source| path_error("pin map", pin, source))?;
         Self::map(map.as_fd()).map_err(|source| path_error("map into memory", pin, source))
@@ -82,7 +82,7 @@ impl SlotTable {
 
 impl Drop for SlotTable {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size; nothing refers to it any more.
+        // SAFETY: mapped by `map` with this size; nothing refers to it any more.
         let unmapped = unsafe { munmap(self.memory.cast(), SIZE) };
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }

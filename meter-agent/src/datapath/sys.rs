@@ -20,7 +20,10 @@ pub(super) use self::{
     link::{
         LinkPlace, create_link, detach_link, is_link, link_netdev, link_program, tcx_programs, update_link,
     },
-    map::{BPF_F_MMAPABLE, create_mapped_array, delete_entry, lookup_batch},
+    map::{
+        BPF_F_MMAPABLE, create_array, create_array_of_maps, delete_entry, inner_map, lookup_batch, map_id,
+        open_map, set_inner_map,
+    },
     program::load_xdp_pass,
 };
 
@@ -69,6 +72,20 @@ pub(super) fn pin(link: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         PathAttr { pathname: name.as_ptr() as u64, bpf_fd: link.as_raw_fd().cast_unsigned(), file_flags: 0 };
     // SAFETY: as in `open_pin`; nothing is written.
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Returns the beginning of what the kernel tells of a map or a link, as so many words.
+fn info<const WORDS: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; WORDS]> {
+    let mut info = [0_u32; WORDS];
+    let mut attr = InfoAttr {
+        bpf_fd: fd.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of_val(&info)).unwrap_or_default(),
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: `attr` is the 16 bytes that this command reads and writes. The kernel writes at most `info_len` bytes to
+    // `info`, which lives through the call and is nobody else's.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
 }
 
 /// Calls `bpf(2)`.

@@ -5,12 +5,13 @@ use meter_ebpf::abi::map;
 use super::{
     Options,
     bind::now_ns,
+    grace::Grace,
     kernel::KernelDatapath,
     ledger::{Capacity, Ledger},
     maps::{self, Maps},
     meters::Meters,
     object::{METER_PROGRAMS, OBJECT, Pinned, has_tcx, load_object, load_programs, settings},
-    open::{OpenError, check_kernel, lock, make_directory},
+    open::{OpenError, check_kernel, load_error, lock, make_directory},
     pins,
     record::adopted,
     saved,
@@ -81,7 +82,8 @@ impl KernelDatapath {
             }
             lost.clear();
         }
-        let meters = Meters::take(&mut ebpf)?;
+        let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
+        let meters = Meters::take(&mut ebpf, &map_pins, &lost)?;
         if meters.on {
             load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
         }
@@ -120,6 +122,7 @@ impl KernelDatapath {
             programs,
             links,
             meters,
+            grace,
             repairs: settled.repairs,
             logger,
             _lock: lock,

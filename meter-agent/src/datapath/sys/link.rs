@@ -9,7 +9,7 @@ use std::{
 
 use meter_ebpf::abi::Direction;
 
-use super::{BPF_OBJ_GET_INFO_BY_FD, InfoAttr, bpf, owned};
+use super::{bpf, info, owned};
 
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -158,7 +158,7 @@ pub(in super::super) fn is_link(fd: BorrowedFd<'_>) -> bool {
 ///
 /// What the kernel says.
 pub(in super::super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
-    let [_, _, program, ..] = link_info(link)?;
+    let [_, _, program, ..]: LinkInfo = info(link)?;
     Ok(program)
 }
 
@@ -169,25 +169,12 @@ pub(in super::super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
 ///
 /// What the kernel says.
 pub(in super::super) fn link_netdev(link: BorrowedFd<'_>, place: LinkPlace) -> io::Result<Option<u32>> {
-    let [kind, _, _, _, ifindex, attach_type, ..] = link_info(link)?;
+    let [kind, _, _, _, ifindex, attach_type, ..]: LinkInfo = info(link)?;
     let is_here = match place {
         LinkPlace::Xdp => kind == BPF_LINK_TYPE_XDP,
         _ => kind == BPF_LINK_TYPE_TCX && attach_type == place.attach_type(),
     };
     Ok((is_here && ifindex != 0).then_some(ifindex))
-}
-
-fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    let mut info: LinkInfo = [0; 16];
-    let mut attr = InfoAttr {
-        bpf_fd: link.as_raw_fd().cast_unsigned(),
-        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
-    // SAFETY: `attr` is the 16 bytes that this command reads and writes. The kernel writes at most `info_len` bytes to
-    // `info`, which lives through the call and is nobody else's.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(info)
 }
 
 /// Returns how many TCX programs hang on one side of a netdev, whoever's.

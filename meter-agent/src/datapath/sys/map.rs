@@ -9,14 +9,18 @@ use std::{
 use aya::Pod;
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::{bpf, owned};
+use super::{bpf, info, owned};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 /// Linux 5.6.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// Linux 5.5.
 pub(in super::super) const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -44,6 +48,14 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// The member of `union bpf_attr` for what has an id.
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
 }
 
 /// The `batch` member of `union bpf_attr`.
@@ -113,20 +125,30 @@ pub(in super::super) fn lookup_batch<K: Pod + Default, V: Pod + Default>(
     }
 }
 
-/// Makes an array of one value that can be mapped into memory.
+/// Makes an array of one value, with flags such as [`BPF_F_MMAPABLE`].
 ///
 /// # Errors
 ///
 /// What the kernel says, such as `EPERM`.
-pub(in super::super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<OwnedFd> {
-    let mut attr = MapAttr {
-        map_type: BPF_MAP_TYPE_ARRAY,
-        key_size: 4,
-        value_size: u32::try_from(value_size).map_err(io::Error::other)?,
-        max_entries: 1,
-        map_flags: BPF_F_MMAPABLE,
-        ..MapAttr::default()
-    };
+pub(in super::super) fn create_array(name: &str, value_size: usize, flags: u32) -> io::Result<OwnedFd> {
+    let value_size = u32::try_from(value_size).map_err(io::Error::other)?;
+    create(name, MapAttr { map_type: BPF_MAP_TYPE_ARRAY, value_size, map_flags: flags, ..MapAttr::default() })
+}
+
+/// Makes an array of one map that is of the same type and sizes as this one.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EPERM`.
+pub(in super::super) fn create_array_of_maps(name: &str, like: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let inner_map_fd = like.as_raw_fd().cast_unsigned();
+    let map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
+    create(name, MapAttr { map_type, value_size: 4, inner_map_fd, ..MapAttr::default() })
+}
+
+/// Makes a map of one entry, whose key is a number.
+fn create(name: &str, attr: MapAttr) -> io::Result<OwnedFd> {
+    let mut attr = MapAttr { key_size: 4, max_entries: 1, ..attr };
     // The last byte stays 0.
     let name_bytes = attr.map_name[..15].iter_mut().zip(name.as_bytes());
     name_bytes.for_each(|(to, from)| *to = *from);
@@ -144,6 +166,74 @@ pub(in super::super) fn create_mapped_array(name: &str, value_size: usize) -> io
         }
         created => created,
     }
+}
+
+/// Puts a map into an array of maps, and waits until no program runs that may have got the one before.
+///
+/// # Errors
+///
+/// What the kernel says: `EINVAL` for a map of another type or size.
+pub(in super::super) fn set_inner_map(
+    map: BorrowedFd<'_>,
+    index: u32,
+    inner: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let inner = inner.as_raw_fd();
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_ref(&inner) as u64,
+        flags: 0,
+    };
+    // SAFETY: `attr` is the 32 bytes that this command reads; its key is the 4 bytes of an array's, and its value the 4 of a
+    // descriptor, and both live through the call. Nothing is written.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Returns the id of what an array of maps has at an index; `None` for nothing.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(in super::super) fn inner_map(map: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_mut(&mut id) as u64,
+        flags: 0,
+    };
+    // SAFETY: `attr` is the 32 bytes that this command reads, and its key the 4 bytes of an array's. The kernel writes the 4
+    // bytes of an array of maps' value. Both live through the call and nobody else has them.
+    match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the id of a map.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(in super::super) fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_map_info`, up to `id`.
+    let [_, id]: [u32; 2] = info(map)?;
+    Ok(id)
+}
+
+/// Opens the map with this id, for which the kernel wants CAP_SYS_ADMIN.
+///
+/// # Errors
+///
+/// What the kernel says: `ENOENT` without such a map.
+pub(in super::super) fn open_map(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = IdAttr { id, next_id: 0, open_flags: 0 };
+    // SAFETY: `attr` is the 12 bytes that this command reads, without a pointer. The command returns a descriptor.
+    unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr).and_then(|fd| owned(fd)) }
 }
 
 /// Removes what an array of maps has at an index.

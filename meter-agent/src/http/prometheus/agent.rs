@@ -237,8 +237,8 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
     families.gauge(
         &Family::new(
             "meter_agent_user_meters_in_force",
-            "1 when all user-defined meters of the configuration in force and of run time count, 0 when the datapath \
-             refused them at the start; the log says why.",
+            "1 when all user-defined meters of the configuration in force and of run time count, 0 while the datapath \
+             refuses them; the log says why.",
         ),
         u32::from(health.user_meters_in_force),
     )?;
