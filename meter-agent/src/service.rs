@@ -128,6 +128,9 @@ pub fn run(
             StateError::NoDirectory(_) | StateError::ReadOnly { .. } => {
                 tracing::warn!(error = %trouble, "no meter can be added at run time");
             }
+            StateError::NoMeters { .. } => {
+                tracing::error!(error = %trouble, "some meters that were added at run time don't count");
+            }
             _ => tracing::error!(error = %trouble, "the meters that were added at run time don't count"),
         }
     }

@@ -38,6 +38,8 @@ pub struct FakeDatapath {
     pub user_meters: BTreeMap<String, FlowStats>,
     /// What setting the next sets of meters ends in; those behind them are taken.
     pub meters_errors: VecDeque<MetersError>,
+    /// Meters that are refused, by name, and every set with one of them.
+    pub meters_refused: BTreeSet<String>,
     /// The set that counts; at first what an earlier agent left.
     pub meters: MeterSet,
     /// Whether it is the one that was given last.
@@ -169,6 +171,9 @@ impl Datapath for FakeDatapath {
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         if let Some(error) = self.meters_errors.pop_front() {
             return Err(error);
+        }
+        if meters.meters.iter().any(|meter| self.meters_refused.contains(&meter.name)) {
+            return Err(MetersError("refused".to_owned()));
         }
         self.meters = meters.clone();
         self.meters_in_force = true;

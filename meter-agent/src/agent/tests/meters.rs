@@ -87,18 +87,34 @@ fn meters_of_the_configuration_and_of_run_time_count_from_the_start() {
 }
 
 #[test]
-fn set_that_is_refused_at_the_start_leaves_the_configurations_meters() {
+fn meters_that_are_refused_at_the_start_cost_no_other_and_are_kept() {
     let directory = tempfile::tempdir().unwrap();
-    bench(FakeDatapath::default(), directory.path()).add("dns", "proto 17").unwrap();
+    let mut first = bench(FakeDatapath::default(), directory.path());
+    for name in ["a", "b", "c", "dns", "e"] {
+        first.add(name, "proto 17").unwrap();
+    }
     let mut refuses = FakeDatapath::default();
-    refuses.meters_errors.push_back(refusal());
+    refuses.meters_refused = ["b".to_owned(), "dns".to_owned()].into();
     let mut agent = bench(refuses, directory.path());
-    assert_eq!(agent.meters(), names(&["web"], &["web", "dns"], false));
-    assert_eq!(agent.snapshot().health.user_meter_refusals, 1);
-    // The next change gives the whole set once more.
+    let all = ["web", "a", "b", "c", "dns", "e"];
+    assert_eq!(agent.meters(), names(&["web", "a", "c", "e"], &all, false));
+    // Others may come and go beside them, and so may they with other rules.
     assert_eq!(agent.add("ssh", "proto 6 dst-port 22"), Ok(()));
-    let all = ["web", "dns", "ssh"];
+    assert_eq!(agent.change(Change::Remove("e".to_owned())), Ok(()));
+    let all = ["web", "a", "b", "c", "dns", "ssh"];
+    assert_eq!(agent.meters(), names(&["web", "a", "c", "ssh"], &all, false));
+    let replace = Change::Add { meter: a("b", "proto 6"), replace: true };
+    assert_eq!(agent.change(replace.clone()), Err(ChangeError::Refused("refused".to_owned())));
+    agent.agent.datapath.meters_refused.remove("b");
+    assert_eq!(agent.change(replace), Ok(()));
+    assert_eq!(agent.meters(), names(&["web", "a", "b", "c", "ssh"], &all, false));
+    // They are tried again, and kept meanwhile.
+    agent.netdevs(&[]).send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&["web", "a", "b", "c", "ssh"], &all, false));
+    agent.agent.datapath.meters_refused.clear();
+    agent.send(Event::Tick).send(Event::Tick).settle();
     assert_eq!(agent.meters(), names(&all, &all, true));
+    assert_eq!(bench(FakeDatapath::default(), directory.path()).meters(), names(&all, &all, true));
 }
 
 #[test]
