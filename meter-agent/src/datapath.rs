@@ -4,6 +4,7 @@
 //! told to.
 
 mod bind;
+mod carried;
 mod clsact;
 pub mod examine;
 mod failure;
@@ -16,6 +17,7 @@ pub mod kernel;
 mod ledger;
 mod maps;
 mod meters;
+mod migrate;
 mod object;
 mod open;
 mod others;
@@ -94,6 +96,8 @@ pub struct MetersError(pub String);
 /// What is set once, when the kernel half is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// The version of the maps' layout: [`meter_ebpf::abi::VERSION`] but for tests of what comes after it.
+    pub version: u32,
     /// Directory on a bpffs for everything that outlives the agent.
     pub pin_path: PathBuf,
     /// How to attach TC programs.
@@ -328,6 +332,8 @@ pub struct Repairs {
     pub restored: u64,
     /// Maps that were gone and are made anew, without what they held.
     pub lost: u64,
+    /// Totals from before, of a reboot or of an earlier version, for which there was no room.
+    pub unrestored: u64,
 }
 
 /// Everything that the kernel half has counted, summed over CPUs.

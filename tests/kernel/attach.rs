@@ -2,6 +2,7 @@
 
 mod foreign;
 mod meters;
+mod migrate;
 mod pins;
 mod rebind;
 mod reboot;

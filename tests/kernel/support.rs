@@ -20,7 +20,7 @@ use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
         AttachError, Attachment, Class, Datapath as _, HookKind, IngressHook, MetersError, Reading, Target,
-        kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
+        kernel::{Before, KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
     rules::MeterSet,
@@ -66,7 +66,19 @@ impl Host {
 
     /// Opens the datapath as after a reboot, with what was written down before.
     pub(crate) fn open_after(&self, options: &Options, state: &Totals) -> Meter<'_> {
-        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, Some(state))).unwrap();
+        let opened = self
+            .netns
+            .run_in(|| {
+                let before = Before { totals: Some(state), ..Before::default() };
+                KernelDatapath::open_after(options, before)
+            })
+            .unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
+    }
+
+    /// Opens the datapath with what there was before.
+    pub(crate) fn open_before(&self, options: &Options, before: Before<'_>) -> Meter<'_> {
+        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, before)).unwrap();
         Meter { netns: &self.netns, datapath: opened.unwrap() }
     }
 
@@ -178,6 +190,7 @@ pub(crate) fn auto_kind() -> HookKind {
 /// Returns options of a small datapath, without a pin path.
 pub(crate) fn small_options() -> Options {
     Options {
+        version: meter_ebpf::abi::VERSION,
         pin_path: PathBuf::new(),
         tc: TcMode::Auto,
         max_ports: 64,

@@ -148,6 +148,7 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
     Options {
+        version: meter_ebpf::abi::VERSION,
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
         tc: or(tc, TcMode::default()).value,
         max_ports,

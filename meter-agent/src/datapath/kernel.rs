@@ -24,6 +24,7 @@ pub use super::{
     object::OBJECT,
     open::OpenError,
     remove::{Removed, remove_all},
+    takeover::Before,
 };
 use crate::{rules::MeterSet, totals::Totals};
 
@@ -54,6 +55,12 @@ impl std::fmt::Debug for KernelDatapath {
 }
 
 impl KernelDatapath {
+    /// Returns how many totals from before there was no room for.
+    #[must_use]
+    pub const fn unrestored(&self) -> u64 {
+        self.repairs.unrestored
+    }
+
     /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its
     /// clsact qdisc is.
     fn hang(

@@ -18,8 +18,8 @@ use aya::{
 use meter_ebpf::abi::{
     Counter, UNBOUND_SLOT, map,
     rules::{
-        METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
-        VerdictBlock,
+        METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, NO_COUNTER, RuleTables,
+        VERDICT_BLOCKS, VerdictBlock,
     },
 };
 
@@ -42,6 +42,7 @@ use super::{
 use crate::{
     meter::FlowStats,
     rules::{MeterSet, SlotPort},
+    totals::SavedMeter,
 };
 
 /// The meters.
@@ -69,7 +70,7 @@ impl Meters {
         pins: &Path,
         lost: &BTreeSet<&'static str>,
     ) -> Result<Self, OpenError> {
-        let names: HashMap<MapData, MeterName, MeterRecord> = typed(ebpf, map::METERS)?;
+        let names: HashMap<MapData, MeterName, MeterRecord> = typed(|name| take(ebpf, name), map::METERS)?;
         let records = names.iter().collect::<Result<_, _>>().map_err(unreadable(map::METERS))?;
         let ledger = MeterLedger::new(records);
         let on = ledger.active().next().is_some();
@@ -80,7 +81,7 @@ impl Meters {
         let mut meters = Self {
             tables: Tables::new(rules?, verdicts?, pins),
             names,
-            counters: typed(ebpf, map::METER_COUNTERS)?,
+            counters: typed(|name| take(ebpf, name), map::METER_COUNTERS)?,
             ledger,
             set: MeterSet::default(),
             counters_of_set: Vec::new(),
@@ -138,16 +139,31 @@ impl Meters {
 
     /// Returns every counter, summed over CPUs.
     fn sums(&self) -> Result<Vec<Counter>, ReadError> {
-        let mut sums = Vec::new();
-        for block in 0..METER_COUNTERS / METERS_PER_BLOCK {
-            let values = self.counters.get(&block, 0).map_err(unreadable(map::METER_COUNTERS))?;
-            let mut of_block = vec![Counter::default(); METERS_PER_BLOCK as usize];
-            for value in values.iter() {
-                of_block.iter_mut().zip(&value.counters).for_each(|(sum, counter)| sum.add(counter));
+        sums(&self.counters)
+    }
+
+    /// Returns every meter's total, those that don't count any more included.
+    pub(super) fn saved(&self) -> Result<Vec<SavedMeter>, ReadError> {
+        Ok(saved(self.ledger.records(), &self.sums()?))
+    }
+
+    /// Takes up what totals an earlier version or boot had; these meters count from zero by now, if at all. Returns how
+    /// many there was no room for.
+    pub(super) fn carry(&mut self, totals: &[SavedMeter]) -> usize {
+        let mut refused = 0;
+        for SavedMeter { name, created_ns, counts: [packets, bytes] } in totals {
+            let name = meter_name(name);
+            let none = MeterRecord { counter: NO_COUNTER, ..MeterRecord::default() };
+            let before = self.ledger.records().get(&name).copied().unwrap_or(none);
+            let saved = Counter { packets: *packets, bytes: *bytes };
+            let record = MeterRecord { saved, created_ns: *created_ns, ..before };
+            if self.names.insert(name, record, 0).is_ok() {
+                self.ledger.put(name, record);
+            } else {
+                refused += 1;
             }
-            sums.append(&mut of_block);
         }
-        Ok(sums)
+        refused
     }
 
     /// Writes records.
@@ -308,6 +324,38 @@ impl KernelDatapath {
             }
         }
     }
+}
+
+/// Returns every counter, summed over CPUs.
+fn sums(counters: &PerCpuArray<MapData, MeterBlock>) -> Result<Vec<Counter>, ReadError> {
+    let mut sums = Vec::new();
+    for block in 0..METER_COUNTERS / METERS_PER_BLOCK {
+        let values = counters.get(&block, 0).map_err(unreadable(map::METER_COUNTERS))?;
+        let mut of_block = vec![Counter::default(); METERS_PER_BLOCK as usize];
+        for value in values.iter() {
+            of_block.iter_mut().zip(&value.counters).for_each(|(sum, counter)| sum.add(counter));
+        }
+        sums.append(&mut of_block);
+    }
+    Ok(sums)
+}
+
+fn saved(records: &BTreeMap<MeterName, MeterRecord>, sums: &[Counter]) -> Vec<SavedMeter> {
+    let saved = records.iter().map(|(name, record)| {
+        let Counter { packets, bytes } = total(record, |counter| at(sums, counter));
+        SavedMeter { name: text(name), created_ns: record.created_ns, counts: [packets, bytes] }
+    });
+    saved.collect()
+}
+
+/// Reads the totals of an earlier version's maps.
+pub(super) fn earlier(
+    mut from: impl FnMut(&'static str) -> Result<Map, OpenError>,
+) -> Result<Vec<SavedMeter>, OpenError> {
+    let names: HashMap<MapData, MeterName, MeterRecord> = typed(&mut from, map::METERS)?;
+    let records: BTreeMap<_, _> = names.iter().collect::<Result<_, _>>().map_err(unreadable(map::METERS))?;
+    let sums = sums(&typed(&mut from, map::METER_COUNTERS)?)?;
+    Ok(saved(&records, &sums))
 }
 
 /// Writes records that a ledger has already.

@@ -1,12 +1,11 @@
 //! Everything that the kernel half has counted, read and named.
 
-use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
+use meter_ebpf::abi::{Direction, SLOT_ENTRIES, map};
 use uuid::Uuid;
 
 use super::{
     BucketReading, PortReading, ReadError, Reading,
     kernel::KernelDatapath,
-    ledger::Slots as _,
     record::{port_id, port_reading},
     tunnels,
 };
@@ -55,6 +54,8 @@ impl KernelDatapath {
             map::TUNNEL_TAKEN => count(tunnel_use.hashed),
             map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
+            map::TUNNEL_SAVED => count(self.maps.carried().len()[0]),
+            map::SAVED => count(self.maps.carried().len()[1]),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
         for map in &mut usage {
@@ -67,7 +68,7 @@ impl KernelDatapath {
             buckets,
             user_meters: self.meters.read()?,
             faults: self.maps.faults()?,
-            unbound: slots.counters(UNBOUND_SLOT),
+            unbound: self.maps.unbound(&slots),
             maps: usage,
             repairs: self.repairs,
         })

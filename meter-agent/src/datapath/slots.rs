@@ -43,6 +43,13 @@ impl SlotTable {
         Self::map(map.as_fd()).map_err(|source| path_error("map into memory", pin, source))
     }
 
+    /// Makes a map that goes when it is dropped.
+    pub(super) fn unpinned() -> Result<Self, OpenError> {
+        let failed = |error: io::Error| load_error(&format!("make map {}", map::SLOTS), &error);
+        let map = sys::create_array(map::SLOTS, SIZE, sys::BPF_F_MMAPABLE).map_err(failed)?;
+        Self::map(map.as_fd()).map_err(failed)
+    }
+
     /// The map's value is of [`SIZE`] bytes: of less, not all could be mapped.
     fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
         let size = const { NonZeroUsize::new(SIZE).unwrap() };

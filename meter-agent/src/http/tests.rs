@@ -108,7 +108,7 @@ pub(super) fn snapshot() -> Snapshot {
             MapUsage { map: "TUNNELS", entries: 3, capacity: 65_536, memory_bytes: 8_388_608 },
         ],
         netdevs: Vec::new(),
-        repairs: Repairs { set_aside: 1, restored: 2, lost: 3 },
+        repairs: Repairs { set_aside: 1, restored: 2, lost: 3, unrestored: 4 },
         health: Health {
             netlink_overruns: 1,
             netlink_dumps: 3,

@@ -86,6 +86,20 @@ impl TotalsFile {
         }
     }
 
+    /// Moves the file of the boot before away, where not all of it has come into the maps: it is never written over.
+    pub(super) fn keep_unrestored(&self) {
+        let file = self.path.display();
+        match set_aside(&self.path, ".unrestored") {
+            Ok(aside) => {
+                let aside = aside.display();
+                tracing::error!(%file, %aside, "some totals from before the reboot are not counted on; they are kept");
+            }
+            Err(error) => {
+                tracing::error!(%file, error = %error, "the totals of the boot before are not kept")
+            }
+        }
+    }
+
     /// Writes all totals, unless the last ones are.
     fn write(&self, state: Totals) -> io::Result<()> {
         let is_ended = self.is_ended.lock().unwrap_or_else(PoisonError::into_inner);

@@ -40,6 +40,16 @@ impl MeterLedger {
         self.records.len()
     }
 
+    /// Returns every record.
+    pub(super) const fn records(&self) -> &BTreeMap<MeterName, MeterRecord> {
+        &self.records
+    }
+
+    /// Takes up a record that is written.
+    pub(super) fn put(&mut self, name: MeterName, record: MeterRecord) {
+        self.records.insert(name, record);
+    }
+
     /// Returns the meters that programs may count.
     pub(super) fn active(&self) -> impl Iterator<Item = (&MeterName, &MeterRecord)> {
         self.records.iter().filter(|(_, record)| record.active != 0)

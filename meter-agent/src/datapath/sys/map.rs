@@ -40,6 +40,18 @@ struct MapAttr {
 
 const _: () = assert!(size_of::<MapAttr>() == 44);
 
+/// A map of one entry, whose key is a number.
+const ONE_ENTRY: MapAttr = MapAttr {
+    map_type: 0,
+    key_size: 4,
+    value_size: 0,
+    max_entries: 1,
+    map_flags: 0,
+    inner_map_fd: 0,
+    numa_node: 0,
+    map_name: [0; 16],
+};
+
 /// The member of `union bpf_attr` for the elements of a map.
 #[repr(C)]
 struct ElementAttr {
@@ -132,7 +144,7 @@ pub(in super::super) fn lookup_batch<K: Pod + Default, V: Pod + Default>(
 /// What the kernel says, such as `EPERM`.
 pub(in super::super) fn create_array(name: &str, value_size: usize, flags: u32) -> io::Result<OwnedFd> {
     let value_size = u32::try_from(value_size).map_err(io::Error::other)?;
-    create(name, MapAttr { map_type: BPF_MAP_TYPE_ARRAY, value_size, map_flags: flags, ..MapAttr::default() })
+    create(name, MapAttr { map_type: BPF_MAP_TYPE_ARRAY, value_size, map_flags: flags, ..ONE_ENTRY })
 }
 
 /// Makes an array of one map that is of the same type and sizes as this one.
@@ -143,12 +155,23 @@ pub(in super::super) fn create_array(name: &str, value_size: usize, flags: u32) 
 pub(in super::super) fn create_array_of_maps(name: &str, like: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let inner_map_fd = like.as_raw_fd().cast_unsigned();
     let map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
-    create(name, MapAttr { map_type, value_size: 4, inner_map_fd, ..MapAttr::default() })
+    create(name, MapAttr { map_type, value_size: 4, inner_map_fd, ..ONE_ENTRY })
 }
 
-/// Makes a map of one entry, whose key is a number.
-fn create(name: &str, attr: MapAttr) -> io::Result<OwnedFd> {
-    let mut attr = MapAttr { key_size: 4, max_entries: 1, ..attr };
+/// Makes a map of this type (its number) with these sizes: of keys, of values, and entries.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EPERM`.
+pub(in super::super) fn create_map(
+    name: &str,
+    map_type: u32,
+    [key_size, value_size, max_entries]: [u32; 3],
+) -> io::Result<OwnedFd> {
+    create(name, MapAttr { map_type, key_size, value_size, max_entries, ..MapAttr::default() })
+}
+
+fn create(name: &str, mut attr: MapAttr) -> io::Result<OwnedFd> {
     // The last byte stays 0.
     let name_bytes = attr.map_name[..15].iter_mut().zip(name.as_bytes());
     name_bytes.for_each(|(to, from)| *to = *from);

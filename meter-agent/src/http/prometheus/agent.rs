@@ -156,7 +156,15 @@ fn maps(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
 }
 
 fn repairs(families: &mut Families<'_>, repairs: Repairs, started_ns: u64) -> fmt::Result {
-    let Repairs { set_aside, restored, lost } = repairs;
+    let Repairs { set_aside, restored, lost, unrestored } = repairs;
+    families.gauge(
+        &Family::new(
+            "meter_agent_unrestored_totals",
+            "Totals from before a reboot, or of an earlier version's maps, for which there was no room when this agent \
+             started; the log says what is kept where.",
+        ),
+        unrestored,
+    )?;
     families.counters_since(
         &Family::new(
             "meter_agent_pin_repairs",
