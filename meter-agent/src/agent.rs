@@ -213,6 +213,7 @@ impl<D: Datapath> Agent<D> {
             Event::Tick => {
                 self.stale |= self.failures.tick() | self.tick_meters();
                 self.verified_before = self.verified_before.saturating_add(1);
+                self.datapath.tend();
             }
             // Handled where events are taken from the channel.
             Event::Shutdown => {}

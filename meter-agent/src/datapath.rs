@@ -6,6 +6,7 @@
 mod bind;
 mod carried;
 mod clsact;
+mod connections;
 pub mod examine;
 mod failure;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod hook;
 mod hooks;
 pub mod kernel;
 mod ledger;
+mod mapped;
 mod maps;
 mod meters;
 mod migrate;
@@ -108,6 +110,8 @@ pub struct Options {
     pub max_netdevs: u32,
     /// Tunnels, by source, destination, VNI, uplink and direction.
     pub max_tunnels: u32,
+    /// Connections that are known at a time.
+    pub max_connections: u32,
     /// UDP destination ports of VXLAN, at most [`meter_ebpf::abi::VXLAN_PORTS`].
     pub vxlan_ports: Vec<u16>,
     /// UDP destination ports of GENEVE, at most [`meter_ebpf::abi::GENEVE_PORTS`].
@@ -401,6 +405,9 @@ pub trait Datapath {
     /// Looks whether every hook that is attached is still there; returns those that are not, each once, and marks what is
     /// attached as [`Attachment::lost`] until it is attached again.
     fn verify(&mut self) -> Vec<Lost>;
+
+    /// Does what is due about once in a second: forgets connections that are idle.
+    fn tend(&mut self);
 
     /// Lets these user-defined meters count from now on, in place of those before: each frame sees the old set or the
     /// new one, as a whole. A meter whose name was there before goes on from its totals, whatever its rules are now, also

@@ -14,7 +14,7 @@ use self::capture::Capture;
 pub use self::capture::CaptureError;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
-    rules::{self, MeterSet, Packet},
+    rules::{self, Flows, MeterSet, Packet},
 };
 
 /// There is nothing to explain, or no more of it.
@@ -52,7 +52,7 @@ pub fn run(
         return Err(ExplainError::Words(what.to_owned()));
     }
     // They are read before the file, so that what is wrong with them is said at once.
-    let packet = with_words(Packet::default(), words, devices)?;
+    let packet = with_words(set, Packet::default(), words, devices)?;
     if set.meters.is_empty() {
         return Err(ExplainError::NoMeters);
     }
@@ -62,11 +62,14 @@ pub fn run(
     };
     let mut totals: BTreeMap<&str, FlowStats> = BTreeMap::new();
     let mut capture = Capture::open(path)?;
+    let mut flows = Flows::default();
     let mut number = 0_u64;
     while let Some(frame) = capture.next_frame()? {
         number += 1;
         let bytes = frame.length;
-        let packet = with_words(rules::fields(frame.bytes), words, devices)?;
+        let mut packet = rules::fields(frame.bytes);
+        packet.flow = flows.note(None, &packet, rules::tcp_flags(frame.bytes));
+        let packet = with_words(set, packet, words, devices)?;
         writeln!(out, "frame {number}, {bytes} bytes: {packet}\n{}", rules::explain(set, &packet))?;
         for meter in set.counting(&packet) {
             *totals.entry(&meter.name).or_default() += FlowStats { packets: 1, bytes: bytes.into() };
@@ -81,6 +84,7 @@ pub fn run(
 }
 
 fn with_words(
+    set: &MeterSet,
     mut packet: Packet,
     words: &[String],
     devices: &BTreeMap<PortId, DeviceId>,
@@ -88,6 +92,7 @@ fn with_words(
     packet.set_words(words.iter().map(String::as_str)).map_err(ExplainError::Words)?;
     let ports = packet.in_port.into_iter().chain(packet.out_port);
     packet.traversed.extend(ports.filter_map(|port| devices.get(&port)).map(|device| device.0));
+    set.meet_routers(&mut packet, |port| devices.get(&port).copied());
     Ok(packet)
 }
 

@@ -39,7 +39,9 @@
 //!   is one of its ports; that is also the one on which it came into the virtual network, as far as is known here. It has
 //!   traversed both ports and the devices that they belong to.
 //! - Hooks of uplinks and tunnel netdevs count for no rule, and neither do those of XDP; so `vni` is what no packet has.
-//! - `flow` can be written down and explained, but not counted: that needs the state of connections.
+//! - `flow` is a packet's direction in its connection, told at each port by itself: see [`Flows`]. The programs know
+//!   `connections.max_entries` connections, and forget one that is idle. What has no room counts as forward, but the answer to
+//!   a SYN as return (`meter_agent_faults`: `connection_table_full`).
 //!
 //! # What a compiled form must obey
 //!
@@ -57,9 +59,11 @@ mod condition;
 mod draft;
 mod explain;
 mod extract;
+mod flows;
 mod line;
 mod matcher;
 mod packet;
+mod routers;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -77,10 +81,12 @@ pub use self::{
     compile::{CompileError, SlotPort, Tables, compile},
     condition::{Condition, Direction, Flow, FragmentPolicy, MacMatch, PortRange, Prefix, Test},
     explain::explain,
-    extract::fields,
+    extract::{fields, tcp_flags},
+    flows::Flows,
     line::{LineError, RuleLine},
     matcher::{Outcome, matches, outcome},
     packet::Packet,
+    routers::{Router, router_of},
     table::RuleTable,
     value::{group_name, meter_name, prefix},
 };
@@ -104,6 +110,8 @@ pub struct MeterSet {
     pub meters: Vec<Meter>,
     /// What the rules' groups hold.
     pub groups: Groups,
+    /// Each device once.
+    pub routers: Vec<Router>,
 }
 
 impl MeterSet {
@@ -119,6 +127,7 @@ impl MeterSet {
             names.extend(ports.chain(groups.into_iter().filter_map(of_group)).flatten().map(|port| port.0));
             names.extend(rule.traversed_device.value);
         }
+        names.extend(self.routers.iter().flat_map(|router| &router.bridges).map(|bridge| bridge.0));
         names
     }
 

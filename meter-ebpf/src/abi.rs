@@ -3,6 +3,7 @@
 //! All integers are in host byte order unless a field says otherwise; addresses are in network byte order.
 //! Counters wrap modulo 2^64, which no host reaches.
 
+pub mod connection;
 mod port;
 mod reason;
 pub mod rules;
@@ -65,6 +66,14 @@ pub mod map {
     pub const METERS: &str = "METERS";
     /// Per-CPU array of [`MeterBlock`](super::rules::MeterBlock).
     pub const METER_COUNTERS: &str = "METER_COUNTERS";
+    /// Array of [`Connection`](super::connection::Connection), in their places. User space maps it.
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// Hash: [`ConnectionKey`](super::connection::ConnectionKey) to the connection's place (`u32`).
+    pub const CONNECTION_KEYS: &str = "CONNECTION_KEYS";
+    /// Queue of the places (`u32`) that are free.
+    pub const CONNECTION_FREE: &str = "CONNECTION_FREE";
+    /// Array of one [`ConnectionHints`](super::connection::ConnectionHints).
+    pub const CONNECTION_HINTS: &str = "CONNECTION_HINT";
 }
 
 /// Which hook of a netdev, from the host's side.
@@ -275,6 +284,7 @@ mod pod {
     use super::{
         Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef,
         TunnelBlock, TunnelCounter, TunnelKey,
+        connection::{Connection, ConnectionHints, ConnectionKey},
         rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
     };
 
@@ -288,5 +298,6 @@ mod pod {
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
     pod!(TunnelBlock, TunnelCounter, TunnelKey);
+    pod!(Connection, ConnectionHints, ConnectionKey);
     pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
 }

@@ -1,5 +1,5 @@
-//! What crosses the kernel boundary: the maps' keys and values ([`abi`]), the header walk ([`packet`]) and the
-//! rules of user-defined meters ([`rules`]).
+//! What crosses the kernel boundary: the maps' keys and values ([`abi`]), the header walk ([`packet`]), the rules of
+//! user-defined meters ([`rules`]) and the course of connections ([`connection`]).
 //!
 //! The library builds for every target. The programs (`main.rs`, `context.rs`, `maps.rs`) build only for
 //! `bpfel-unknown-none` and are thin: each reads a few fields of its context and calls this library, which is
@@ -13,6 +13,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod connection;
 pub mod packet;
 pub mod register;
 pub mod rules;

@@ -12,14 +12,16 @@ use meter_ebpf::{
     abi::{
         Counter, Direction,
         rules::{
-            FlowKey, MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables,
-            VERDICT_BLOCKS, VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
+            MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
+            VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
         },
     },
-    rules::{Counts, classify, fields},
+    connection::Seen,
+    packet::Frame as _,
+    rules::{Counts, Fields, classify, fields},
 };
 
-use crate::{context::Skb, maps};
+use crate::{connections, context::Skb, maps};
 
 /// The rules, or none.
 #[btf_map]
@@ -38,7 +40,7 @@ static METER_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 #[repr(C)]
 struct Scratch {
-    key: FlowKey,
+    fields: Fields,
     wire: Counter,
 }
 
@@ -51,10 +53,13 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
     meter_fields(skb.context());
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    let Scratch { key, wire: kept } = unsafe { &mut *scratch };
+    let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
     *kept = wire;
     let wire = &*kept;
     let own = maps::slot_of(&skb).slot();
+    if tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0 {
+        key.set_return();
+    }
     let (in_slot, out_slot) = match direction {
         Direction::Ingress => (own, 0),
         Direction::Egress => (maps::slot_at(skb.ingress_ifindex()).slot(), own),
@@ -112,11 +117,26 @@ impl Counts for Counting<'_> {
 #[unsafe(no_mangle)]
 extern "C" fn meter_fields(skb: *mut __sk_buff) -> u64 {
     let skb = Skb::new(skb);
-    let key = fields(&skb, skb.tag_id());
+    let fields = fields(&skb, skb.tag_id());
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 1 };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    unsafe { (*scratch).key = key };
+    unsafe { (*scratch).fields = fields };
     0
+}
+
+/// Returns whether the frame whose fields are in [`METER_SCRATCH`] goes against its connection at the port with this slot.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_flow(skb: *mut __sk_buff, slot: u32) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let fields = unsafe { &(*scratch).fields };
+    if fields.key.is_echo_reply() {
+        return 1;
+    }
+    let Some(seen) = Seen::of(&fields.key, slot) else { return 0 };
+    let skb = Skb::new(skb);
+    u64::from(connections::note(&seen, fields.tcp_flags(&skb), skb.length()))
 }
 
 /// Counts in one meter.

@@ -7,13 +7,16 @@ mod fields;
 
 use core::hint::black_box;
 
-pub use self::fields::fields;
-use crate::abi::{
-    Direction,
-    rules::{
-        EVERY_RULE, Field, FlowKey, KEY_WORDS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES, MAX_VECTORS,
-        RULE_WORDS, RuleTables, RuleVector, present,
+pub use self::fields::{Fields, fields};
+use crate::{
+    abi::{
+        Direction,
+        rules::{
+            EVERY_RULE, Field, FlowKey, KEY_WORDS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES, MAX_VECTORS,
+            RULE_WORDS, RuleTables, RuleVector, present,
+        },
     },
+    packet::numbers::{IP_ICMP, IP_ICMPV6, IP_SCTP, IP_TCP, IP_UDP},
 };
 
 const PORTS_WORD: usize = 4;
@@ -22,6 +25,10 @@ const HW_DST_WORD: usize = 6;
 const SLOTS_WORD: usize = 7;
 const GENERATION_WORD: usize = 8;
 const HW_MASK: u64 = 0xffff_ffff_ffff;
+/// Types of ICMP and ICMPv6: the answer to an echo request.
+/// <https://www.rfc-editor.org/rfc/rfc792>, <https://www.rfc-editor.org/rfc/rfc4443#section-4.2>
+const ECHO_REPLY: u64 = 0;
+const ECHO_REPLY_V6: u64 = 129;
 /// Which word of an address is which.
 const SRC_WORD: usize = 0;
 const DST_WORD: usize = 2;
@@ -34,6 +41,55 @@ impl FlowKey {
             self.words[HW_DST_WORD] |= present::EGRESS;
         }
         self.words[SLOTS_WORD] = (in_slot as u64) << 32 | out_slot as u64;
+    }
+
+    /// Says that the packet goes against the first one of its connection.
+    #[inline(always)]
+    pub fn set_return(&mut self) {
+        self.words[HW_DST_WORD] |= present::RETURN;
+    }
+
+    /// Returns whether rules look at a packet's direction in its connection, of the key that masks others.
+    #[inline(always)]
+    #[must_use]
+    pub fn asks_for_flow(&self) -> bool {
+        self.has(present::RETURN)
+    }
+
+    /// Returns whether it is the answer to an echo request: what goes against its connection and needs no table to say so.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_echo_reply(&self) -> bool {
+        let kind = self.words[PORTS_WORD] >> 48;
+        let reply = match self.protocol() {
+            IP_ICMP => ECHO_REPLY,
+            IP_ICMPV6 => ECHO_REPLY_V6,
+            _ => return false,
+        };
+        self.has(present::SRC_PORT) && kind == reply
+    }
+
+    /// Returns the ends of a packet that has ports, from source to destination.
+    #[inline(always)]
+    #[must_use]
+    pub fn ends(&self) -> Option<Ends> {
+        const ALL: u64 = present::PROTO | present::SRC | present::DST | present::SRC_PORT | present::DST_PORT;
+        let protocol = self.protocol();
+        let has_ports = matches!(protocol, IP_TCP | IP_UDP | IP_SCTP);
+        if !has_ports || self.words[HW_DST_WORD] & ALL != ALL {
+            return None;
+        }
+        Some(Ends {
+            addresses: [self.words[0], self.words[1], self.words[2], self.words[3]],
+            ports: (self.words[PORTS_WORD] >> 32) as u32,
+            protocol,
+            ipv6: self.has(present::IPV6),
+        })
+    }
+
+    #[inline(always)]
+    const fn protocol(&self) -> u8 {
+        (self.words[HW_SRC_WORD] >> 48 & 0xff) as u8
     }
 
     /// Leaves what the rules of a set look at, and makes the key one of that set.
@@ -56,8 +112,8 @@ impl FlowKey {
     pub const fn mask_of(field: Field) -> Self {
         let mut words = [0; KEY_WORDS];
         match field {
-            Field::InPort | Field::TraversedIn => words[SLOTS_WORD] = 0xffff_ffff << 32,
-            Field::OutPort | Field::TraversedOut => words[SLOTS_WORD] = 0xffff_ffff,
+            Field::InPort | Field::TraversedIn | Field::RouterIn => words[SLOTS_WORD] = 0xffff_ffff << 32,
+            Field::OutPort | Field::TraversedOut | Field::RouterOut => words[SLOTS_WORD] = 0xffff_ffff,
             Field::Ethertype => {
                 words[PORTS_WORD] = 0xffff << 16;
                 words[HW_DST_WORD] = present::ETHERTYPE;
@@ -87,6 +143,11 @@ impl FlowKey {
                 words[HW_DST_WORD] = present::HW;
             }
             Field::HwDst => words[HW_DST_WORD] = HW_MASK | present::HW,
+            Field::RouterSrc => {
+                words[HW_SRC_WORD] = HW_MASK;
+                words[HW_DST_WORD] = present::HW | present::VLAN;
+            }
+            Field::RouterDst => words[HW_DST_WORD] = HW_MASK | present::HW | present::VLAN,
             Field::Src4 | Field::Src6 => {
                 words[SRC_WORD] = u64::MAX;
                 words[SRC_WORD + 1] = u64::MAX;
@@ -100,6 +161,13 @@ impl FlowKey {
         }
         Self { words }
     }
+
+    /// The bit of a packet's direction in its connection.
+    pub const FLOW: Self = {
+        let mut words = [0; KEY_WORDS];
+        words[HW_DST_WORD] = present::RETURN;
+        Self { words }
+    };
 
     /// The bits that every set looks at: the hook and the part of a fragmented packet.
     pub const ALWAYS: Self = {
@@ -125,6 +193,19 @@ impl FlowKey {
     }
 }
 
+/// Who sends a packet to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The addresses of source and destination, two words each as in a [`FlowKey`].
+    pub addresses: [u64; 4],
+    /// The source port above the destination port.
+    pub ports: u32,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// Whether the addresses are of IPv6.
+    pub ipv6: bool,
+}
+
 /// What is done about each meter that counts a frame.
 pub trait Counts {
     /// Takes a meter's counter, each once.
@@ -141,7 +222,8 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
     let out_slot = slots << 32;
     narrow(tables, &mut rules, root(tables, Field::InPort), slots, 0);
     narrow(tables, &mut rules, root(tables, Field::OutPort), out_slot, 0);
-    narrow_traversed(tables, &mut rules, slots, out_slot);
+    // The result is for the verifier: of a function without one it sees whatever a register holds, such as a stack pointer.
+    black_box(narrow_traversed(tables, &mut rules, key));
 
     let numbers = key.words[PORTS_WORD];
     let others = key.words[HW_SRC_WORD];
@@ -168,9 +250,10 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
     let inverted = vector(tables, usize::from(tables.inverted));
     let accepted = vector(tables, usize::from(tables.fragments[fragment]));
     let counted = vector(tables, usize::from(tables.counted[egress]));
+    let flow = vector(tables, usize::from(tables.flows[key.has(present::RETURN) as usize]));
     let mut last = u32::MAX;
     for word in 0..RULE_WORDS {
-        let mut left = (rules[word] ^ inverted[word]) & accepted[word] & counted[word];
+        let mut left = ((rules[word] & flow[word]) ^ inverted[word]) & accepted[word] & counted[word];
         for _ in 0..64 {
             if left == 0 {
                 break;
@@ -217,20 +300,36 @@ fn narrow(tables: &RuleTables, rules: &mut RuleVector, start: u32, high: u64, lo
     }
 }
 
-/// Leaves the rules whose traversed device one of the ports is or belongs to, or none does if that is inverted.
+/// Leaves the rules whose traversed device one of the ports is or belongs to, or is a router to which or from which the
+/// frame is sent; or the others where that is inverted.
 #[inline(never)]
-fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, in_slot: u64, out_slot: u64) {
+fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, key: &FlowKey) -> u32 {
     let came = root(tables, Field::TraversedIn);
     let went = root(tables, Field::TraversedOut);
     if came == u32::from(LEAF | EVERY_RULE) && went == u32::from(LEAF | EVERY_RULE) {
-        return;
+        return 0;
     }
+    let (in_slot, out_slot) = (key.words[SLOTS_WORD], key.words[SLOTS_WORD] << 32);
     let came = vector(tables, find(tables, came, in_slot, 0));
     let went = vector(tables, find(tables, went, out_slot, 0));
     let inverted = vector(tables, usize::from(tables.traversed_inverted));
-    for word in 0..RULE_WORDS {
-        rules[word] &= (came[word] | went[word]) ^ inverted[word];
+    if root(tables, Field::RouterIn) == u32::from(LEAF | EVERY_RULE) || key.has(present::VLAN) {
+        for word in 0..RULE_WORDS {
+            rules[word] &= (came[word] | went[word]) ^ inverted[word];
+        }
+        return 1;
     }
+    let to_in = vector(tables, find(tables, root(tables, Field::RouterIn), in_slot, 0));
+    let from_out = vector(tables, find(tables, root(tables, Field::RouterOut), out_slot, 0));
+    let dst = start(tables, key, Field::RouterDst, present::HW);
+    let to = vector(tables, find(tables, dst, key.words[HW_DST_WORD] << 16, 0));
+    let src = start(tables, key, Field::RouterSrc, present::HW);
+    let from = vector(tables, find(tables, src, key.words[HW_SRC_WORD] << 16, 0));
+    for word in 0..RULE_WORDS {
+        let met = (to_in[word] & to[word]) | (from_out[word] & from[word]);
+        rules[word] &= (came[word] | went[word] | met) ^ inverted[word];
+    }
+    2
 }
 
 /// Follows a trie to its vector.

@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     maps::{Array, ArrayOfMaps, MapData, PerCpuArray},
 };
-use meter_agent::rules::{Condition, Groups, Meter, MeterSet, PortRange, Prefix, Test, compile};
+use meter_agent::rules::{Condition, Meter, MeterSet, PortRange, Prefix, Test, compile};
 use meter_ebpf::abi::{
     map,
     rules::{RuleTables, VERDICT_BLOCKS, VerdictBlock},
@@ -40,7 +40,7 @@ fn set(rules: u32) -> MeterSet {
         }
     };
     let meter = |number: u32| Meter { name: number.to_string(), rules: vec![rule(number)] };
-    MeterSet { meters: (0..rules).map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: (0..rules).map(meter).collect(), ..MeterSet::default() }
 }
 
 /// Compiled rules, by their number.

@@ -65,6 +65,8 @@ impl Datapath for Memory {
         Ok(())
     }
 
+    fn tend(&mut self) {}
+
     fn set_meters(&mut self, _: &MeterSet) -> Result<(), MetersError> {
         Ok(())
     }

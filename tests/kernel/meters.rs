@@ -1,14 +1,16 @@
 //! User-defined meters: what the programs count by rules, beside what the plain matcher says.
 
 mod differential;
+mod flows;
+mod routers;
 mod worked;
 
 use std::collections::BTreeSet;
 
 use meter_agent::{
-    datapath::{Class, Target},
+    datapath::{Class, Target, kernel::Options},
     meter::{DeviceId, PortId},
-    rules::{self, Direction, Groups, Meter as Rules, MeterSet, Packet, RuleLine},
+    rules::{self, Direction, Meter as Rules, MeterSet, Packet, RuleLine},
 };
 use uuid::Uuid;
 
@@ -23,6 +25,8 @@ const NETDEVS: [(&str, u128, Option<u128>); 4] =
 
 /// A host with netdevs that nothing comes through but test runs.
 struct World<'h> {
+    host: &'h Host,
+    options: Options,
     meter: Meter<'h>,
     programs: Programs,
     /// Their numbers.
@@ -32,20 +36,39 @@ struct World<'h> {
 impl World<'_> {
     /// Runs `work` in the namespace of a new world.
     fn with(label: &str, work: impl FnOnce(&mut World<'_>) + Send) {
+        Self::with_options(label, |_| {}, |mut world| work(&mut world));
+    }
+
+    /// The same with other options than the usual ones, and gives the world away.
+    fn with_options(label: &str, change: impl FnOnce(&mut Options), work: impl FnOnce(World<'_>) + Send) {
         let host = Host::new(label);
         for pair in ["d1 type veth peer name d2", "d3 type veth peer name d4"] {
             host.netns.ip(&format!("link add {pair}")).unwrap();
         }
-        let options = host.options();
-        let mut meter = host.open_with(&options);
+        let mut options = host.options();
+        change(&mut options);
+        let meter = host.open_with(&options);
         let programs = Programs::load(&options);
+        let netdevs = NETDEVS.map(|(netdev, ..)| host.ifindex(netdev)).to_vec();
+        let mut world = World { host: &host, options, meter, programs, netdevs };
+        world.attach();
+        host.netns.run_in(|| work(world)).unwrap();
+    }
+
+    fn attach(&mut self) {
         for (netdev, port, device) in NETDEVS.into_iter().filter(|(_, port, _)| *port != 0) {
             let device = device.map(|device| DeviceId(Uuid::from_u128(device)));
-            meter.attach(&Target { device, ..host.target(netdev, port, Class::Port) });
+            self.meter.attach(&Target { device, ..self.host.target(netdev, port, Class::Port) });
         }
-        let netdevs = NETDEVS.map(|(netdev, ..)| host.ifindex(netdev)).to_vec();
-        let mut world = World { meter, programs, netdevs };
-        host.netns.run_in(|| work(&mut world)).unwrap();
+    }
+
+    /// Ends the agent's half and opens it again; the programs of the test runs stay.
+    fn reopen(self) -> Self {
+        let Self { host, options, meter, programs, netdevs } = self;
+        drop(meter);
+        let mut world = Self { host, meter: host.open_with(&options), options, programs, netdevs };
+        world.attach();
+        world
     }
 
     /// Runs a frame through the program of a hook; returns what the plain matcher sees of it. Netdevs are given by their
@@ -78,6 +101,13 @@ impl World<'_> {
     }
 }
 
+/// Returns the device that a port belongs to.
+fn device_of(port: PortId) -> Option<DeviceId> {
+    let mut netdevs = NETDEVS.into_iter();
+    let (.., device) = netdevs.find(|(_, number, _)| Uuid::from_u128(*number) == port.0)?;
+    device.map(|device| DeviceId(Uuid::from_u128(device)))
+}
+
 /// Returns the program of a port's hook.
 fn program(direction: Direction) -> Program {
     let name = match direction {
@@ -93,5 +123,5 @@ fn set(lines: &[(&str, &str)]) -> MeterSet {
         let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
         Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
-    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }

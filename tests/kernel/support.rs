@@ -196,6 +196,7 @@ pub(crate) fn small_options() -> Options {
         max_ports: 64,
         max_netdevs: 200,
         max_tunnels: 1024,
+        max_connections: 1024,
         vxlan_ports: vec![4789, 8472, 6677],
         geneve_ports: vec![6081],
         nvgre: false,

@@ -13,7 +13,9 @@ use meter_agent::datapath::{
 };
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
-    TunnelBlock, TunnelKey, VERSION, map,
+    TunnelBlock, TunnelKey, VERSION,
+    connection::{Connection, ConnectionHints, ConnectionKey},
+    map,
     rules::{MeterBlock, MeterName, MeterRecord},
 };
 
@@ -25,7 +27,13 @@ fn every_program_loads_and_every_map_is_the_abis() {
         return;
     }
     let host = Host::new("maps");
-    let options = Options { max_ports: 77, max_netdevs: 300, max_tunnels: 1_000, ..host.options() };
+    let options = Options {
+        max_ports: 77,
+        max_netdevs: 300,
+        max_tunnels: 1_000,
+        max_connections: 50,
+        ..host.options()
+    };
     let mut meter = host.open_with(&options);
     Programs::load(&options);
     let size = |bytes: usize| u32::try_from(bytes).unwrap();
@@ -49,6 +57,10 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::VERDICTS, MapType::ArrayOfMaps, 4, 4, 1),
         (map::METERS, hash, size(size_of::<MeterName>()), size(size_of::<MeterRecord>()), 4_096),
         (map::METER_COUNTERS, per_cpu, 4, size(size_of::<MeterBlock>()), 2),
+        (map::CONNECTIONS, array, 4, size(size_of::<Connection>()), 51),
+        (map::CONNECTION_KEYS, hash, size(size_of::<ConnectionKey>()), 4, 50),
+        (map::CONNECTION_FREE, MapType::Queue, 0, 4, 50),
+        (map::CONNECTION_HINTS, array, 4, size(size_of::<ConnectionHints>()), 1),
     ];
     expected.sort_by_key(|row| row.0);
     let mut pins: Vec<String> = fs::read_dir(maps(&host))

@@ -56,6 +56,8 @@ impl Datapath for Memory {
         Vec::new()
     }
 
+    fn tend(&mut self) {}
+
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         if meters.meters.len() > 3 {
             return Err(MetersError("there is room for 3 meters; remove one".to_owned()));

@@ -21,6 +21,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "host_name",
             "datapath",
             "tunnels",
+            "connections",
             "uplinks",
             "ports",
             "http",
@@ -33,12 +34,14 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "log",
             "binding",
             "meter",
+            "router",
             "port_group",
             "ip_address_group",
         ],
     ),
     ("datapath", &["pin_path", "tc", "max_ports", "max_netdevs"]),
     ("tunnels", &["vxlan_ports", "geneve_ports", "nvgre", "max_tunnels"]),
+    ("connections", &["max_entries"]),
     ("uplinks", &["netdevs", "ingress"]),
     ("ports", &["netdevs", "ignore"]),
     ("http", &["listen", "config_file"]),
@@ -51,6 +54,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("log", &["level", "format"]),
     ("binding", &["netdev", "mac", "port", "device"]),
     ("meter", &["name", "rules"]),
+    ("router", &["id", "macs", "bridges"]),
     ("port_group", &["name", "ports"]),
     ("ip_address_group", &["name", "addresses"]),
 ];
@@ -168,6 +172,11 @@ impl Section<'_> {
     /// Returns whether a key is set, to whatever value.
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
+    }
+
+    /// Returns whether a key is set to an array of nothing.
+    pub(super) fn is_empty_array(&self, key: &'static str) -> bool {
+        self.value(key).is_some_and(|(_, value)| matches!(value, DeValue::Array(items) if items.is_empty()))
     }
 
     /// Returns a key's value, read by a function that says what is wrong with it.

@@ -3,6 +3,7 @@
 mod bindings;
 mod exposition;
 mod meters;
+mod routers;
 
 pub use self::meters::rule_table;
 
@@ -72,7 +73,8 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let state_directory = state_directory(document, flags, report);
     let log = log(document, flags, report);
     let configured = bindings::read(document, report);
-    let meters = meters::read(document, report);
+    let mut meters = meters::read(document, report);
+    routers::read(document, &configured, &mut meters, report);
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, scraper_listen, report);
@@ -147,6 +149,8 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let [vxlan_ports, geneve_ports] = udp_ports(&section, report);
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
+    let section = document.section("connections", report);
+    let max_connections = section.one(report, "max_entries", check::integer(1..=MAX_ENTRIES));
     Options {
         version: meter_ebpf::abi::VERSION,
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
@@ -154,6 +158,7 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
         max_ports,
         max_netdevs: max_netdevs.value,
         max_tunnels: or(max_tunnels, 8192).value,
+        max_connections: or(max_connections, 16_384).value,
         vxlan_ports,
         geneve_ports,
         nvgre: or(nvgre, false).value,

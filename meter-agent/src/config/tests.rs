@@ -36,6 +36,7 @@ fn defaults() -> Config {
             max_ports: 65536,
             max_netdevs: 4096,
             max_tunnels: 8192,
+            max_connections: 16_384,
             vxlan_ports: vec![4789, 8472, 6677],
             geneve_ports: vec![6081],
             nvgre: false,

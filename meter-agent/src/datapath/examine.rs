@@ -95,7 +95,8 @@ fn bpffs(pin_path: &Path) -> Result<String, OpenError> {
 
 /// Loads the programs over small maps that nobody else sees; returns whether the kernel has TCX.
 fn try_object(options: &Options) -> Result<bool, OpenError> {
-    let small = Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, ..options.clone() };
+    let small =
+        Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, max_connections: 1, ..options.clone() };
     let (ebpf, _) = load_object(&maps::specs(&small), &settings(&small), None)?;
     Ok(has_tcx(&ebpf))
 }

@@ -168,6 +168,8 @@ impl Datapath for FakeDatapath {
         lost
     }
 
+    fn tend(&mut self) {}
+
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         if let Some(error) = self.meters_errors.pop_front() {
             return Err(error);

@@ -11,6 +11,7 @@ use nix::fcntl::Flock;
 use super::{
     AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
     Target,
+    connections::Connections,
     failure::{bind_error, describe, full_error},
     grace::Grace,
     hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
@@ -42,6 +43,7 @@ pub struct KernelDatapath {
     pub(super) links: PathBuf,
     pub(super) meters: Meters,
     pub(super) grace: Grace,
+    pub(super) connections: Connections,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
@@ -99,6 +101,12 @@ impl KernelDatapath {
         changed?;
         self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
         Ok(kinds)
+    }
+
+    /// As [`Datapath::tend`], at this many seconds since the host was started.
+    pub fn tend_at(&mut self, now: u32) {
+        let in_use = self.meters.on && self.meters.asks_for_flow();
+        self.connections.tend(now, in_use);
     }
 
     fn site(&self) -> Site<'_> {
@@ -234,6 +242,10 @@ impl Datapath for KernelDatapath {
         all_lost
     }
 
+    fn tend(&mut self) {
+        self.tend_at(uptime_s());
+    }
+
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         self.change_meters(meters)
     }
@@ -275,4 +287,10 @@ fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bo
         && (before.target.class == Class::Port) == (target.class == Class::Port)
         && before.target.underlay == target.underlay
         && before.kinds() == kinds
+}
+
+/// Returns the seconds since the host was started.
+fn uptime_s() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.ok().and_then(|now| u32::try_from(now.tv_sec()).ok()).unwrap_or_default()
 }

@@ -16,7 +16,9 @@ use aya::{
 use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
     SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
-    TunnelCounter, TunnelKey, UNBOUND_SLOT, map,
+    TunnelCounter, TunnelKey, UNBOUND_SLOT,
+    connection::{Connection, ConnectionHints, ConnectionKey},
+    map,
     rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
     saved,
 };
@@ -56,7 +58,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 18] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 22] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -75,6 +77,11 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::VERDICTS, M, 4, 4, 1),
         (map::METERS, H, size_of::<MeterName>(), size_of::<MeterRecord>(), METER_NAMES),
         (map::METER_COUNTERS, P, 4, size_of::<MeterBlock>(), METER_COUNTERS / METERS_PER_BLOCK),
+        // Place 0 is no connection's.
+        (map::CONNECTIONS, A, 4, size_of::<Connection>(), options.max_connections + 1),
+        (map::CONNECTION_KEYS, H, size_of::<ConnectionKey>(), 4, options.max_connections),
+        (map::CONNECTION_FREE, Q, 0, 4, options.max_connections),
+        (map::CONNECTION_HINTS, A, 4, size_of::<ConnectionHints>(), 1),
     ];
     rows.into_iter()
         .map(|(name, kind, key_size, value_size, max_entries)| Spec {
@@ -121,7 +128,7 @@ pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
         ));
     }
-    if spec.name == map::SLOTS && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
+    if matches!(spec.name, map::SLOTS | map::CONNECTIONS) && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
         return Err("a map that can't be mapped into memory".to_owned());
     }
     Ok(())

@@ -101,7 +101,7 @@ impl Meters {
         Ok(meters)
     }
 
-    /// Reads every meter's total, by name.
+    /// Reads every meter's total, by name; those of routers as well.
     pub(super) fn read(&self) -> Result<BTreeMap<String, UserMeter>, ReadError> {
         if !self.on {
             return Ok(BTreeMap::new());
@@ -124,6 +124,11 @@ impl Meters {
             _ => 0,
         };
         u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Returns whether a rule asks for the direction of a connection.
+    pub(super) fn asks_for_flow(&self) -> bool {
+        self.set.meters.iter().flat_map(|meter| &meter.rules).any(|rule| rule.flow.is_some())
     }
 
     /// Returns how many entries of a map are in use; `None` for maps of others.
@@ -182,6 +187,7 @@ impl Meters {
 impl KernelDatapath {
     /// Lets another set of meters count.
     pub(super) fn change_meters(&mut self, set: &MeterSet) -> Result<(), MetersError> {
+        let set = &set.with_routers();
         let names: Vec<MeterName> = set.meters.iter().map(|meter| meter_name(&meter.name)).collect();
         if names.is_empty() {
             self.end_meters()?;

@@ -15,7 +15,7 @@ use aya::{
 use meter_ebpf::abi::{Direction, Meta, map};
 
 use super::{
-    Repairs, clsact,
+    Repairs, clsact, connections,
     failure::describe,
     maps::{self, Spec},
     open::{OpenError, path_error},
@@ -166,6 +166,10 @@ fn drop_what_means_nothing_alone(
     missing: &mut BTreeSet<&'static str>,
     pins: &Path,
 ) -> Result<(), OpenError> {
+    if connections::MAPS.iter().any(|map| missing.contains(map)) {
+        // A place would be two connections', or of a table of another size.
+        remove_pins(&connections::MAPS, missing, pins)?;
+    }
     let with: Vec<&'static str> = if missing.contains(map::PORTS) {
         // Whose slots and whose tunnels they are is not known: another port would go on from their totals.
         specs.iter().map(|spec| spec.name).collect()
@@ -178,7 +182,15 @@ fn drop_what_means_nothing_alone(
     } else {
         return Ok(());
     };
-    for name in with {
+    remove_pins(&with, missing, pins)
+}
+
+fn remove_pins(
+    maps: &[&'static str],
+    missing: &mut BTreeSet<&'static str>,
+    pins: &Path,
+) -> Result<(), OpenError> {
+    for name in maps.iter().copied() {
         let pin = pins.join(name);
         match fs::remove_file(&pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -203,6 +215,7 @@ fn what_it_held(name: &str) -> &'static str {
         map::SAVED => "what buckets and faults had counted when the maps were made",
         map::METERS => "the totals of user-defined meters: nothing tells any more whose they are",
         map::METER_COUNTERS => "the totals of user-defined meters that were counted last",
+        map::CONNECTIONS | map::CONNECTION_KEYS => "who began the connections that are on",
         _ => "nothing",
     }
 }

@@ -1,5 +1,7 @@
 //! Everything that the kernel half has counted, read and named.
 
+use std::collections::BTreeMap;
+
 use meter_ebpf::abi::{Direction, SLOT_ENTRIES, map};
 use uuid::Uuid;
 
@@ -9,7 +11,10 @@ use super::{
     record::{port_id, port_reading},
     tunnels,
 };
-use crate::meter::{DeviceId, FlowStats};
+use crate::{
+    meter::{DeviceId, FlowStats},
+    rules::router_of,
+};
 
 impl KernelDatapath {
     /// Reads everything.
@@ -32,7 +37,9 @@ impl KernelDatapath {
         }
         let ports: Vec<PortReading> =
             self.ledger.records().iter().map(|(uuid, record)| port_reading(*uuid, record, &slots)).collect();
-        let devices = self
+        let (of_routers, user_meters): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            self.meters.read()?.into_iter().partition(|(name, _)| router_of(name).is_some());
+        let mut devices: BTreeMap<DeviceId, FlowStats> = self
             .ledger
             .devices(&slots)
             .into_iter()
@@ -41,6 +48,11 @@ impl KernelDatapath {
                 (DeviceId(Uuid::from_bytes(device.uuid)), stats)
             })
             .collect();
+        for (name, meter) in of_routers {
+            if let Some(router) = router_of(&name) {
+                *devices.entry(router).or_default() += meter.stats;
+            }
+        }
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
         let mut usage = self.maps.usage(|name, capacity| match name {
             map::SLOTS => count(self.attached.range(..SLOT_ENTRIES).count()),
@@ -56,6 +68,8 @@ impl KernelDatapath {
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
             map::TUNNEL_SAVED => count(self.maps.carried().len()[0]),
             map::SAVED => count(self.maps.carried().len()[1]),
+            map::CONNECTIONS | map::CONNECTION_KEYS => count(self.connections.count()),
+            map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
         for map in &mut usage {
@@ -63,10 +77,10 @@ impl KernelDatapath {
         }
         Ok(Reading {
             ports,
-            devices,
+            devices: devices.into_iter().collect(),
             tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
-            user_meters: self.meters.read()?,
+            user_meters,
             faults: self.maps.faults()?,
             unbound: self.maps.unbound(&slots),
             maps: usage,

@@ -6,6 +6,7 @@ use super::{
     Options,
     bind::now_ns,
     carried::carry,
+    connections::Connections,
     grace::Grace,
     kernel::KernelDatapath,
     ledger::{Capacity, Ledger},
@@ -80,6 +81,7 @@ impl KernelDatapath {
         let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
 
         let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
+        let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE))?;
         let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
         if let Some(totals) = before.totals
             && earlier.is_none()
@@ -136,13 +138,14 @@ impl KernelDatapath {
             programs,
             links: links.clone(),
             meters,
+            connections,
             grace,
             repairs,
             logger,
             _lock: lock,
         };
         if let Some(earlier) = earlier {
-            if let Some(set) = before.meters.filter(|set| !set.meters.is_empty())
+            if let Some(set) = before.meters
                 && let Err(error) = datapath.change_meters(set)
             {
                 tracing::error!(error = %error, "user-defined meters have a gap until they are set");

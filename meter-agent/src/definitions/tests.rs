@@ -20,7 +20,7 @@ fn a(name: &str, lines: &[&str]) -> Meter {
 
 fn set(meters: Vec<Meter>) -> MeterSet {
     let group = ("tenant".to_owned(), [PortId(uuid::Uuid::from_u128(1))].into());
-    MeterSet { meters, groups: Groups { ports: [group].into(), ..Groups::default() } }
+    MeterSet { meters, groups: Groups { ports: [group].into(), ..Groups::default() }, ..MeterSet::default() }
 }
 
 /// Meters of the configuration, and others.

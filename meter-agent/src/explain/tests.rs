@@ -4,14 +4,14 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::rules::{Groups, Meter, RuleLine};
+use crate::rules::{Meter, RuleLine};
 
 fn meters(rules: &[(&str, &str)]) -> MeterSet {
     let meter = |(name, rule): &(&str, &str)| Meter {
         name: (*name).to_owned(),
         rules: vec![RuleLine::parse(rule).unwrap().condition],
     };
-    MeterSet { meters: rules.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: rules.iter().map(meter).collect(), ..MeterSet::default() }
 }
 
 fn web() -> MeterSet {

@@ -11,8 +11,8 @@ use meter_ebpf::{
     abi::{
         Direction as Hook,
         rules::{
-            Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS, RuleTables,
-            RuleVector,
+            FIELDS, Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS,
+            RuleTables, RuleVector,
         },
     },
     packet::Fragment,
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::trie::{Full, Pattern, Tests, Writer, set};
 use super::{
     MeterSet,
-    condition::{Condition, Direction, MacMatch, PortRange, Prefix, Test},
+    condition::{Condition, Direction, Flow, MacMatch, PortRange, Prefix, Test},
 };
 use crate::meter::{DeviceId, PortId};
 
@@ -52,17 +52,6 @@ pub enum CompileError {
     Rules {
         /// How many.
         rules: usize,
-    },
-    /// A rule asks for the state of a connection.
-    #[error(
-        "meter {meter:?}, rule {rule}: flow can't be counted: it needs the state of connections, which this version does \
-         not keep"
-    )]
-    Flow {
-        /// The meter.
-        meter: String,
-        /// Which of its rules, from 1.
-        rule: usize,
     },
     /// What one field is compared with takes more room than there is.
     #[error(
@@ -95,11 +84,6 @@ pub fn compile(
     if rules.len() > MAX_RULES {
         return Err(CompileError::Rules { rules: rules.len() });
     }
-    for meter in &set.meters {
-        if let Some(rule) = meter.rules.iter().position(|rule| rule.flow.is_some()) {
-            return Err(CompileError::Flow { meter: meter.name.clone(), rule: rule + 1 });
-        }
-    }
     let mut asked = Asked::new(set, slots);
     for (number, (rule, _)) in rules.iter().enumerate() {
         asked.rule(number, rule);
@@ -117,14 +101,15 @@ fn empty_tables() -> Tables {
         generation: 0,
         key_mask: FlowKey { words: [0; KEY_WORDS] },
         counters: [0; MAX_RULES],
-        roots: [0; 16],
-        absent: [0; 16],
+        roots: [0; FIELDS],
+        absent: [0; FIELDS],
         always: [0; 2],
         counted: [0; 2],
         fragments: [0; 4],
+        flows: [0; 2],
         inverted: 0,
         traversed_inverted: 0,
-        padding: [0; 6],
+        padding: [0; 4],
         nodes: [[0; 16]; MAX_NODES],
         vectors: [[0; RULE_WORDS]; MAX_VECTORS],
     }];
@@ -164,8 +149,7 @@ impl<'s> Asked<'s> {
 
     fn mac(&mut self, rule: usize, field: Field, test: &Test<MacMatch>) {
         if let Some(MacMatch { address, mask }) = test.value {
-            let bits = |[a, b, c, d, e, f]: [u8; 6]| u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into();
-            let pattern = Pattern::new(bits(address), bits(mask), field.bits());
+            let pattern = Pattern::new(mac_bits(address), mac_bits(mask), field.bits());
             self.ask(rule, field, test.inverted, false, vec![pattern]);
         }
     }
@@ -243,10 +227,29 @@ impl<'s> Asked<'s> {
         if let Some(device) = rule.traversed_device.value {
             self.ports(number, Field::TraversedIn, false, |port| port.is_or_belongs_to(device));
             self.ports(number, Field::TraversedOut, false, |port| port.is_or_belongs_to(device));
+            if !self.set.routers.is_empty() {
+                self.router(number, device);
+            }
             if rule.traversed_device.inverted {
                 set(&mut self.traversed_inverted, number);
             }
         }
+    }
+
+    /// Asks for what is sent to a router, or by it; nothing is where the device is none.
+    fn router(&mut self, number: usize, device: Uuid) {
+        let set = self.set;
+        let router = set.routers.iter().find(|router| router.device.0 == device);
+        let is_of_bridge = |port: &SlotPort| {
+            router.zip(port.device).is_some_and(|(router, device)| router.bridges.contains(&device))
+        };
+        self.ports(number, Field::RouterIn, false, is_of_bridge);
+        self.ports(number, Field::RouterOut, false, is_of_bridge);
+        let macs = router.into_iter().flat_map(|router| &router.macs);
+        let patterns: Vec<Pattern> =
+            macs.map(|mac| Pattern::exact(mac_bits(*mac), Field::RouterDst.bits())).collect();
+        self.ask(number, Field::RouterDst, false, false, patterns.clone());
+        self.ask(number, Field::RouterSrc, false, false, patterns);
     }
 
     fn write(self, rules: &[&Condition], mut writer: Writer) -> Result<Tables, CompileError> {
@@ -262,6 +265,9 @@ impl<'s> Asked<'s> {
             }
             writer.tables[0].roots[field as usize] = root;
             writer.tables[0].absent[field as usize] = absent;
+        }
+        if rules.iter().any(|rule| rule.flow.is_some()) {
+            key_mask.words.iter_mut().zip(FlowKey::FLOW.words).for_each(|(all, of_flow)| *all |= of_flow);
         }
         writer.tables[0].key_mask = key_mask;
         let mut vector = |holds: &dyn Fn(&Condition) -> bool| {
@@ -283,16 +289,25 @@ impl<'s> Asked<'s> {
         for fragment in [Fragment::Whole, Fragment::First, Fragment::Later] {
             fragments[fragment as usize] = vector(&|rule| rule.fragment_policy.accepts(fragment))?;
         }
+        let mut flows = [0; 2];
+        for (index, direction) in [Flow::Forward, Flow::Return].into_iter().enumerate() {
+            flows[index] = vector(&|rule| rule.flow.is_none_or(|flow| flow == direction))?;
+        }
         let inverted = vector(&|rule| rule.inverted)?;
         let traversed_inverted = writer.vector(self.traversed_inverted).map_err(room("rules"))?;
         let mut tables = writer.tables;
         tables[0].always = always;
         tables[0].counted = counted;
         tables[0].fragments = fragments;
+        tables[0].flows = flows;
         tables[0].inverted = inverted;
         tables[0].traversed_inverted = traversed_inverted;
         Ok(tables)
     }
+}
+
+fn mac_bits([a, b, c, d, e, f]: [u8; 6]) -> u128 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into()
 }
 
 /// Returns which way a frame goes through its port at a hook.
@@ -313,6 +328,7 @@ const fn name(field: Field) -> &'static str {
         Field::Tos => "tos",
         Field::SrcPort => "src-port",
         Field::DstPort => "dst-port",
+        Field::RouterIn | Field::RouterOut | Field::RouterDst | Field::RouterSrc => "traversed routers",
         Field::HwSrc => "hw-src",
         Field::HwDst => "hw-dst",
         Field::Src4 | Field::Src6 => "src",

@@ -37,6 +37,15 @@ pub fn fields(frame: &[u8]) -> Packet {
     packet
 }
 
+/// Returns the flags of TCP; `None` of what has none.
+#[must_use]
+pub fn tcp_flags(frame: &[u8]) -> Option<u8> {
+    let ethernet = frame.ethernet(0).ok()?;
+    let ip = frame.ip(ethernet.ethertype, ethernet.payload).ok()?;
+    let has_header = ip.protocol == IP_TCP && ip.fragment != Fragment::Later;
+    frame.read(ip.payload + 13).map(|[flags]| flags).filter(|_| has_header)
+}
+
 fn outermost_tag(frame: &[u8]) -> Option<u16> {
     let [a, b, c, d] = frame.read(ETHERTYPE)?;
     let is_tag = matches!(u16::from_be_bytes([a, b]), ETH_VLAN | ETH_QINQ);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::meter::PortId;
+use crate::meter::{DeviceId, PortId};
 
 mod extraction;
 mod semantics;

@@ -58,7 +58,8 @@ reasons! {
 }
 
 reasons! {
-    /// Why a super-packet was counted as one frame. These frames are in their port's meter as well.
+    /// Why a frame was counted with less than is wanted known of it: a super-packet as one frame, a connection's frame as
+    /// one of none. These frames are in their port's meter as well.
     Fault {
         /// The headers of a super-packet end beyond the frame.
         GsoTruncated = "gso_truncated",
@@ -68,6 +69,16 @@ reasons! {
         GsoTooManyHeaders = "gso_too_many_headers",
         /// A super-packet without a number of segments.
         GsoNoSegments = "gso_no_segments",
+        /// The table of connections is full.
+        ConnectionTableFull = "connection_table_full",
+    }
+}
+
+impl Fault {
+    /// Returns whether it is about super-packets.
+    #[must_use]
+    pub const fn is_of_super_packet(self) -> bool {
+        !matches!(self, Self::ConnectionTableFull)
     }
 }
 

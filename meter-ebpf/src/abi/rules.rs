@@ -26,6 +26,8 @@ pub const EVERY_RULE: u16 = 0;
 pub const MAX_DEPTH: u32 = 32;
 /// Counters of meters. Twice [`MAX_RULES`], so that a new set always fits beside the one that counts.
 pub const METER_COUNTERS: u32 = 2_048;
+/// How many [`Field`]s there are.
+pub const FIELDS: usize = 20;
 /// Words of a [`FlowKey`].
 pub const KEY_WORDS: usize = 9;
 
@@ -65,11 +67,19 @@ pub enum Field {
     Dst4,
     /// Destination address, IPv6.
     Dst6,
+    /// Slot of the port through which a frame came in, for the routers that are on its bridge.
+    RouterIn,
+    /// The same for the port through which it goes out.
+    RouterOut,
+    /// Destination MAC address of a frame without a VLAN tag, for the routers that have it.
+    RouterDst,
+    /// The same for its source.
+    RouterSrc,
 }
 
 impl Field {
     /// All fields, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; FIELDS] = [
         Self::InPort,
         Self::OutPort,
         Self::TraversedIn,
@@ -86,16 +96,25 @@ impl Field {
         Self::Src6,
         Self::Dst4,
         Self::Dst6,
+        Self::RouterIn,
+        Self::RouterOut,
+        Self::RouterDst,
+        Self::RouterSrc,
     ];
 
     /// Returns how many bits its values have.
     #[must_use]
     pub const fn bits(self) -> u32 {
         match self {
-            Self::InPort | Self::OutPort | Self::TraversedIn | Self::TraversedOut => 32,
+            Self::InPort
+            | Self::OutPort
+            | Self::TraversedIn
+            | Self::TraversedOut
+            | Self::RouterIn
+            | Self::RouterOut => 32,
             Self::Ethertype | Self::Vlan | Self::SrcPort | Self::DstPort => 16,
             Self::Proto | Self::Tos => 8,
-            Self::HwSrc | Self::HwDst => 48,
+            Self::HwSrc | Self::HwDst | Self::RouterDst | Self::RouterSrc => 48,
             Self::Src4 | Self::Dst4 => 32,
             Self::Src6 | Self::Dst6 => 128,
         }
@@ -140,6 +159,8 @@ pub mod present {
     pub const EGRESS: u64 = 1 << 58;
     /// Where the part of a fragmented packet begins.
     pub const FRAGMENT_SHIFT: u32 = 59;
+    /// It goes against the first packet of its connection.
+    pub const RETURN: u64 = 1 << 61;
 }
 
 /// A compiled set of rules. Never changed once programs see it: another set is another map.
@@ -153,21 +174,23 @@ pub struct RuleTables {
     /// Counter of the meter of each rule. Rules of one meter follow each other.
     pub counters: [u16; MAX_RULES],
     /// Where each [`Field`]'s trie begins.
-    pub roots: [u16; 16],
+    pub roots: [u16; FIELDS],
     /// The vector of a frame without the [`Field`]; a [`LEAF`].
-    pub absent: [u16; 16],
+    pub absent: [u16; FIELDS],
     /// The vector of what follows from the hook alone, by [`Direction`]: attributes as any other.
     pub always: [u16; 2],
     /// The vector of the rules that count at a hook, by [`Direction`].
     pub counted: [u16; 2],
     /// The vector of the rules that are about a part of a fragmented packet, by its number.
     pub fragments: [u16; 4],
+    /// The vector of the rules that a packet's direction in its connection satisfies: forward, then return.
+    pub flows: [u16; 2],
     /// The vector of the rules that are inverted.
     pub inverted: u16,
     /// The vector of the rules of which the traversed device is inverted.
     pub traversed_inverted: u16,
     /// Fills the gap before the next eight bytes.
-    pub padding: [u16; 6],
+    pub padding: [u16; 4],
     /// The nodes: what the next half byte leads to.
     pub nodes: [[u16; 16]; MAX_NODES],
     /// The vectors.
@@ -262,7 +285,7 @@ const _: () = {
     assert!(MAX_VECTORS.is_power_of_two() && MAX_VECTORS <= LEAF as usize);
     assert!(MAX_RULES.is_power_of_two() && METER_COUNTERS as usize == 2 * MAX_RULES);
     assert!(METER_COUNTERS.is_multiple_of(METERS_PER_BLOCK));
-    assert!(size_of::<RuleTables>() == 80 + 2 * MAX_RULES + 96 + MAX_NODES * 32 + MAX_VECTORS * 128);
+    assert!(size_of::<RuleTables>() == 80 + 2 * MAX_RULES + 112 + MAX_NODES * 32 + MAX_VECTORS * 128);
     // A value of an array has 4 MiB at most before Linux 5.16.
     assert!(size_of::<RuleTables>() < 4 << 20);
 };

@@ -12,14 +12,42 @@ use crate::{
     },
 };
 
+/// Where TCP begins behind IPv4 without options.
+const PLAIN_TCP: u32 = 34;
+
+/// What rules can ask of a frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fields {
+    /// The fields. The hook, and the direction in its connection, are not known to a frame.
+    pub key: FlowKey,
+    /// Where the header of TCP begins; 0 for none.
+    pub tcp: u32,
+    /// Fills the word.
+    pub padding: u32,
+}
+
+impl Fields {
+    /// Returns TCP's flags; 0 for another protocol, and where they can't be read.
+    #[inline(always)]
+    pub fn tcp_flags(&self, frame: &(impl Frame + ?Sized)) -> u8 {
+        match self.tcp {
+            0 => 0,
+            PLAIN_TCP if let Some(head) = frame.head::<48>() => head[47],
+            tcp => frame.read::<1>(tcp + 13).map_or(0, |[flags]| flags),
+        }
+    }
+}
+
 /// Reads the fields of an Ethernet frame that begins with its header. `tag` is the id of a VLAN tag that is kept beside
 /// the frame: it is the outermost.
 ///
 /// What can't be read the frame doesn't have.
 #[inline(always)]
-pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> FlowKey {
-    let mut key = FlowKey::default();
-    let Some(head) = frame.read::<14>(0) else { return key };
+pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> Fields {
+    let mut fields = Fields::default();
+    let Fields { key, tcp, .. } = &mut fields;
+    let Some(head) = frame.read::<14>(0) else { return fields };
     let [a, b, c, d, e, f, g, h, i, j, k, l, high, low] = head;
     key.words[HW_DST_WORD] = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | present::HW;
     key.words[HW_SRC_WORD] = u64::from_be_bytes([0, 0, g, h, i, j, k, l]);
@@ -29,20 +57,23 @@ pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> FlowKey {
         key.words[PORTS_WORD] |= u64::from(id);
         key.words[HW_DST_WORD] |= present::VLAN;
     }
-    if ethertype == ETH_IPV4 && plain_v4(frame, &mut key) {
-        return key;
+    if ethertype == ETH_IPV4 && plain_v4(frame, key) {
+        if key.protocol() == IP_TCP {
+            *tcp = PLAIN_TCP;
+        }
+        return fields;
     }
-    let Ok(ethernet) = frame.ethernet(0) else { return key };
+    let Ok(ethernet) = frame.ethernet(0) else { return fields };
     if ethernet.ethertype >= ETH_LEAST {
         key.words[PORTS_WORD] |= u64::from(ethernet.ethertype) << 16;
         key.words[HW_DST_WORD] |= present::ETHERTYPE;
     }
     match ethernet.ethertype {
-        ETH_ARP => arp(frame, ethernet.payload, &mut key),
-        ETH_IPV4 | ETH_IPV6 => ip(frame, ethernet.ethertype, ethernet.payload, &mut key),
+        ETH_ARP => arp(frame, ethernet.payload, key),
+        ETH_IPV4 | ETH_IPV6 => *tcp = ip(frame, ethernet.ethertype, ethernet.payload, key),
         _ => {}
     }
-    key
+    fields
 }
 
 /// Reads the fields of what most frames are, from its first bytes: IPv4 without options and whole, with ports. Returns
@@ -140,9 +171,10 @@ fn arp(frame: &(impl Frame + ?Sized), start: u32, key: &mut FlowKey) {
     }
 }
 
+/// Returns where TCP begins; 0 for none.
 #[inline(always)]
-fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowKey) {
-    let Ok(ip) = frame.ip(ethertype, start) else { return };
+fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowKey) -> u32 {
+    let Ok(ip) = frame.ip(ethertype, start) else { return 0 };
     if ethertype == ETH_IPV4 {
         if let Some([tos]) = frame.read::<1>(start + 1) {
             set_tos(key, tos);
@@ -168,7 +200,7 @@ fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowK
     set_proto(key, ip.protocol);
     key.words[HW_DST_WORD] |= (ip.fragment as u64) << present::FRAGMENT_SHIFT;
     if ip.fragment as u32 == Fragment::Later as u32 {
-        return;
+        return 0;
     }
     match ip.protocol {
         IP_TCP | IP_UDP | IP_SCTP => {
@@ -189,13 +221,14 @@ fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowK
         }
         _ => {}
     }
+    if ip.protocol == IP_TCP { ip.payload } else { 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, prop, prop_assert_eq, proptest};
 
-    use super::{FlowKey, Frame, fields};
+    use super::{Frame, fields};
 
     /// A frame of which no head lies in one piece.
     struct Scattered<'f>(&'f [u8]);
@@ -226,7 +259,7 @@ mod tests {
             frame[12..15].copy_from_slice(&[0x08, 0, version]);
             frame[20..22].copy_from_slice(&flags);
             frame[23] = proto;
-            let walked: FlowKey = fields(&Scattered(&frame), None);
+            let walked = fields(&Scattered(&frame), None);
             prop_assert_eq!(fields(frame.as_slice(), None), walked, "{:02x?}", frame);
         }
     }

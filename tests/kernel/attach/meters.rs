@@ -3,7 +3,7 @@
 mod exact;
 mod force;
 
-use meter_agent::rules::{Groups, Meter as Rules, MeterSet, RuleLine};
+use meter_agent::rules::{MAX_RULES, Meter as Rules, MeterSet, RuleLine};
 
 use super::{
     super::support::{auto_kind, becomes, until},
@@ -16,7 +16,7 @@ pub(super) fn set(lines: &[(&str, &str)]) -> MeterSet {
         let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
         Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
-    MeterSet { meters: lines.iter().map(meter).collect(), groups: Groups::default() }
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }
 
 /// A rule of the frames that are sent here, and its inversion.
@@ -220,9 +220,10 @@ fn a_set_that_cannot_be_counted_is_refused_and_the_other_counts_on() {
     meter.set_meters(&set(&[RULE, OUT]));
     meter.attach(&pair.port());
     pair.count(&mut meter, Class::Port, "before");
-    let flow = set(&[("new", "proto 6"), ("back", "flow return-flow")]);
-    let error = meter.try_set_meters(&flow).unwrap_err();
-    assert!(error.to_string().contains("\"back\", rule 1: flow can't be counted"), "{error}");
+    let mut many = set(&[("new", "proto 6"), ("many", "proto 17")]);
+    many.meters[1].rules = vec![many.meters[1].rules[0].clone(); MAX_RULES];
+    let error = meter.try_set_meters(&many).unwrap_err();
+    assert!(error.to_string().contains("the meters have 1025 rules, at most 1024"), "{error}");
     pair.count(&mut meter, Class::Port, "after");
     let expected = [("experiments", 6), ("out", 10)];
     assert_eq!(meter.meters(), expected.map(|(name, n)| (name.to_owned(), [n, n * BYTES])).into());

@@ -17,6 +17,7 @@ use meter_agent::{
         kernel::{Options, TcMode},
     },
     meter::DeviceId,
+    rules::MeterSet,
 };
 use meter_ebpf::abi::{Bucket, Counter, Direction, Encap};
 use uuid::Uuid;
@@ -27,7 +28,7 @@ use super::super::support::{
 };
 
 /// The ports: the machine's tap, the container's veth, the tunnel netdev and the uplink.
-const TAP: u128 = 1;
+pub(crate) const TAP: u128 = 1;
 const VETH: u128 = 2;
 const TUNNEL: u128 = 7;
 const UPLINK: u128 = 9;
@@ -168,8 +169,14 @@ impl Site {
 
     /// Meters everything, lets `traffic` happen, and asserts that every meter equals the independent counts.
     pub(crate) fn measure(&self, traffic: impl FnOnce([End<'_>; 3])) -> Counted {
+        self.measure_meters(&MeterSet::default(), traffic)
+    }
+
+    /// The same beside user-defined meters.
+    pub(crate) fn measure_meters(&self, set: &MeterSet, traffic: impl FnOnce([End<'_>; 3])) -> Counted {
         let mut meter = self.host.open();
         self.attach_all(&mut meter);
+        meter.set_meters(set);
         let before = (self.quiet(), meter.table());
         traffic(self.ends());
         self.compare(before, &mut meter)
@@ -233,7 +240,7 @@ impl Site {
         let [skbs, ..] = table.get(&format!("port {TAP} Ingress skb"));
         assert_eq!(skbs, guest.from_guest.skbs.frames);
         assert_eq!((guest.from_guest.unknown, guest.to_guest.unknown), (0, 0));
-        Counted { table, guest }
+        Counted { table, guest, meters: meter.meters() }
     }
 
     fn quiet(&self) -> (GuestCounts, WireCounts) {
@@ -311,6 +318,8 @@ pub(crate) struct Counted {
     pub(crate) table: Table,
     /// By the guest's relay.
     pub(crate) guest: GuestCounts,
+    /// By the user-defined meters, since they are there: packets and bytes.
+    pub(crate) meters: BTreeMap<String, [u64; 2]>,
 }
 
 impl Counted {

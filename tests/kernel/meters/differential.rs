@@ -6,17 +6,17 @@ use std::{
 };
 
 use meter_agent::{
-    meter::PortId,
+    meter::{DeviceId, PortId},
     rules::{
-        Condition, Direction, Flow, FragmentPolicy, Groups, MacMatch, Meter, MeterSet, Packet, PortRange,
-        Prefix, Test,
+        self, Condition, Direction, Flow, Flows, FragmentPolicy, Groups, MacMatch, Meter, MeterSet, Packet,
+        PortRange, Prefix, Router, Test,
     },
 };
 use meter_ebpf::packet::Fragment;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use uuid::Uuid;
 
-use super::{World, program};
+use super::{NETDEVS, World, device_of, program};
 use crate::support::ready;
 
 #[path = "../../../meter-agent/src/rules/tests/strategies.rs"]
@@ -31,19 +31,29 @@ prop_compose! {
     fn sets()(
         rules in prop::collection::vec(prop::collection::vec(strategies::conditions(), 1..4), 1..80),
         groups in strategies::every_group(),
+        routers in strategies::routers(),
     ) -> MeterSet {
+        // Of each set one rule at least asks for the direction of connections, so that none of their packets is missed.
+        let flow = Meter {
+            name: "flow".to_owned(),
+            rules: vec![Condition { flow: Some(Flow::Return), ..Condition::default() }],
+        };
         let meters = (0..).zip(rules).map(|(number, rules): (usize, _)| {
-            let rules = rules.into_iter().map(|rule| Condition { flow: None, ..rule }).collect();
             Meter { name: format!("meter {number}: \"é\""), rules }
         });
-        MeterSet { meters: meters.collect(), groups }
+        MeterSet { meters: meters.chain([flow]).collect(), groups, routers }
     }
 }
 
 /// A frame, and at which hook it is.
 #[derive(Debug, Clone)]
 struct Seen {
-    frame: Vec<u8>,
+    packet: Packet,
+    /// Whether it is the answer to the packet before instead.
+    answers: bool,
+    more: Vec<u8>,
+    inner: Option<u16>,
+    cut: Option<usize>,
     direction: Direction,
     came: Option<usize>,
     own: usize,
@@ -52,18 +62,38 @@ struct Seen {
 prop_compose! {
     fn seen()(
         packet in strategies::packets(),
+        answers in any::<bool>(),
         more in prop::collection::vec(any::<u8>(), 0..60),
         inner in prop::option::weighted(0.2, 0..5_u16),
         cut in prop::option::weighted(0.1, 0..80_usize),
         came in prop::option::of(0..4_usize),
         own in 0..4_usize,
     ) -> Seen {
-        let mut frame = frame(&packet, inner, &more);
-        if let Some(cut) = cut {
+        let direction = packet.direction.unwrap_or(Direction::Rx);
+        Seen { packet, answers, more, inner, cut, direction, came, own }
+    }
+}
+
+impl Seen {
+    /// Returns its frame, and makes its packet the one before the next.
+    fn frame(&self, before: &mut Packet) -> Vec<u8> {
+        let packet = if self.answers { answer(before) } else { self.packet.clone() };
+        let mut frame = frame(&packet, self.inner, &self.more);
+        if let Some(cut) = self.cut {
             frame.truncate(cut.max(14));
         }
-        let direction = packet.direction.unwrap_or(Direction::Rx);
-        Seen { frame, direction, came, own }
+        *before = packet;
+        frame
+    }
+}
+
+fn answer(packet: &Packet) -> Packet {
+    Packet {
+        src: packet.dst,
+        dst: packet.src,
+        src_port: packet.dst_port,
+        dst_port: packet.src_port,
+        ..packet.clone()
     }
 }
 
@@ -140,45 +170,62 @@ fn programs_count_what_the_matcher_says() {
         return;
     }
     let wanted = std::env::var("METER_RULE_PAIRS").ok().map_or(PAIRS, |pairs| pairs.parse().unwrap());
-    World::with("meters", |world| {
-        let mut runner = TestRunner::default();
-        let (mut pairs, mut matched) = (0, 0);
-        while pairs < wanted {
-            let set = sample(&mut runner, &sets());
-            world.meter.set_meters(&set);
-            let mut expected = world.meter.meters();
-            assert!(expected.keys().eq(set.meters.iter().map(|meter| &meter.name).collect::<BTreeSet<_>>()));
-            for _ in 0..FRAMES {
-                let seen = sample(&mut runner, &seen());
-                if !program(seen.direction).takes(&seen.frame, None) {
-                    continue;
-                }
-                // Once by the rules, and once from what the CPU remembers.
-                for _ in 0..2 {
-                    let packet = world.run(&seen.frame, seen.direction, seen.came, seen.own);
-                    for meter in set.counting(&packet) {
-                        let [packets, bytes] = expected.get_mut(&meter.name).unwrap();
-                        *packets += 1;
-                        *bytes += u64::try_from(seen.frame.len()).unwrap();
-                        matched += 1;
+    World::with_options(
+        "meters",
+        |options| options.max_connections = 60_000,
+        |mut world| {
+            let mut flows = Flows::default();
+            let mut before = Packet::default();
+            let mut runner = TestRunner::default();
+            let (mut pairs, mut matched) = (0, 0);
+            while pairs < wanted {
+                let set = sample(&mut runner, &sets());
+                world.meter.set_meters(&set);
+                let mut expected = world.meter.meters();
+                assert!(
+                    expected.keys().eq(set.meters.iter().map(|meter| &meter.name).collect::<BTreeSet<_>>())
+                );
+                for _ in 0..FRAMES {
+                    let seen = sample(&mut runner, &seen());
+                    let frame = seen.frame(&mut before);
+                    if !program(seen.direction).takes(&frame, None) {
+                        continue;
                     }
-                    let found = world.meter.meters();
-                    let differing: BTreeMap<_, _> = found
-                        .iter()
-                        .filter(|(name, stats)| expected.get(*name) != Some(stats))
-                        .map(|(name, stats)| {
-                            (
-                                set.meters.iter().find(|meter| meter.name == *name).unwrap(),
-                                (stats, &expected[name]),
-                            )
-                        })
-                        .map(|(meter, stats)| (&meter.name, (stats, &meter.rules)))
-                        .collect();
-                    assert!(differing.is_empty(), "{packet}: {seen:?}: {differing:#?} {:?}", set.groups);
+                    // Once by the rules, and once from what the CPU remembers.
+                    for _ in 0..2 {
+                        let mut packet = world.run(&frame, seen.direction, seen.came, seen.own);
+                        let (_, port, _) = NETDEVS[seen.own];
+                        let at = (port != 0).then(|| PortId(Uuid::from_u128(port)));
+                        set.meet_routers(&mut packet, device_of);
+                        packet.flow = flows.note(at, &packet, rules::tcp_flags(&frame));
+                        for meter in set.counting(&packet) {
+                            let [packets, bytes] = expected.get_mut(&meter.name).unwrap();
+                            *packets += 1;
+                            *bytes += u64::try_from(frame.len()).unwrap();
+                            matched += 1;
+                        }
+                        let found = world.meter.meters();
+                        let differing: BTreeMap<_, _> = found
+                            .iter()
+                            .filter(|(name, stats)| expected.get(*name) != Some(stats))
+                            .map(|(name, stats)| {
+                                (
+                                    set.meters.iter().find(|meter| meter.name == *name).unwrap(),
+                                    (stats, &expected[name]),
+                                )
+                            })
+                            .map(|(meter, stats)| (&meter.name, (stats, &meter.rules)))
+                            .collect();
+                        assert!(
+                            differing.is_empty(),
+                            "{packet}: {seen:?}: {frame:02x?}: {differing:#?} {:?}",
+                            set.groups
+                        );
+                    }
+                    pairs += set.meters.iter().map(|meter| meter.rules.len()).sum::<usize>();
                 }
-                pairs += set.meters.iter().map(|meter| meter.rules.len()).sum::<usize>();
             }
-        }
-        assert!(matched * 200 > pairs, "of {pairs} pairs only {matched} match: nothing is compared");
-    });
+            assert!(matched * 200 > pairs, "of {pairs} pairs only {matched} match: nothing is compared");
+        },
+    );
 }

@@ -9,7 +9,7 @@ use aya::{
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
 
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 20] = [
     map::SLOTS,
     map::SLOTS_HIGH,
     map::COUNTERS,
@@ -26,6 +26,10 @@ const MAPS: [&str; 16] = [
     map::VERDICTS,
     map::METERS,
     map::METER_COUNTERS,
+    map::CONNECTIONS,
+    map::CONNECTION_KEYS,
+    map::CONNECTION_FREE,
+    map::CONNECTION_HINTS,
 ];
 
 /// A program, and what it is good for.

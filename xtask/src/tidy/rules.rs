@@ -153,11 +153,12 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// The files that hold `unsafe`, each block with its argument. Tests are free: the lab makes namespaces.
 const UNSAFE: &[&str] = &[
-    "meter-agent/src/datapath/slots.rs",
+    "meter-agent/src/datapath/mapped.rs",
     "meter-agent/src/datapath/sys.rs",
     "meter-agent/src/datapath/sys/",
     "meter-ebpf/src/abi.rs",
     "meter-ebpf/src/bin/floors.rs",
+    "meter-ebpf/src/connections.rs",
     "meter-ebpf/src/context.rs",
     "meter-ebpf/src/main.rs",
     "meter-ebpf/src/maps.rs",

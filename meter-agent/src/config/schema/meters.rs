@@ -27,7 +27,7 @@ pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> MeterSet
         addresses,
     };
     let meters = meters(document, &groups, report);
-    MeterSet { meters, groups }
+    MeterSet { meters, groups, routers: Vec::new() }
 }
 
 /// Reads the groups of one kind.

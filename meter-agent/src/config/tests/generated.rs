@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     netdev::Pattern,
     rules::{
-        Attribute, Meter,
+        Attribute, Meter, Router,
         tests::strategies::{conditions, every_group},
     },
 };
@@ -92,7 +92,7 @@ prop_compose! {
     fn datapaths()(
         tc in prop::sample::select(vec![TcMode::Auto, TcMode::Tcx, TcMode::Clsact]),
         (max_netdevs, max_ports) in (1..=1_000_000_u32).prop_flat_map(|least| (Just(least), least..=1_000_000)),
-        max_tunnels in 1..=1_000_000_u32,
+        [max_tunnels, max_connections] in prop::array::uniform2(1..=1_000_000_u32),
         udp_ports in prop::collection::btree_set(1..=u16::MAX, 0..=12),
         nvgre in any::<bool>(),
         name in "[a-z]{1,8}",
@@ -106,6 +106,7 @@ prop_compose! {
             max_ports,
             max_netdevs,
             max_tunnels,
+            max_connections,
             vxlan_ports: vxlan.to_vec(),
             geneve_ports: geneve.to_vec(),
             nvgre,
@@ -167,9 +168,29 @@ prop_compose! {
     fn meter_sets()(
         meters in prop::collection::btree_map("\\PC{1,9}", prop::collection::vec(conditions(), 1..4), 0..4),
         groups in every_group(),
+        routers in prop::collection::btree_map(any::<u64>(), routers(), 0..3),
     ) -> MeterSet {
         let meters = meters.into_iter().map(|(name, rules)| Meter { name, rules }).collect();
-        MeterSet { meters, groups }
+        let with_id = |(id, router): (u64, Router)| Router { device: device(u128::from(id) << 64), ..router };
+        MeterSet { meters, groups, routers: routers.into_iter().map(with_id).collect() }
+    }
+}
+
+fn device(number: u128) -> DeviceId {
+    DeviceId(Uuid::from_u128(number))
+}
+
+prop_compose! {
+    fn routers()(
+        macs in prop::collection::btree_set(any::<[u8; 5]>(), 1..4),
+        bridges in prop::collection::btree_set(1..1_000_000_u128, 1..3),
+    ) -> Router {
+        let mac = |[a, b, c, d, e]: [u8; 5]| [2, a, b, c, d, e];
+        Router {
+            device: device(0),
+            macs: macs.into_iter().map(mac).collect(),
+            bridges: bridges.into_iter().map(|number| device(number << 1)).collect(),
+        }
     }
 }
 
@@ -197,7 +218,7 @@ fn written(config: &Config) -> String {
     let mut text = format!(
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
-         \n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
+         \n[connections]\nmax_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
@@ -213,6 +234,7 @@ fn written(config: &Config) -> String {
         datapath.geneve_ports,
         datapath.nvgre,
         datapath.max_tunnels,
+        datapath.max_connections,
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),
@@ -251,7 +273,7 @@ fn written(config: &Config) -> String {
 }
 
 /// Writes meters and groups down: each first rule as a line, the others as tables.
-fn written_meters(text: &mut String, MeterSet { meters, groups }: &MeterSet) {
+fn written_meters(text: &mut String, MeterSet { meters, groups, routers }: &MeterSet) {
     let string = |text: &str| toml::Value::from(text);
     for Meter { name, rules } in meters {
         writeln!(text, "\n[[meter]]\nname = {}\nrules = [", string(name)).unwrap();
@@ -271,6 +293,13 @@ fn written_meters(text: &mut String, MeterSet { meters, groups }: &MeterSet) {
             writeln!(text, "    {{ {} }},", keys.collect::<Vec<_>>().join(", ")).unwrap();
         }
         text.push_str("]\n");
+    }
+    for Router { device, macs, bridges } in routers {
+        let macs: Vec<String> =
+            macs.iter().map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")).collect();
+        let bridges: Vec<_> = bridges.iter().collect();
+        let (macs, bridges) = (strings(&macs), strings(&bridges));
+        writeln!(text, "\n[[router]]\nid = \"{device}\"\nmacs = {macs}\nbridges = {bridges}").unwrap();
     }
     for (name, ports) in &groups.ports {
         let ports: Vec<_> = ports.iter().collect();

@@ -1,7 +1,7 @@
 //! User-defined meters and groups: both forms of a rule, and every kind of mistake.
 
 use super::*;
-use crate::rules::{Attribute, Condition, Groups, Meter, RuleLine, prefix};
+use crate::rules::{Attribute, Condition, Groups, Meter, Router, RuleLine, prefix};
 
 const A: &str = "3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c";
 const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -23,6 +23,11 @@ pub(super) fn packaged() -> MeterSet {
             ports: [("tenant-a".to_owned(), [port].into())].into(),
             addresses: [("internal".to_owned(), addresses.to_vec())].into(),
         },
+        routers: vec![Router {
+            device: DeviceId("0d2c2a3e-1b9f-4a44-9d7c-51a1f0c6e8b2".parse().unwrap()),
+            macs: [[0xfa, 0x16, 0x3e, 0x11, 0x22, 0x33]].into(),
+            bridges: [DeviceId(B.parse().unwrap())].into(),
+        }],
     }
 }
 
@@ -54,7 +59,7 @@ fn rule_is_a_line_or_a_table() {
                 rules: vec![line("proto 0x0 tos 0x0 no-vlan true ethertype 34525 inverted")],
             },
         ],
-        groups: Groups::default(),
+        ..MeterSet::default()
     };
     assert_eq!(parse(&text).unwrap().meters, expected);
 }
@@ -142,4 +147,53 @@ fn rules_of_all_meters_together_are_bounded() {
         parse(&text(25)).unwrap_err(),
         "a.toml:1031:1: meter.rules: is one rule too many: at most 1024 of all meters are possible"
     );
+}
+
+#[test]
+fn mistakes_of_routers() {
+    let text = [
+        "[[binding]]",
+        "netdev = 'tap1'",
+        &format!("port = '{A}'"),
+        "[[router]]",
+        &format!("id = '{A}'"),
+        "macs = ['01:00:5e:00:00:01', '02:00:00:00:00:01']",
+        "[[router]]",
+        "macs = []",
+        &format!("bridges = ['{A}', 'b']"),
+        "[[router]]",
+        &format!("id = '{A}'"),
+        "macs = ['x']",
+        &format!("bridges = ['{B}']"),
+        "ports = []",
+    ];
+    let expected = [
+        &format!(
+            "a.toml:5:1: router.id: {A} is a port's; MidoNet's meters name ports and devices by their UUID alone"
+        ),
+        "a.toml:4:1: router: has no bridges; a frame is sent to it by both",
+        "a.toml:6:9: router.macs: \"01:00:5e:00:00:01\" is a group's address, which no netdev has",
+        "a.toml:7:1: router: has no id",
+        "a.toml:7:1: router: has no macs; a frame is sent to it by both",
+        &format!("a.toml:9:12: router.bridges: {A} is the router in line 5, and no bridge"),
+        "a.toml:9:52: router.bridges: \"b\" is not a UUID, expected one such as \"123e4567-e89b-12d3-a456-426614174000\"",
+        &format!("a.toml:11:1: router.id: {A} is the router in line 5 already"),
+        &format!(
+            "a.toml:11:1: router.id: {A} is a port's; MidoNet's meters name ports and devices by their UUID alone"
+        ),
+        "a.toml:12:9: router.macs: \"x\" is not a MAC address, expected one such as \"52:54:00:12:34:56\"",
+        "a.toml:14:1: unknown key router.ports; known are: id, macs, bridges",
+    ];
+    let mut said: Vec<String> = parse(&text.join("\n")).unwrap_err().lines().map(ToOwned::to_owned).collect();
+    said.sort();
+    let mut expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+    expected.sort();
+    assert_eq!(said, expected);
+
+    let macs: Vec<String> = (0..33).map(|n| format!("'02:00:00:00:00:{n:02x}'")).collect();
+    let bridges: Vec<String> = (1..=32).map(|n| format!("'{}'", Uuid::from_u128(n))).collect();
+    let text =
+        format!("[[router]]\nid = '{A}'\nmacs = [{}]\nbridges = [{}]\n", macs.join(","), bridges.join(","));
+    let said = parse(&text).unwrap_err();
+    assert!(said.contains("router: makes more rules than are possible"), "{said}");
 }

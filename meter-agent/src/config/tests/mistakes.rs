@@ -68,8 +68,8 @@ fn keys_that_are_unknown() {
         (
             "listen = 1",
             &[
-                "a.toml:1:1: unknown key listen; known are: host_id, host_name, datapath, tunnels, uplinks, ports, http, \
-               jolokia, metrics, compat, audit, control, state, log, binding, meter, port_group, ip_address_group",
+                "a.toml:1:1: unknown key listen; known are: host_id, host_name, datapath, tunnels, connections, uplinks, ports, http, \
+               jolokia, metrics, compat, audit, control, state, log, binding, meter, router, port_group, ip_address_group",
             ],
         ),
         (

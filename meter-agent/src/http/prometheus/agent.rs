@@ -87,8 +87,9 @@ fn identity(families: &mut Families<'_>, snapshot: &Snapshot, started_ns: u64) -
 
 /// Writes the frames that were counted, but not as they should be.
 fn frames(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
-    let reasons = reasons_help(Fault::ALL.iter().map(|reason| (reason.label(), reason.help())));
-    let faults = || Fault::ALL.iter().zip(&snapshot.faults.reasons);
+    let of_super_packets = || Fault::ALL.iter().filter(|fault| fault.is_of_super_packet());
+    let reasons = reasons_help(of_super_packets().map(|reason| (reason.label(), reason.help())));
+    let faults = || of_super_packets().map(|fault| (fault, &snapshot.faults.reasons[*fault as usize]));
     let seen = format!(
         "super-packets that were counted as one frame, at any hook; they are in their port's meter as well. {reasons}"
     );
@@ -99,6 +100,17 @@ fn frames(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
     families.counters(
         &Family::bytes("meter_agent_gso_fault", format!("Bytes (as the kernel counts them) of {seen}")),
         faults().map(|(reason, counter)| (by_reason(reason.label()), counter.bytes)),
+    )?;
+    let untracked = snapshot.faults.reasons[Fault::ConnectionTableFull as usize];
+    let seen = "of connections that have no room in the table (connections.max_entries), at any hook: for rules with flow they are \
+        forward, and the answer to a SYN is return; they are in every other meter.";
+    families.counters(
+        &Family::new("meter_agent_untracked_packets", format!("Super-packets and frames {seen}")),
+        [(Labels::<0>([]), untracked.packets)],
+    )?;
+    families.counters(
+        &Family::bytes("meter_agent_untracked", format!("Bytes (as the kernel counts them) {seen}")),
+        [(Labels::<0>([]), untracked.bytes)],
     )?;
     let unbound = || Direction::ALL.into_iter().zip(snapshot.unbound.map(|hook| hook.wire()));
     let seen = "at hooks of netdevs that nobody claimed, by direction of the hook, in wire units; they are in no other \

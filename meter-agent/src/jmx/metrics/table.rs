@@ -41,10 +41,15 @@ pub fn all() -> Vec<Metric> {
         ));
     }
     for (index, fault) in Fault::ALL.iter().enumerate() {
+        let what = if fault.is_of_super_packet() {
+            "Super-packets that were counted as one frame."
+        } else {
+            "Frames whose connection is not known to rules with flow."
+        };
         metrics.push(metric(
             OWN,
             &format!("FaultMeter.{}.packets", fault.label()),
-            &format!("Super-packets that were counted as one frame. {}", fault.help()),
+            &format!("{what} {}", fault.help()),
             Kind::Meter(Box::new(move |snapshot| snapshot.faults.reasons[index].packets)),
         ));
     }

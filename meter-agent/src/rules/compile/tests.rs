@@ -7,7 +7,7 @@ use meter_ebpf::{
 use proptest::prelude::*;
 
 use super::{super::tests::strategies, *};
-use crate::rules::{Groups, Meter, Packet};
+use crate::rules::{Meter, Packet};
 
 /// Ports 1 to 4 of the strategies' world, three of which have a slot; two of them belong to devices.
 fn slots() -> BTreeMap<u32, SlotPort> {
@@ -70,6 +70,9 @@ fn key(packet: &Packet, [in_slot, out_slot]: [u32; 2]) -> FlowKey {
     key.words[6] |= bits | (packet.fragment as u64) << present::FRAGMENT_SHIFT;
     let hook = if packet.direction == Some(Direction::Tx) { Hook::Egress } else { Hook::Ingress };
     key.set_hook(hook, in_slot, out_slot);
+    if packet.flow == Flow::Return {
+        key.set_return();
+    }
     key
 }
 
@@ -88,7 +91,6 @@ fn at_a_hook(mut packet: Packet, in_slot: Option<u32>, out_slot: u32) -> (Packet
     packet.traversed =
         ports.flat_map(|port| [Some(port.port.0), port.device.map(|device| device.0)]).flatten().collect();
     packet.vni = None;
-    packet.flow = crate::rules::Flow::Forward;
     // A frame has both addresses of a kind, of one family, or none.
     if let (Some(src), Some(dst)) = (packet.src, packet.dst)
         && src.is_ipv4() != dst.is_ipv4()
@@ -119,20 +121,17 @@ fn both(
     (found, expected)
 }
 
-fn without_flow(condition: Condition) -> Condition {
-    Condition { flow: None, ..condition }
-}
-
 prop_compose! {
     fn sets()(
         rules in prop::collection::vec(
-            prop::collection::vec(strategies::conditions().prop_map(without_flow), 1..4),
+            prop::collection::vec(strategies::conditions(), 1..4),
             0..40,
         ),
         groups in strategies::groups(),
+        routers in strategies::routers(),
     ) -> MeterSet {
         let meters = (0..).zip(rules).map(|(number, rules): (usize, _)| Meter { name: number.to_string(), rules });
-        MeterSet { meters: meters.collect(), groups }
+        MeterSet { meters: meters.collect(), groups, routers }
     }
 }
 
@@ -154,7 +153,10 @@ proptest! {
         let counters: Vec<u16> = (0..set.meters.len()).map(|n| u16::try_from(1_000 - n).unwrap()).collect();
         let tables = compile(&set, &counters, &slots(), 7).unwrap();
         for (packet, in_slot, out_slot) in packets {
-            let (packet, of_ports) = at_a_hook(packet, in_slot, out_slot);
+            let (mut packet, of_ports) = at_a_hook(packet, in_slot, out_slot);
+            let slots = slots();
+            let device = |port| slots.values().find(|slot| slot.port == port).and_then(|slot| slot.device);
+            set.meet_routers(&mut packet, device);
             let (found, expected) = both(&set, &tables[0], &packet, of_ports);
             prop_assert_eq!(found, expected, "{:?}", packet);
         }
@@ -174,7 +176,7 @@ proptest! {
 }
 
 fn meter(rules: Vec<Condition>) -> MeterSet {
-    MeterSet { meters: vec![Meter { name: "0".to_owned(), rules }], groups: Groups::default() }
+    MeterSet { meters: vec![Meter { name: "0".to_owned(), rules }], ..MeterSet::default() }
 }
 
 #[test]
@@ -217,15 +219,6 @@ fn a_thousand_rules_of_every_kind_fit() {
 
 #[test]
 fn what_cannot_be_counted_is_refused_and_named() {
-    let mut set = meter(vec![
-        Condition::default(),
-        Condition { flow: Some(super::super::Flow::Return), ..Condition::default() },
-    ]);
-    set.meters[0].name = "back".to_owned();
-    let error = compile(&set, &[5], &BTreeMap::new(), 1).unwrap_err();
-    assert_eq!(error, CompileError::Flow { meter: "back".to_owned(), rule: 2 });
-    assert!(error.to_string().contains("rule 2: flow can't be counted"), "{error}");
-
     // Masks that have nothing in common: each packet may match any of them.
     let mask = |number: u64| {
         let mask = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();

@@ -206,7 +206,7 @@ fn explanation_says_which_rule_counts_and_what_fails() {
                 rules: vec![line("hw-src 2:0:0:0:0:1 hw-src-mask ffff.0000.0000 inverted")],
             },
         ],
-        groups: Groups::default(),
+        ..MeterSet::default()
     };
     assert_eq!(
         explain(&set, &packet("src 10.0.0.1 proto 6 dst-port 80")),

@@ -16,7 +16,22 @@ fn test<T: std::fmt::Debug + Clone + 'static>(
 }
 
 fn macs() -> impl Strategy<Value = [u8; 6]> {
-    prop::array::uniform6(prop::sample::select(vec![0, 1, 2, 0xff]))
+    prop_oneof![known_macs(), prop::array::uniform6(prop::sample::select(vec![0, 1, 2, 0xff]))]
+}
+
+fn known_macs() -> impl Strategy<Value = [u8; 6]> {
+    prop::sample::select(vec![[0, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [2, 1, 1, 1, 1, 1]])
+}
+
+/// Routers on bridges, some of which have ports.
+pub(crate) fn routers() -> impl Strategy<Value = Vec<Router>> {
+    let router = (
+        prop::collection::btree_set(known_macs(), 1..3),
+        prop::collection::btree_set(uuids().prop_map(DeviceId), 1..3),
+    );
+    prop::collection::btree_map(uuids().prop_map(DeviceId), router, 0..3).prop_map(|routers| {
+        routers.into_iter().map(|(device, (macs, bridges))| Router { device, macs, bridges }).collect()
+    })
 }
 
 fn uuids() -> impl Strategy<Value = Uuid> {

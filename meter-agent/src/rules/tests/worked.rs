@@ -86,7 +86,7 @@ fn chapter_14_meter_of_a_traversed_device() {
     assert_eq!(rule.meter.as_deref(), Some("my-meter"));
     let set = MeterSet {
         meters: vec![Meter { name: "my-meter".to_owned(), rules: vec![rule.condition] }],
-        groups: Groups::default(),
+        ..MeterSet::default()
     };
     let counted = |fields| {
         let packet = packet(fields);

@@ -1,0 +1,98 @@
+//! Connections: who is in one, who began it, and how far it is.
+
+/// Ends of a connection at one netdev, in an order that both of its directions share.
+///
+/// By words: the address of the lesser end and that of the other, two each (IPv4 in the upper half of the first); the
+/// ports of both with the slot of the netdev's port below them; the VNI of an inner connection, 0 for none, with the
+/// protocol and 1 for IPv6 below it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ConnectionKey {
+    /// The words.
+    pub words: [u64; CONNECTION_WORDS],
+}
+
+/// Words of a [`ConnectionKey`].
+pub const CONNECTION_WORDS: usize = 6;
+/// The word that has the ports.
+pub const CONNECTION_PORTS: usize = 4;
+/// The word that no connection has as 0: it has the protocol.
+pub const CONNECTION_LABELS: usize = 5;
+
+/// One end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum End {
+    /// The one whose address, and then port, is the lesser number.
+    Low = 0,
+    /// The other.
+    High = 1,
+}
+
+impl End {
+    /// Returns the other end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Low => Self::High,
+            Self::High => Self::Low,
+        }
+    }
+}
+
+/// What is known of a connection's course. Each part is a byte of its own, so that two CPUs that see its two directions
+/// at a time do not undo what the other wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Course {
+    /// The number of the [`End`] that began it.
+    pub initiator: u8,
+    /// 1 once the other end has sent.
+    pub answered: u8,
+    /// 1 where TCP's SYN said who began it.
+    pub opened: u8,
+    /// 1 once either end has reset it.
+    pub reset: u8,
+    /// 1 once the end has sent its last byte (FIN), by [`End`].
+    pub finished: [u8; 2],
+    /// Fills the word.
+    pub padding: [u8; 2],
+}
+
+/// A connection, as it lies in its place in `CONNECTIONS`: one cache line that each frame asks for, and another.
+///
+/// Place 0 is no connection's: its `last_seen` is the time that programs take for the present.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Connection {
+    /// Who. The word of the labels is 0 while the place is nobody's.
+    pub key: ConnectionKey,
+    /// How far it is.
+    pub course: Course,
+    /// When its first frame came, in seconds of the agent's clock.
+    pub first_seen: u32,
+    /// The same for the latest.
+    pub last_seen: u32,
+    /// Fills the second cache line.
+    pub reserved: [u64; 8],
+}
+
+/// Numbers of places in the one value of `CONNECTION_HINT`. A power of two.
+pub const HINTS: usize = 32_768;
+
+/// The one value of `CONNECTION_HINT`: by the lower bits of a connection's hash, where it may be. Whoever follows a hint
+/// compares the key.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct ConnectionHints {
+    /// The places.
+    pub places: [u32; HINTS],
+}
+
+const _: () = {
+    assert!(size_of::<ConnectionKey>() == 48);
+    assert!(size_of::<Course>() == 8);
+    assert!(size_of::<Connection>() == 128);
+    assert!(size_of::<ConnectionHints>() == 128 * 1024);
+    assert!(HINTS.is_power_of_two());
+};

@@ -1,0 +1,170 @@
+//! The table of connections: where each has its place, and what its frames leave there.
+//!
+//! Common to every `unsafe` block here: a place is shared by all CPUs and by user space, so its parts are read and written
+//! by single volatile loads and stores of what is aligned to its size; any bits of them are a value. A place belongs to
+//! nobody between its being taken from the queue and its labels' being written, and again after user space has cleared
+//! those.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, Queue},
+    macros::btf_map,
+};
+use meter_ebpf::{
+    abi::{
+        Fault,
+        connection::{
+            CONNECTION_LABELS, CONNECTION_WORDS, Connection, ConnectionHints, ConnectionKey, Course, HINTS,
+        },
+    },
+    connection::{Seen, is_return_alone},
+};
+
+use crate::maps;
+
+// Sizes in the object; user space sets those that its configuration names before it loads.
+#[btf_map]
+static CONNECTIONS: Array<Connection, 16_385, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+static CONNECTION_KEYS: HashMap<ConnectionKey, u32, 16_384> = HashMap::new();
+#[btf_map]
+static CONNECTION_FREE: Queue<u32, 16_384> = Queue::new();
+#[btf_map]
+static CONNECTION_HINT: Array<ConnectionHints, 1> = Array::new();
+
+/// The place that is no connection's.
+const NO_PLACE: u32 = 0;
+
+/// Notes a frame of a connection; returns whether it goes against the connection's first. `flags` are TCP's.
+///
+/// One that has no place any more in the table is told by what it says of itself.
+#[inline(always)]
+pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
+    let Some(place) = find(seen, flags) else {
+        maps::count_fault(Fault::ConnectionTableFull, length);
+        return is_return_alone(flags);
+    };
+    // SAFETY: see the module; `find` returns a place of the map.
+    let (before, last_seen) = unsafe {
+        let course = (&raw const (*place).course).cast::<u64>();
+        (Course::from_bits(course.read_volatile()), (&raw const (*place).last_seen).read_volatile())
+    };
+    let after = before.follow(seen.from, flags);
+    if after.bits() != before.bits() {
+        write_course(place, before, after);
+    }
+    let now = now();
+    if last_seen != now {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*place).last_seen).write_volatile(now) };
+    }
+    after.is_return(seen.from)
+}
+
+/// Writes the parts that changed.
+#[inline(always)]
+fn write_course(place: *mut Connection, before: Course, after: Course) {
+    // SAFETY: see the module.
+    unsafe {
+        let course = &raw mut (*place).course;
+        if after.initiator != before.initiator {
+            (&raw mut (*course).initiator).write_volatile(after.initiator);
+        }
+        if after.answered != before.answered {
+            (&raw mut (*course).answered).write_volatile(after.answered);
+        }
+        if after.opened != before.opened {
+            (&raw mut (*course).opened).write_volatile(after.opened);
+        }
+        if after.reset != before.reset {
+            (&raw mut (*course).reset).write_volatile(after.reset);
+        }
+        if after.finished[0] != before.finished[0] {
+            (&raw mut (*course).finished[0]).write_volatile(after.finished[0]);
+        }
+        if after.finished[1] != before.finished[1] {
+            (&raw mut (*course).finished[1]).write_volatile(after.finished[1]);
+        }
+    }
+}
+
+/// Returns the present by the agent's clock.
+#[inline(always)]
+fn now() -> u32 {
+    let Some(clock) = CONNECTIONS.get_ptr_mut(NO_PLACE) else { return 0 };
+    // SAFETY: see the module.
+    unsafe { (&raw const (*clock).last_seen).read_volatile() }
+}
+
+/// Returns a connection's place: where the hint says, or as the table has it.
+#[inline(always)]
+fn find(seen: &Seen, flags: u8) -> Option<*mut Connection> {
+    let hint = hint_of(&seen.key)?;
+    // SAFETY: see the module.
+    let place = unsafe { CONNECTIONS.get_ptr_mut(hint.read_volatile()) };
+    if let Some(place) = place
+        && is_of(place, &seen.key)
+    {
+        return Some(place);
+    }
+    let place = u32::try_from(resolve(seen, flags)).ok()?;
+    // SAFETY: see the module.
+    unsafe { hint.write_volatile(place) };
+    CONNECTIONS.get_ptr_mut(place)
+}
+
+#[inline(always)]
+fn hint_of(key: &ConnectionKey) -> Option<*mut u32> {
+    let hints = CONNECTION_HINT.get_ptr_mut(0)?;
+    let index = key.hash() as usize & (HINTS - 1);
+    // SAFETY: the index is below the array's length.
+    Some(unsafe { (&raw mut (*hints).places).cast::<u32>().add(index) })
+}
+
+#[inline(always)]
+fn is_of(place: *mut Connection, key: &ConnectionKey) -> bool {
+    let mut differs = 0;
+    for word in 0..CONNECTION_WORDS {
+        // SAFETY: see the module.
+        differs |= unsafe { (&raw const (*place).key.words[word]).read_volatile() } ^ key.words[word];
+    }
+    differs == 0
+}
+
+/// Looks a connection's place up in the table, and gives it one there; negative when the table is full.
+#[inline(never)]
+fn resolve(seen: &Seen, flags: u8) -> i64 {
+    // SAFETY: a connection's place stays its own while the table has it.
+    if let Some(place) = unsafe { CONNECTION_KEYS.get(&seen.key) } {
+        return i64::from(*place);
+    }
+    let Ok(Some(number)) = CONNECTION_FREE.pop() else { return -1 };
+    let Some(place) = CONNECTIONS.get_ptr_mut(number) else { return -1 };
+    let now = now();
+    let course = Course::begin(seen.from, flags).bits();
+    // SAFETY: the place is nobody's (see the module).
+    unsafe {
+        for word in 0..CONNECTION_LABELS {
+            (&raw mut (*place).key.words[word]).write_volatile(seen.key.words[word]);
+        }
+        (&raw mut (*place).course).cast::<u64>().write_volatile(course);
+        (&raw mut (*place).first_seen).write_volatile(now);
+        (&raw mut (*place).last_seen).write_volatile(now);
+    }
+    if CONNECTION_KEYS.insert(seen.key, number, u64::from(BPF_NOEXIST)).is_ok() {
+        // Last: whoever finds the key whole finds all of it. The table's lock was held in between.
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*place).key.words[CONNECTION_LABELS])
+                .write_volatile(seen.key.words[CONNECTION_LABELS]);
+        }
+        return i64::from(number);
+    }
+    // Another CPU was faster, or the table refused. That the place goes back can't fail: it was taken from there.
+    let _ = CONNECTION_FREE.push(number, 0);
+    // SAFETY: as above.
+    match unsafe { CONNECTION_KEYS.get(&seen.key) } {
+        Some(place) => i64::from(*place),
+        None => -1,
+    }
+}
