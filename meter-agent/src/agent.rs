@@ -305,6 +305,14 @@ impl<D: Datapath> Agent<D> {
         self.failures.keep(&self.survey.desired);
         let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
+        let attaches = self.steps.iter().filter_map(|step| match step {
+            Step::Attach(target) => Some(target.clone()),
+            Step::Exchange(_) | Step::Detach { .. } => None,
+        });
+        let attaches: Vec<_> = attaches.collect();
+        if !attaches.is_empty() {
+            self.datapath.prepare(&attaches);
+        }
         self.health.attach_pending = self.pending();
     }
 

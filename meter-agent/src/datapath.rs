@@ -29,6 +29,7 @@ mod record;
 mod remove;
 mod saved;
 mod slots;
+mod softirq;
 mod sys;
 mod takeover;
 mod tunnels;
@@ -372,6 +373,10 @@ pub struct Reading {
 pub trait Datapath {
     /// Returns what is attached, by ifindex; at first what an earlier agent left attached, without the netdevs' names.
     fn attached(&self) -> &BTreeMap<u32, Attachment>;
+
+    /// Prepares for the attaches of these targets, which follow: what takes the same work for one and for all is done for all
+    /// at once. Nothing that is attached changes.
+    fn prepare(&mut self, targets: &[Target]);
 
     /// Binds the target's counters, then makes both hooks what they should be, those of the same kind atomically.
     ///

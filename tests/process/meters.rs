@@ -40,6 +40,8 @@ impl Datapath for Memory {
         &self.attached
     }
 
+    fn prepare(&mut self, _: &[Target]) {}
+
     fn attach(&mut self, _: &Target) -> Result<(), AttachError> {
         Ok(())
     }
@@ -240,7 +242,7 @@ fn what_can_not_be_is_refused_with_what_is_allowed_and_nothing_changes() {
         (&["remove", "c"], 1, "no meter \"c\" was added at run time; meter-agent meter list says which were"),
         (
             &["add", "c", "proto 6 port-group nobody"],
-            1,
+            2,
             "rule 1: port-group: the configuration has no group with the name \"nobody\"",
         ),
         (

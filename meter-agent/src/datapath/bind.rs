@@ -32,6 +32,7 @@ impl KernelDatapath {
             (claimed, _) => claimed,
         };
         let claimed = claimed.map_err(|full| full_error(target, full))?;
+        self.meters_expect_no_more(target);
         self.meter_ports_changed();
         self.maps
             .set_slot(target.ifindex, claimed.slot)

@@ -26,6 +26,8 @@ pub struct FakeDatapath {
     pub attached: BTreeMap<u32, Attachment>,
     /// Every call that changed something, in order: `attach tap0`, `exchange tap0 tap1`, `detach 3`.
     pub calls: Vec<String>,
+    /// Netdevs whose attaches were prepared for last.
+    pub prepared: Vec<String>,
     /// What the next attaches of a netdev end in, by its name; without an entry they succeed.
     pub attach_errors: BTreeMap<String, VecDeque<AttachError>>,
     /// Netdevs of which another tool removed the hooks.
@@ -111,6 +113,10 @@ impl FakeDatapath {
 impl Datapath for FakeDatapath {
     fn attached(&self) -> &BTreeMap<u32, Attachment> {
         &self.attached
+    }
+
+    fn prepare(&mut self, targets: &[Target]) {
+        self.prepared = targets.iter().map(|target| target.netdev.clone()).collect();
     }
 
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {

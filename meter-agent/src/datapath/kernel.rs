@@ -137,6 +137,10 @@ impl Datapath for KernelDatapath {
         &self.attached
     }
 
+    fn prepare(&mut self, targets: &[Target]) {
+        self.prepare_meters(targets);
+    }
+
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         hooks::check_name(target)?;
         let carries_port = |other: &&Attachment| other.target.port == target.port;

@@ -234,6 +234,34 @@ impl Ledger {
         })
     }
 
+    /// Returns what gives a port without a slot one that nobody has, before it is claimed; `None` where it has one, or there is
+    /// none.
+    pub(crate) fn reserve(
+        &self,
+        port: PortUuid,
+        class: u32,
+        now_ns: u64,
+        slots: &impl Slots,
+    ) -> Option<Claimed> {
+        let mut record = self.record_for(port, now_ns).ok()?;
+        if record.slot != UNBOUND_SLOT || record.ifindex != 0 {
+            return None;
+        }
+        record.slot = *self.free.first()?;
+        record.saved.sub(&slots.counters(record.slot));
+        record.class = class;
+        let slot = SlotRef::new(record.slot, record.uplink);
+        let writes = vec![Write::Port(port, record)];
+        Some(Claimed {
+            slot,
+            underlay: false,
+            device: record.device,
+            lacks: Vec::new(),
+            settled: false,
+            writes,
+        })
+    }
+
     /// Takes up a claim that was written to the maps.
     pub(crate) fn take_up(&mut self, claimed: &Claimed) {
         if claimed.settled {

@@ -16,7 +16,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use meter_ebpf::abi::{
-    Counter, UNBOUND_SLOT, map,
+    Counter, PortUuid, UNBOUND_SLOT, map,
     rules::{
         METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, NO_COUNTER, RuleTables,
         VERDICT_BLOCKS, VerdictBlock,
@@ -29,18 +29,18 @@ use self::{
     tables::Tables,
 };
 use super::{
-    Attachment, Class, HookKind, MetersError, ReadError, Retry, UserMeter,
+    Attachment, Class, HookKind, MetersError, ReadError, Retry, Target, UserMeter,
     bind::now_ns,
     failure::describe,
     hooks,
     kernel::KernelDatapath,
-    maps::{take, typed, unreadable},
+    maps::{LiveSlots, take, typed, unreadable},
     object::{METER_PROGRAMS, load_programs},
     open::OpenError,
-    record::{class_of, port_id, reported_device},
+    record::{class_number, class_of, port_id, port_uuid, reported_device},
 };
 use crate::{
-    meter::FlowStats,
+    meter::{DeviceId, FlowStats},
     rules::{MeterSet, SlotPort},
     totals::SavedMeter,
 };
@@ -56,6 +56,10 @@ pub(super) struct Meters {
     counters_of_set: Vec<u16>,
     /// The ports that its rules were compiled for.
     slots: BTreeMap<u32, SlotPort>,
+    /// The devices that ports will belong to when they are attached.
+    expected: BTreeMap<PortUuid, Option<DeviceId>>,
+    /// Times that rules were compiled and put in force.
+    pub(super) puts: u64,
     /// Whether programs count by `set` as it has to be now, and by nothing else.
     in_force: bool,
     /// Whether ports have the programs that ask for rules.
@@ -86,6 +90,8 @@ impl Meters {
             set: MeterSet::default(),
             counters_of_set: Vec::new(),
             slots: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            puts: 0,
             in_force: false,
             on,
         };
@@ -260,6 +266,45 @@ impl KernelDatapath {
         self.meters.in_force
     }
 
+    /// Gives the ports of these targets that rules name their slots, and compiles the rules for all of them at once.
+    pub(super) fn prepare_meters(&mut self, targets: &[Target]) {
+        self.meters.expected.clear();
+        if !self.meters.in_force || self.meters.set.meters.is_empty() {
+            return;
+        }
+        let named = self.meters.set.names();
+        let is_named = |target: &&Target| {
+            target.class == Class::Port
+                && (named.contains(&target.port.0)
+                    || target.device.is_some_and(|device| named.contains(&device.0)))
+        };
+        for target in targets.iter().filter(is_named) {
+            let port = port_uuid(target.port);
+            let live = LiveSlots::new(&self.maps, &self.grace);
+            let reserved = self.ledger.reserve(port, class_number(target.class), now_ns(), &live);
+            // Where that can't be, the rules are compiled when the port is bound.
+            if live.into_result().is_ok()
+                && let Some(reserved) = reserved
+                && self.write(target, &reserved.writes).is_ok()
+            {
+                self.ledger.take_up(&reserved);
+            }
+            self.meters.expected.insert(port, target.device);
+        }
+        self.meter_ports_changed();
+    }
+
+    /// What the rules expected of a port has come, or something else.
+    pub(super) fn meters_expect_no_more(&mut self, target: &Target) {
+        self.meters.expected.remove(&port_uuid(target.port));
+    }
+
+    /// Returns how often rules were compiled since, for ports that changed.
+    #[must_use]
+    pub const fn rules_compiled(&self) -> u64 {
+        self.meters.puts
+    }
+
     /// Compiles the rules anew where they name a port that has got another slot, or another device. Where that fails no
     /// rules are in force: those from before would count a port for another.
     pub(super) fn meter_ports_changed(&mut self) {
@@ -272,7 +317,10 @@ impl KernelDatapath {
         }
         let Meters { tables, set, counters_of_set, .. } = &mut self.meters;
         match tables.put(set, counters_of_set, &slots, || Ok(())) {
-            Ok(()) => self.meters.slots = slots,
+            Ok(()) => {
+                self.meters.slots = slots;
+                self.meters.puts += 1;
+            }
             Err(error) => {
                 tracing::error!(error = %error, "a port of the user-defined meters has changed, and no meter counts until they are set again");
                 if let Err(error) = self.meters.stop() {
@@ -294,7 +342,9 @@ impl KernelDatapath {
             .filter(|(_, record)| record.slot != UNBOUND_SLOT && class_of(record.class) == Class::Port);
         ports
             .map(|(uuid, record)| {
-                (record.slot, SlotPort { port: port_id(*uuid), device: reported_device(record.device) })
+                let expected = self.meters.expected.get(uuid).copied();
+                let device = expected.unwrap_or_else(|| reported_device(record.device));
+                (record.slot, SlotPort { port: port_id(*uuid), device })
             })
             .filter(|(_, port)| {
                 named.contains(&port.port.0) || port.device.is_some_and(|device| named.contains(&device.0))

@@ -19,6 +19,7 @@ use super::{
     record::adopted,
     saved,
     slots::SlotTable,
+    softirq::Softirqs,
     unrecorded,
 };
 use crate::{rules::MeterSet, totals::Totals};
@@ -53,6 +54,9 @@ impl KernelDatapath {
             return Err(OpenError::NoObject);
         }
         check_kernel()?;
+        if let Some(warning) = Softirqs::of_kernel().warning() {
+            tracing::error!(warning, "meters may miss frames");
+        }
         let directories = Directories::new(&options.pin_path, options.version);
         let Directories { maps: map_pins, links } = &directories;
         let earlier = Earlier::find(options)?;
