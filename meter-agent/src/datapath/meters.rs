@@ -289,7 +289,10 @@ impl KernelDatapath {
             {
                 self.ledger.take_up(&reserved);
             }
-            self.meters.expected.insert(port, target.device);
+            // One that has a netdev counts for the device that it belongs to until it is attached anew.
+            if self.ledger.records().get(&port).is_some_and(|record| record.ifindex == 0) {
+                self.meters.expected.insert(port, target.device);
+            }
         }
         self.meter_ports_changed();
     }

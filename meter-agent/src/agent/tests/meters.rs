@@ -155,6 +155,14 @@ fn meters_that_the_datapath_ended_by_itself_are_given_again() {
 }
 
 #[test]
+fn attaches_that_follow_one_another_are_prepared_for_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = bench(FakeDatapath::default(), directory.path());
+    agent.netdevs(&[(2, "tap0"), (3, "tap1"), (4, "tap2")]).settle();
+    assert_eq!(agent.agent.datapath.prepared, ["tap0", "tap1", "tap2"]);
+}
+
+#[test]
 fn configuration_whose_meters_are_refused_is_refused_as_a_whole() {
     let directory = tempfile::tempdir().unwrap();
     let mut agent = bench(FakeDatapath::default(), directory.path());

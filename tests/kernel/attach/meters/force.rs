@@ -2,7 +2,10 @@
 
 use std::{fs, net::Ipv6Addr};
 
-use meter_agent::rules::{Groups, MeterSet, Prefix};
+use meter_agent::{
+    datapath::Datapath as _,
+    rules::{Groups, MeterSet, Prefix},
+};
 use meter_ebpf::abi::{VERSION, map};
 
 use super::{super::super::support::becomes, BYTES, Class, Meter, OUT, Pair, RULE, ready, set};
@@ -92,4 +95,35 @@ fn rules_of_an_earlier_agent_are_held_until_others_are_in_their_place() {
             assert_eq!(inner.each_ref().map(|pin| pin.exists()), [false; 2], "their memory is given back");
         }
     }
+}
+
+#[test]
+fn rules_are_compiled_once_for_ports_that_are_attached_together() {
+    /// Ports that the rules name.
+    const PORTS: u128 = 6;
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("batch");
+    let mut meter = pair.host.open();
+    let netdev = |port: u128| if port == 1 { "eth0".to_owned() } else { format!("more{port}") };
+    (2..=PORTS).for_each(|port| {
+        pair.host.netns.veth(&netdev(port), &pair.peer, &format!("peer{port}"), 1_500).unwrap();
+    });
+    let ports: Vec<String> = (1..=PORTS).map(|port| uuid::Uuid::from_u128(port).to_string()).collect();
+    meter.set_meters(&set(&[("by port", &format!("in-ports {}", ports.join(",")))]));
+    let targets: Vec<_> =
+        (1..=PORTS).map(|port| pair.host.target(&netdev(port), port, Class::Port)).collect();
+    meter.datapath.prepare(&targets);
+    targets.iter().for_each(|target| drop(meter.attach(target)));
+    assert_eq!(meter.datapath.rules_compiled(), 1);
+    pair.count(&mut meter, Class::Port, "all ports are known");
+    assert_eq!(meter.meters(), [("by port".to_owned(), [3, 3 * BYTES])].into());
+    // One that comes by itself has its rules as well.
+    meter.detach(targets[0].ifindex);
+    meter.attach(&pair.host.target("eth0", 99, Class::Port));
+    meter.attach(&pair.port());
+    assert!(meter.meters_in_force());
+    pair.send(1, 0);
+    becomes(|| meter.meters()["by port"], [4, 4 * BYTES]);
 }
