@@ -211,7 +211,7 @@ impl<D: Datapath> Agent<D> {
             Event::TotalsFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
-                self.stale |= self.failures.tick();
+                self.stale |= self.failures.tick() | self.tick_meters();
                 self.verified_before = self.verified_before.saturating_add(1);
                 self.datapath.tend();
             }
@@ -292,6 +292,7 @@ impl<D: Datapath> Agent<D> {
             // Before the first dump everything would look gone.
             return;
         }
+        self.retry_meters();
         let survey = Survey::new(&self.table, &self.policy);
         for (ifindex, conflict) in survey.conflicts() {
             let before = self.survey.bound.get(&ifindex).and_then(|bound| bound.as_ref().err());
@@ -304,6 +305,14 @@ impl<D: Datapath> Agent<D> {
         self.failures.keep(&self.survey.desired);
         let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
+        let attaches = self.steps.iter().filter_map(|step| match step {
+            Step::Attach(target) => Some(target.clone()),
+            Step::Exchange(_) | Step::Detach { .. } => None,
+        });
+        let attaches: Vec<_> = attaches.collect();
+        if !attaches.is_empty() {
+            self.datapath.prepare(&attaches);
+        }
         self.health.attach_pending = self.pending();
     }
 
@@ -323,6 +332,7 @@ impl<D: Datapath> Agent<D> {
 
     /// Reads the totals, makes a snapshot of them, and hands it to whoever waits.
     fn publish(&mut self) {
+        self.health.user_meters_in_force = self.meters_count();
         match self.datapath.read() {
             Ok(reading) => {
                 self.generation += 1;

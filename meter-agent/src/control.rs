@@ -113,6 +113,20 @@ pub enum AskError {
         /// Why not.
         source: ClientError,
     },
+    /// The agent has not said how a change ended.
+    #[error(
+        "the agent at {path} has not said how that ended ({source}): it may still be made; see \
+         `meter-agent meter list` before you try again"
+    )]
+    Unsure {
+        /// The socket.
+        path: PathBuf,
+        /// Why there is no answer.
+        source: ClientError,
+    },
+    /// What was asked for is wrong, as the agent says.
+    #[error("{0}")]
+    Wrong(String),
     /// The agent refused, and says why.
     #[error("{0}")]
     Refused(String),

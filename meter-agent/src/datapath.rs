@@ -4,12 +4,14 @@
 //! told to.
 
 mod bind;
+mod carried;
 mod clsact;
 mod connections;
 pub mod examine;
 mod failure;
 #[cfg(test)]
 pub mod fake;
+mod grace;
 mod hook;
 mod hooks;
 pub mod kernel;
@@ -17,6 +19,8 @@ mod ledger;
 mod mapped;
 mod maps;
 mod meters;
+mod migrate;
+mod object;
 mod open;
 mod others;
 mod pins;
@@ -25,7 +29,9 @@ mod record;
 mod remove;
 mod saved;
 mod slots;
+mod softirq;
 mod sys;
+mod takeover;
 mod tunnels;
 mod unrecorded;
 
@@ -93,6 +99,8 @@ pub struct MetersError(pub String);
 /// What is set once, when the kernel half is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// The version of the maps' layout: [`meter_ebpf::abi::VERSION`] but for tests of what comes after it.
+    pub version: u32,
     /// Directory on a bpffs for everything that outlives the agent.
     pub pin_path: PathBuf,
     /// How to attach TC programs.
@@ -256,6 +264,22 @@ pub struct PortReading {
     pub totals: SlotCounters,
 }
 
+/// The total of one user-defined meter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UserMeter {
+    /// In wire units, since `created_ns`.
+    pub stats: FlowStats,
+    /// When counting began: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+}
+
+impl From<FlowStats> for UserMeter {
+    /// A total that began at a time that nobody knows.
+    fn from(stats: FlowStats) -> Self {
+        Self { stats, created_ns: 0 }
+    }
+}
+
 /// Totals of one tunnel at one hook of one uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelReading {
@@ -313,6 +337,8 @@ pub struct Repairs {
     pub restored: u64,
     /// Maps that were gone and are made anew, without what they held.
     pub lost: u64,
+    /// Totals from before, of a reboot or of an earlier version, for which there was no room.
+    pub unrestored: u64,
 }
 
 /// Everything that the kernel half has counted, summed over CPUs.
@@ -329,8 +355,8 @@ pub struct Reading {
     pub tunnels: Vec<TunnelReading>,
     /// One for each attached uplink and direction.
     pub buckets: Vec<BucketReading>,
-    /// What each user-defined meter of the present set counted, by name, in wire units.
-    pub user_meters: BTreeMap<String, FlowStats>,
+    /// What each user-defined meter of the present set counted, by name.
+    pub user_meters: BTreeMap<String, UserMeter>,
     /// Frames that were counted, but not in full.
     pub faults: Faults,
     /// Frames at hooks whose netdev nobody claimed.
@@ -347,6 +373,10 @@ pub struct Reading {
 pub trait Datapath {
     /// Returns what is attached, by ifindex; at first what an earlier agent left attached, without the netdevs' names.
     fn attached(&self) -> &BTreeMap<u32, Attachment>;
+
+    /// Prepares for the attaches of these targets, which follow: what takes the same work for one and for all is done for all
+    /// at once. Nothing that is attached changes.
+    fn prepare(&mut self, targets: &[Target]);
 
     /// Binds the target's counters, then makes both hooks what they should be, those of the same kind atomically.
     ///
@@ -390,8 +420,12 @@ pub trait Datapath {
     ///
     /// # Errors
     ///
-    /// Why the set can't be counted; the one before counts on.
+    /// Why the set can't be counted. The one before counts on, be it an earlier agent's.
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError>;
+
+    /// Returns whether the set counts that was given last, and nothing else. It may end to by itself: where the rules of a
+    /// port can't follow it to another slot, no meter counts until a set is given again.
+    fn meters_in_force(&self) -> bool;
 
     /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
     ///

@@ -7,6 +7,8 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{self, Attribute, MAX_RULES, Meter, MeterSet, RuleLine};
@@ -153,8 +155,17 @@ impl Definitions {
     ///
     /// [`ChangeError::TooManyRules`].
     pub fn set(&self) -> Result<MeterSet, ChangeError> {
+        self.set_without(&BTreeSet::new())
+    }
+
+    /// Returns the set to count, without the meters that were added at run time under these names.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::TooManyRules`].
+    pub fn set_without(&self, names: &BTreeSet<String>) -> Result<MeterSet, ChangeError> {
         let mut set = self.configured.clone();
-        set.meters.extend(self.shown().cloned());
+        set.meters.extend(self.shown().filter(|meter| !names.contains(&meter.name)).cloned());
         let rules = set.meters.iter().map(|meter| meter.rules.len()).sum();
         if rules > MAX_RULES { Err(ChangeError::TooManyRules(rules)) } else { Ok(set) }
     }
@@ -208,7 +219,7 @@ impl Definitions {
     }
 
     /// Returns the meters that were added and are not hidden.
-    fn shown(&self) -> impl Iterator<Item = &Meter> {
+    pub fn shown(&self) -> impl Iterator<Item = &Meter> {
         self.added.iter().filter(|meter| !self.is_configured(&meter.name))
     }
 

@@ -41,9 +41,12 @@ use crate::{
     control::{self, Desk},
     datapath::{
         Datapath as _,
-        kernel::{KernelDatapath, OpenError},
+        kernel::{Before, KernelDatapath, OpenError},
     },
-    definitions::state::{State, StateError},
+    definitions::{
+        Definitions,
+        state::{State, StateError},
+    },
     http::web::Web,
     netdev::monitor::{Monitor, MonitorError, StopGuard},
     publish::SnapshotReader,
@@ -99,7 +102,14 @@ pub fn run(
     let inherited = Inherited::take();
     raise_descriptors();
     let (state_file, state) = config.state_file.as_deref().and_then(TotalsFile::open).unzip();
-    let datapath = KernelDatapath::open_after(&config.datapath, state.flatten().as_ref())?;
+    let added = State::open(&config.state_directory);
+    let wanted = Definitions::new(config.meters.clone(), added.meters.clone()).set().ok();
+    let state = state.flatten();
+    let before = Before { totals: state.as_ref(), meters: wanted.as_ref() };
+    let datapath = KernelDatapath::open_after(&config.datapath, before)?;
+    if let Some(file) = state_file.as_ref().filter(|_| datapath.unrestored() > 0) {
+        file.keep_unrestored();
+    }
     let state_file = state_file.map(Arc::new);
     let monitor = Monitor::new()?;
     if config.host_id_source == HostIdSource::HostName {
@@ -122,11 +132,13 @@ pub fn run(
 
     let (events, channel) = mpsc::channel();
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let added = State::open(&config.state_directory);
     if let Some(trouble) = &added.trouble {
         match trouble {
             StateError::NoDirectory(_) | StateError::ReadOnly { .. } => {
                 tracing::warn!(error = %trouble, "no meter can be added at run time");
+            }
+            StateError::NoMeters { .. } => {
+                tracing::error!(error = %trouble, "some meters that were added at run time don't count");
             }
             _ => tracing::error!(error = %trouble, "the meters that were added at run time don't count"),
         }

@@ -9,7 +9,7 @@ use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use crate::{
     audit::Report,
     binding::Source,
-    datapath::{Class, HookKind, MapUsage, Repairs},
+    datapath::{Class, HookKind, MapUsage, Repairs, UserMeter},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
 };
@@ -139,7 +139,7 @@ pub struct Health {
     pub config_reload_ok: bool,
     /// When the configuration in force was read: seconds since the Unix epoch.
     pub config_loaded_s: u64,
-    /// Whether the user-defined meters that are wanted count.
+    /// Whether the user-defined meters that are wanted count, all of them and no other.
     pub user_meters_in_force: bool,
     /// Times that the datapath refused a set of user-defined meters.
     pub user_meter_refusals: u64,
@@ -160,8 +160,8 @@ pub struct Snapshot {
     pub ports: Vec<Port>,
     /// Devices: what came in through their ports, those that have left included.
     pub devices: BTreeMap<DeviceId, FlowStats>,
-    /// What the user-defined meters counted that count now, by name, in wire units.
-    pub user_meters: BTreeMap<String, FlowStats>,
+    /// What the user-defined meters counted that count now, by name.
+    pub user_meters: BTreeMap<String, UserMeter>,
     /// The user-defined meters that are wanted, whether they count or not.
     pub definitions: Arc<[Definition]>,
     /// Tunnels by which the host sends: seen at an uplink's egress.
@@ -220,7 +220,7 @@ impl Snapshot {
             meter.bytes = meter.bytes.max(stats.bytes);
         }
         let users = self.user_meters.iter();
-        meters.extend(users.map(|(name, &stats)| (MeterKey::User(name.clone()), stats)));
+        meters.extend(users.map(|(name, meter)| (MeterKey::User(name.clone()), meter.stats)));
         meters
     }
 }

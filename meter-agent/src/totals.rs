@@ -17,14 +17,16 @@ pub struct Totals {
     pub ports: Vec<SavedPort>,
     /// What came into devices through their ports.
     pub members: Vec<SavedMember>,
-    /// How many places the hashes of tunnels led to: a tunnel keeps its place where it is the same.
-    pub tunnel_places: u32,
     /// Tunnels at the hooks of uplinks.
     pub tunnels: Vec<SavedTunnel>,
     /// Buckets that are not empty: uplink * 2 + direction, and packets and bytes by reason.
     pub buckets: Vec<(u32, Vec<[u64; 2]>)>,
     /// Packets and bytes by fault.
     pub faults: Vec<[u64; 2]>,
+    /// Frames that nobody claimed, as the hooks of a port.
+    pub unbound: [[u64; 4]; 2],
+    /// User-defined meters, those that don't count any more included.
+    pub meters: Vec<SavedMeter>,
 }
 
 /// A port's record with its whole total.
@@ -62,10 +64,19 @@ pub struct SavedMember {
 pub struct SavedTunnel {
     /// Source, destination and labels, as the key has them.
     pub key: [u64; 5],
-    /// The place of its counters.
-    pub place: u32,
     /// Frames, bytes of those inside, bytes of the outer ones.
     pub counts: [u64; 3],
+}
+
+/// A user-defined meter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedMeter {
+    /// Its name.
+    pub name: String,
+    /// When counting began: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Packets and bytes.
+    pub counts: [u64; 2],
 }
 
 /// A file does not hold what was written to it.
@@ -117,26 +128,27 @@ fn checksum(body: &[u8]) -> u32 {
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, prop_compose, proptest};
 
-    use super::{SavedMember, SavedPort, SavedTunnel, Totals, Uuid};
+    use super::{SavedMember, SavedMeter, SavedPort, SavedTunnel, Totals, Uuid};
 
     prop_compose! {
         fn states()(
             numbers in any::<[u64; 5]>(),
             counts in any::<[[u64; 4]; 2]>(),
             ids in any::<[u128; 2]>(),
-            small in any::<[u32; 3]>(),
+            small in any::<[u32; 2]>(),
             reasons in any::<Vec<[u64; 2]>>(),
             boot_id in ".{0,40}",
         ) -> Totals {
             let [port, device] = ids.map(Uuid::from_u128);
-            let [class, uplink, place] = small;
+            let [class, uplink] = small;
             let pair = [numbers[0], numbers[1]];
             Totals {
                 boot_id,
                 ports: vec![SavedPort { port, class, uplink, created_ns: numbers[0], device, hooks: counts }],
                 members: vec![SavedMember { port, device, accrued: pair, base: [numbers[2], numbers[3]] }],
-                tunnel_places: place,
-                tunnels: vec![SavedTunnel { key: numbers, place, counts: [numbers[4], numbers[3], numbers[2]] }],
+                tunnels: vec![SavedTunnel { key: numbers, counts: [numbers[4], numbers[3], numbers[2]] }],
+                unbound: counts,
+                meters: vec![SavedMeter { name: format!("{numbers:?} \"é\""), created_ns: numbers[1], counts: pair }],
                 buckets: vec![(uplink, reasons.clone())],
                 faults: reasons,
             }

@@ -49,6 +49,12 @@ pub mod map {
     pub const BUCKETS: &str = "BUCKETS";
     /// Per-CPU array of one [`Faults`](super::Faults).
     pub const FAULTS: &str = "FAULTS";
+    /// Hash: [`TunnelKey`](super::TunnelKey) to [`TunnelCounter`](super::TunnelCounter): what tunnels had counted when these
+    /// maps were made. Only user space reads and writes it.
+    pub const TUNNEL_SAVED: &str = "TUNNEL_SAVED";
+    /// Hash: uplink * 2 + direction, or a number of [`saved`](super::saved), to [`Buckets`](super::Buckets): the same for
+    /// all other counters. Only user space reads and writes it.
+    pub const SAVED: &str = "SAVED";
     /// Array of one [`Meta`](super::Meta).
     pub const META: &str = "META";
     /// Array of one array of one [`RuleTables`](super::rules::RuleTables), or of none: the rules of user-defined meters.
@@ -212,6 +218,16 @@ pub struct Meta {
     pub version: u32,
     /// 1 once `TUNNEL_SPARE` holds every spare place.
     pub tunnels_ready: u32,
+    /// 1 once everything is here that the maps of an earlier version held.
+    pub carried: u32,
+}
+
+/// Keys of `SAVED` beside those of hooks.
+pub mod saved {
+    /// The [`Faults`](super::Faults).
+    pub const FAULTS: u32 = 1 << 16;
+    /// The slot of frames that nobody claimed: of each hook what it counted, and what that is beyond skbs.
+    pub const UNBOUND: u32 = FAULTS + 1;
 }
 
 /// How many UDP ports can carry VXLAN.

@@ -13,7 +13,7 @@ use meter_ebpf::{
     abi::{
         Bucket, Buckets, Counter, Direction, Fault, Faults, HookCounter, LONG_ADDRESSES, MAX_REASONS,
         MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SLOT_ENTRIES, SlotBlock, SlotRef,
-        TUNNELS_PER_BLOCK, TunnelBlock, TunnelKey, TunnelPlace,
+        TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, TunnelPlace,
     },
     packet::{Frame, tunnel::TunnelV4},
 };
@@ -48,6 +48,11 @@ pub(crate) static TUNNEL_COUNTER: PerCpuArray<TunnelBlock, 48> = PerCpuArray::ne
 pub(crate) static BUCKETS: PerCpuArray<Buckets, { 2 * MAX_UPLINKS as usize }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static FAULTS: PerCpuArray<Faults, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static TUNNEL_SAVED: HashMap<TunnelKey, TunnelCounter, 8_192, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static SAVED: HashMap<u32, Buckets, 256, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
 pub(crate) static META: Array<Meta, 1> = Array::new();
 

@@ -44,6 +44,8 @@ impl Datapath for Memory {
         &self.attached
     }
 
+    fn prepare(&mut self, _: &[Target]) {}
+
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         if let Some(port) = self.reading.ports.iter_mut().find(|port| port.port == target.port) {
             port.ifindex = Some(target.ifindex);
@@ -69,6 +71,10 @@ impl Datapath for Memory {
 
     fn set_meters(&mut self, _: &MeterSet) -> Result<(), MetersError> {
         Ok(())
+    }
+
+    fn meters_in_force(&self) -> bool {
+        true
     }
 
     fn totals(&mut self) -> Result<Totals, ReadError> {

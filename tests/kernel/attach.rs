@@ -2,6 +2,7 @@
 
 mod foreign;
 mod meters;
+mod migrate;
 mod pins;
 mod rebind;
 mod reboot;
@@ -176,8 +177,7 @@ fn come_and_go(label: &str, tc: TcMode, kind: HookKind) {
         let moved = meter.table().since(&before);
         ["Ingress", "Egress"].map(|direction| moved.get(&format!("port {PORT} {direction}"))[0])
     };
-    super::support::until(|| total(&mut meter) == [frames; 2]);
-    assert_eq!(total(&mut meter), [frames; 2], "frames while the programs were replaced");
+    super::support::becomes(|| total(&mut meter), [frames; 2]);
     assert!(frames > 100, "{frames}");
     pair.count(&mut meter, Class::Uplink, "replaced");
 

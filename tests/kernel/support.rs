@@ -20,7 +20,7 @@ use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
         AttachError, Attachment, Class, Datapath as _, HookKind, IngressHook, MetersError, Reading, Target,
-        kernel::{KernelDatapath, OBJECT, Options, TcMode, remove_all},
+        kernel::{Before, KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
     rules::MeterSet,
@@ -66,7 +66,19 @@ impl Host {
 
     /// Opens the datapath as after a reboot, with what was written down before.
     pub(crate) fn open_after(&self, options: &Options, state: &Totals) -> Meter<'_> {
-        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, Some(state))).unwrap();
+        let opened = self
+            .netns
+            .run_in(|| {
+                let before = Before { totals: Some(state), ..Before::default() };
+                KernelDatapath::open_after(options, before)
+            })
+            .unwrap();
+        Meter { netns: &self.netns, datapath: opened.unwrap() }
+    }
+
+    /// Opens the datapath with what there was before.
+    pub(crate) fn open_before(&self, options: &Options, before: Before<'_>) -> Meter<'_> {
+        let opened = self.netns.run_in(|| KernelDatapath::open_after(options, before)).unwrap();
         Meter { netns: &self.netns, datapath: opened.unwrap() }
     }
 
@@ -178,6 +190,7 @@ pub(crate) fn auto_kind() -> HookKind {
 /// Returns options of a small datapath, without a pin path.
 pub(crate) fn small_options() -> Options {
     Options {
+        version: meter_ebpf::abi::VERSION,
         pin_path: PathBuf::new(),
         tc: TcMode::Auto,
         max_ports: 64,
@@ -239,10 +252,15 @@ impl Meter<'_> {
         self.netns.run_in(|| self.datapath.set_meters(set)).unwrap()
     }
 
+    /// Returns whether the set of meters that was given last counts.
+    pub(crate) fn meters_in_force(&self) -> bool {
+        self.datapath.meters_in_force()
+    }
+
     /// Reads what the user-defined meters counted: packets and bytes, by name.
     pub(crate) fn meters(&mut self) -> BTreeMap<String, [u64; 2]> {
         let stats = self.reading().user_meters.into_iter();
-        stats.map(|(name, stats)| (name, [stats.packets, stats.bytes])).collect()
+        stats.map(|(name, meter)| (name, [meter.stats.packets, meter.stats.bytes])).collect()
     }
 
     /// Reads everything.
@@ -257,16 +275,36 @@ impl Meter<'_> {
 
     /// Waits until what came after `before` is `expected`, and nothing else.
     pub(crate) fn expect(&mut self, before: &Table, expected: &Table, what: &str) {
-        until(|| self.table().since(before) == *expected);
+        // What differs says more than that something does.
+        holds_within(WITHIN, || self.table().since(before) == *expected);
         let moved = self.table().since(before);
         assert_eq!(&moved, expected, "{what}");
     }
 }
 
-/// Waits until something holds, or for five seconds.
-pub(crate) fn until(mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !holds() && Instant::now() < deadline {
+/// Waits until something holds, which has to be in time.
+#[track_caller]
+pub(crate) fn until(holds: impl FnMut() -> bool) {
+    assert!(holds_within(WITHIN, holds), "not within {WITHIN:?}");
+}
+
+/// Waits until a value is what is expected, which has to be in time.
+#[track_caller]
+pub(crate) fn becomes<T: PartialEq + std::fmt::Debug>(mut value: impl FnMut() -> T, expected: T) {
+    holds_within(WITHIN, || value() == expected);
+    assert_eq!(value(), expected, "not within {WITHIN:?}");
+}
+
+/// Returns whether something holds in time.
+pub(crate) fn holds_within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -40,6 +40,8 @@ impl Datapath for Memory {
         &self.attached
     }
 
+    fn prepare(&mut self, _: &[Target]) {}
+
     fn attach(&mut self, _: &Target) -> Result<(), AttachError> {
         Ok(())
     }
@@ -66,6 +68,10 @@ impl Datapath for Memory {
         Ok(())
     }
 
+    fn meters_in_force(&self) -> bool {
+        true
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         Ok(Totals::default())
     }
@@ -73,7 +79,7 @@ impl Datapath for Memory {
     fn read(&mut self) -> Result<Reading, ReadError> {
         let counted = |meter: &Meter| {
             let packets = u64::try_from(meter.name.len()).unwrap();
-            (meter.name.clone(), FlowStats { packets, bytes: 100 * packets })
+            (meter.name.clone(), FlowStats { packets, bytes: 100 * packets }.into())
         };
         Ok(Reading { user_meters: self.meters.meters.iter().map(counted).collect(), ..Reading::default() })
     }
@@ -236,7 +242,7 @@ fn what_can_not_be_is_refused_with_what_is_allowed_and_nothing_changes() {
         (&["remove", "c"], 1, "no meter \"c\" was added at run time; meter-agent meter list says which were"),
         (
             &["add", "c", "proto 6 port-group nobody"],
-            1,
+            2,
             "rule 1: port-group: the configuration has no group with the name \"nobody\"",
         ),
         (

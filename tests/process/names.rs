@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use meter_agent::{meter::FlowStats, snapshot::Snapshot};
+use meter_agent::{datapath::UserMeter, meter::FlowStats, snapshot::Snapshot};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ const MBEAN: &str = "org.midonet.midolman:type=Metering";
 /// A meter of each name, with totals that all differ.
 fn snapshot() -> Snapshot {
     let meter = |(number, name): (u64, &&str)| {
-        ((*name).to_owned(), FlowStats { packets: number, bytes: 100 * number })
+        ((*name).to_owned(), FlowStats { packets: number, bytes: 100 * number }.into())
     };
     Snapshot { user_meters: (1..).zip(NAMES).map(meter).collect(), ..Snapshot::default() }
 }
@@ -53,7 +53,7 @@ fn mm_meter_lists_and_gets_each_name_as_it_is() {
     sorted.sort_unstable();
     let list: String = sorted.iter().map(|name| format!("meters:user:{name}\n")).collect();
     assert_eq!(mm_meter(served.port, &["list"]), list);
-    for (name, stats) in &snapshot().user_meters {
+    for (name, UserMeter { stats, .. }) in &snapshot().user_meters {
         let expected = format!("     packets        bytes\n{:>12} {:>12}\n", stats.packets, stats.bytes);
         assert_eq!(mm_meter(served.port, &["get", "-n", &format!("meters:user:{name}")]), expected, "{name}");
     }
@@ -76,7 +76,7 @@ fn jolokia_takes_each_name_in_a_path_and_in_json() {
     };
     let all = value("GET", &format!("/jolokia/read/{MBEAN}/ConsolidatedMeters/meters"), "");
     assert_eq!(all.as_object().unwrap().len(), NAMES.len());
-    for (name, stats) in &snapshot().user_meters {
+    for (name, UserMeter { stats, .. }) in &snapshot().user_meters {
         let key = format!("meters:user:{name}");
         let expected = json!({"bytes": stats.bytes, "packets": stats.packets});
         assert_eq!(all[&key], expected, "{name}");
@@ -93,7 +93,7 @@ fn jolokia_takes_each_name_in_a_path_and_in_json() {
 fn pages_of_the_metrics_port_hold_each_name_once() {
     let (_runtime, address) = serve(snapshot());
     let (table, metrics) = (ask(address, "GET", "/device_stats").1, ask(address, "GET", "/metrics").1);
-    for (name, stats) in &snapshot().user_meters {
+    for (name, UserMeter { stats, .. }) in &snapshot().user_meters {
         let row = format!("meters:user:{name}\t{}\t{}", stats.packets, stats.bytes);
         assert_eq!(table.lines().filter(|line| *line == row).count(), 1, "{row}");
         let label = name.replace('\\', "\\\\").replace('"', "\\\"");

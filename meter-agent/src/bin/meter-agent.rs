@@ -83,7 +83,10 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<UsageError>() || matches!(error.downcast_ref(), Some(ExplainError::Words(_))) {
+    let is_wrong = error.is::<UsageError>()
+        || matches!(error.downcast_ref(), Some(ExplainError::Words(_)))
+        || matches!(error.downcast_ref(), Some(AskError::Wrong(_)));
+    if is_wrong {
         return ExitCode::from(WRONG);
     }
     let lasts = error.downcast_ref().is_some_and(ServiceError::lasts);

@@ -152,6 +152,7 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let section = document.section("connections", report);
     let max_connections = section.one(report, "max_entries", check::integer(1..=MAX_ENTRIES));
     Options {
+        version: meter_ebpf::abi::VERSION,
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
         tc: or(tc, TcMode::default()).value,
         max_ports,

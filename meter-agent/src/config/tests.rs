@@ -30,6 +30,7 @@ fn defaults() -> Config {
         host_id_source: HostIdSource::MachineId,
         host_name: "compute1".to_owned(),
         datapath: Options {
+            version: meter_ebpf::abi::VERSION,
             pin_path: "/sys/fs/bpf/meter-agent".into(),
             tc: TcMode::Auto,
             max_ports: 65536,

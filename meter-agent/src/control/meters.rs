@@ -87,10 +87,8 @@ const fn status(error: &ChangeError) -> StatusCode {
     match error {
         ChangeError::Configured(_) | ChangeError::Exists(_) => StatusCode::CONFLICT,
         ChangeError::Unknown(_) => StatusCode::NOT_FOUND,
-        ChangeError::NoGroup { .. } | ChangeError::TooManyRules(_) | ChangeError::Refused(_) => {
-            StatusCode::UNPROCESSABLE_ENTITY
-        }
-        ChangeError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        ChangeError::NoGroup { .. } | ChangeError::TooManyRules(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ChangeError::Refused(_) | ChangeError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -101,8 +99,8 @@ fn list(snapshot: &Snapshot) -> Vec<MeterStatus> {
             name: definition.name.clone(),
             origin: definition.origin,
             rules: definition.rules.clone(),
-            packets: counted.map(|stats| stats.packets),
-            bytes: counted.map(|stats| stats.bytes),
+            packets: counted.map(|meter| meter.stats.packets),
+            bytes: counted.map(|meter| meter.stats.bytes),
         }
     };
     snapshot.definitions.iter().map(status).collect()
@@ -122,7 +120,8 @@ pub async fn meters(path: &Path) -> Result<Vec<MeterStatus>, AskError> {
 ///
 /// # Errors
 ///
-/// [`AskError::Refused`] with what is wrong, [`AskError::NoAgent`] where none runs.
+/// [`AskError::Wrong`] with what is wrong, [`AskError::Refused`] with why it can't be, [`AskError::Unsure`] where the agent
+/// does not say in time, [`AskError::NoAgent`] where none runs.
 pub async fn add(path: &Path, name: &str, rules: Vec<String>, replace: bool) -> Result<(), AskError> {
     let body = serde_json::to_vec(&Addition { rules, replace });
     let body = body.map_err(|error| AskError::Refused(error.to_string()))?;
@@ -141,9 +140,17 @@ pub async fn remove(path: &Path, name: &str) -> Result<(), AskError> {
 async fn change(path: &Path, method: Method, name: &str, body: Vec<u8>) -> Result<(), AskError> {
     let target = format!("{METERS}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
     let call = Call { method, target: &target, host: "localhost", body: body.into(), timeout: LONG_PATIENCE };
-    match send(path, call).await? {
+    let answer = send(path, call).await.map_err(|error| match error {
+        AskError::Exchange { path, source } => AskError::Unsure { path, source },
+        other => other,
+    })?;
+    let said = |body: &[u8]| String::from_utf8_lossy(body).trim_end().to_owned();
+    match answer {
         (StatusCode::NO_CONTENT, _) => Ok(()),
-        (_, body) => Err(AskError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned())),
+        (StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY, body) => {
+            Err(AskError::Wrong(said(&body)))
+        }
+        (_, body) => Err(AskError::Refused(said(&body))),
     }
 }
 

@@ -32,7 +32,7 @@ impl KernelDatapath {
             (claimed, _) => claimed,
         };
         let claimed = claimed.map_err(|full| full_error(target, full))?;
-        self.write(target, &claimed.writes)?;
+        self.meters_expect_no_more(target);
         self.meter_ports_changed();
         self.maps
             .set_slot(target.ifindex, claimed.slot)
@@ -45,6 +45,7 @@ impl KernelDatapath {
         Ok((fits, claimed.lacks.first().map(|full| full_error(target, *full))))
     }
 
+    /// Gives the port its counters, and remembers that.
     pub(super) fn claim(&mut self, target: &Target) -> Result<Result<Claimed, Full>, AttachError> {
         let claim = Claim {
             port: port_uuid(target.port),
@@ -53,9 +54,13 @@ impl KernelDatapath {
             device: device_uuid(target.device),
             underlay: target.underlay,
         };
-        let live = LiveSlots::new(&self.maps);
+        let live = LiveSlots::new(&self.maps, &self.grace);
         let claimed = self.ledger.claim(&claim, now_ns(), &live);
         live.into_result().map_err(|error| bind_error(target, &error.to_string(), "read"))?;
+        if let Ok(claimed) = &claimed {
+            self.write(target, &claimed.writes)?;
+            self.ledger.take_up(claimed);
+        }
         Ok(claimed)
     }
 

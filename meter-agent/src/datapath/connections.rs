@@ -77,8 +77,8 @@ impl Connections {
         let mapped = MappedWords::map(data.fd().as_fd(), words)
             .map_err(|error| load_error(&format!("map {} into memory", map::CONNECTIONS), &error))?;
         let mut table = Self {
-            keys: typed(ebpf, map::CONNECTION_KEYS)?,
-            free: typed(ebpf, map::CONNECTION_FREE)?,
+            keys: typed(|name| take(ebpf, name), map::CONNECTION_KEYS)?,
+            free: typed(|name| take(ebpf, name), map::CONNECTION_FREE)?,
             places: mapped,
             _map: map,
             leaving: Vec::new(),

@@ -6,10 +6,10 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use meter_ebpf::abi::Direction;
 
 use super::{
-    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
-    kernel::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
-    maps,
+    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks, maps,
+    object::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
     open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
+    softirq::Softirqs,
 };
 
 /// What was found of one thing.
@@ -62,6 +62,7 @@ pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
     } else {
         Err(OpenError::Permission { action: "load programs and attach them".to_owned(), missing })
     };
+    let softirqs = Softirqs::of_kernel().warning();
     let can_try = kernel.is_ok() && object.is_ok() && may.is_ok();
     let mut findings = vec![
         Finding::of("kernel", kernel),
@@ -69,6 +70,7 @@ pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
         Finding::of("capabilities", may),
         Finding::of("bpffs", bpffs(&options.pin_path)),
     ];
+    findings.extend(softirqs.map(|says| Finding::new(Verdict::Note, "softirqs", says)));
     if !can_try {
         findings.push(Finding::new(Verdict::Unseen, "verifier", "not tried, for want of the above"));
         return (findings, None);

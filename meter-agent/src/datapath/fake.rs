@@ -26,6 +26,8 @@ pub struct FakeDatapath {
     pub attached: BTreeMap<u32, Attachment>,
     /// Every call that changed something, in order: `attach tap0`, `exchange tap0 tap1`, `detach 3`.
     pub calls: Vec<String>,
+    /// Netdevs whose attaches were prepared for last.
+    pub prepared: Vec<String>,
     /// What the next attaches of a netdev end in, by its name; without an entry they succeed.
     pub attach_errors: BTreeMap<String, VecDeque<AttachError>>,
     /// Netdevs of which another tool removed the hooks.
@@ -36,10 +38,14 @@ pub struct FakeDatapath {
     pub read_fails: bool,
     /// What the user-defined meters counted, by name; those that aren't in the present set are not read.
     pub user_meters: BTreeMap<String, FlowStats>,
-    /// What setting the next set of meters ends in.
-    pub meters_error: Option<MetersError>,
-    /// The set that counts.
+    /// What setting the next sets of meters ends in; those behind them are taken.
+    pub meters_errors: VecDeque<MetersError>,
+    /// Meters that are refused, by name, and every set with one of them.
+    pub meters_refused: BTreeSet<String>,
+    /// The set that counts; at first what an earlier agent left.
     pub meters: MeterSet,
+    /// Whether it is the one that was given last.
+    pub meters_in_force: bool,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -109,6 +115,10 @@ impl Datapath for FakeDatapath {
         &self.attached
     }
 
+    fn prepare(&mut self, targets: &[Target]) {
+        self.prepared = targets.iter().map(|target| target.netdev.clone()).collect();
+    }
+
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         self.calls.push(format!("attach {}", target.netdev));
         let carries_port = |other: &&Attachment| other.target.port == target.port;
@@ -167,11 +177,19 @@ impl Datapath for FakeDatapath {
     fn tend(&mut self) {}
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
-        if let Some(error) = self.meters_error.take() {
+        if let Some(error) = self.meters_errors.pop_front() {
             return Err(error);
         }
+        if meters.meters.iter().any(|meter| self.meters_refused.contains(&meter.name)) {
+            return Err(MetersError("refused".to_owned()));
+        }
         self.meters = meters.clone();
+        self.meters_in_force = true;
         Ok(())
+    }
+
+    fn meters_in_force(&self) -> bool {
+        self.meters_in_force
     }
 
     fn totals(&mut self) -> Result<Totals, ReadError> {
@@ -198,7 +216,7 @@ impl Datapath for FakeDatapath {
                 .meters
                 .meters
                 .iter()
-                .map(|meter| (meter.name.clone(), counted(&meter.name)))
+                .map(|meter| (meter.name.clone(), counted(&meter.name).into()))
                 .collect(),
             ..Reading::default()
         })

@@ -2,49 +2,32 @@
 //!
 //! Maps and links stay pinned when the agent ends: counting goes on, and the next agent takes over what it finds.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd as _, OwnedFd},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
-use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, hooks as bits, map};
+use aya::Ebpf;
+use meter_ebpf::abi::hooks as bits;
 use nix::fcntl::Flock;
 
 use super::{
     AttachError, Attachment, Class, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
     Target,
-    bind::now_ns,
     connections::Connections,
     failure::{bind_error, describe, full_error},
-    hook::load,
+    grace::Grace,
     hooks::{self, ProgramIds, Refused, Site, remove_qdisc},
-    ledger::{Capacity, Ledger},
-    maps::{self, Maps},
+    ledger::Ledger,
+    maps::Maps,
     meters::Meters,
-    open::{check_kernel, load_error, lock, make_directory},
-    pins,
-    record::{adopted, hook_bits, reported_device},
-    saved,
-    slots::SlotTable,
-    sys::{self, LinkPlace},
-    unrecorded,
+    record::{hook_bits, reported_device},
 };
 pub use super::{
     Options, TcMode,
+    object::OBJECT,
     open::OpenError,
     remove::{Removed, remove_all},
+    takeover::Before,
 };
 use crate::{rules::MeterSet, totals::Totals};
-
-include!(concat!(env!("OUT_DIR"), "/object.rs"));
-
-/// Programs for TC; those for XDP are loaded when a netdev asks for them.
-pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
-/// The same for ports while there are user-defined meters; they are loaded when there are.
-pub(super) const METER_PROGRAMS: [&str; 4] =
-    ["meter_user_in", "meter_user_out", "meter_user_uin", "meter_user_uout"];
 
 /// The datapath in the kernel.
 pub struct KernelDatapath {
@@ -54,16 +37,17 @@ pub struct KernelDatapath {
     pub(super) tunnel_places: u32,
     pub(super) ledger: Ledger,
     pub(super) attached: BTreeMap<u32, Attachment>,
-    tc: TcMode,
-    has_tcx: bool,
+    pub(super) tc: TcMode,
+    pub(super) has_tcx: bool,
     pub(super) programs: ProgramIds,
     pub(super) links: PathBuf,
     pub(super) meters: Meters,
+    pub(super) grace: Grace,
     pub(super) connections: Connections,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
-    _lock: Flock<OwnedFd>,
+    pub(super) _lock: Flock<OwnedFd>,
 }
 
 impl std::fmt::Debug for KernelDatapath {
@@ -73,112 +57,10 @@ impl std::fmt::Debug for KernelDatapath {
 }
 
 impl KernelDatapath {
-    /// Loads the programs and takes over the maps that an earlier agent left, or makes them.
-    ///
-    /// # Errors
-    ///
-    /// Each says what is missing and what to do.
-    pub fn open(options: &Options) -> Result<Self, OpenError> {
-        Self::open_after(options, None)
-    }
-
-    /// As [`KernelDatapath::open`]; maps that are new get the totals that were written down before a reboot.
-    ///
-    /// # Errors
-    ///
-    /// Each says what is missing and what to do.
-    pub fn open_after(options: &Options, state: Option<&Totals>) -> Result<Self, OpenError> {
-        if OBJECT.is_empty() {
-            return Err(OpenError::NoObject);
-        }
-        check_kernel()?;
-        let map_pins = maps::pin_directory(&options.pin_path);
-        let links = link_directory(&options.pin_path);
-        make_directory(&map_pins, &options.pin_path)?;
-        make_directory(&links, &options.pin_path)?;
-        let lock = lock(&map_pins)?;
-
-        let mut specs = maps::specs(options);
-        let settled = pins::settle(&mut specs, &options.pin_path, &links)?;
-        let entries_of =
-            |name: &str| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
-        let mut settings = settings(options);
-        let tunnel_places = entries_of(map::TUNNEL_TAKEN);
-        settings.tunnel_mask = tunnel_places.saturating_sub(1);
-
-        let slots_pin = map_pins.join(map::SLOTS);
-        let slots =
-            if slots_pin.exists() { SlotTable::open(&slots_pin) } else { SlotTable::make(&slots_pin) }?;
-        let slot_bits = slots.bits();
-        let pinned = Pinned { maps: &map_pins, slots: &slot_bits };
-        let (mut ebpf, mut programs) = load_object(&specs, &settings, Some(&pinned))?;
-        let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
-        let has_tcx = has_tcx(&ebpf);
-
-        let mut maps = Maps::take(&mut ebpf, &specs, slots)?;
-        let spare_places = entries_of(map::TUNNEL_SPARE);
-        let mut lost = settled.lost;
-        if let Some(state) = state
-            && maps.are_new()?
-            && saved::is_untouched(&maps.port_records()?)
-        {
-            let places = (tunnel_places, tunnel_places + spare_places);
-            match saved::restore(&mut maps, state, &map_pins, places) {
-                Ok(()) => {
-                    let (ports, tunnels) = (state.ports.len(), state.tunnels.len());
-                    tracing::info!(ports, tunnels, "totals from before the reboot");
-                }
-                Err(error) => {
-                    tracing::error!(error = %error, "totals from before the reboot are not all there");
-                }
-            }
-            lost.clear();
-        }
-        let connections = Connections::take(&mut ebpf, entries_of(map::CONNECTION_FREE))?;
-        let meters = Meters::take(&mut ebpf)?;
-        if meters.on {
-            load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
-        }
-        maps.prepare(tunnel_places..tunnel_places + spare_places)?;
-        let capacity = Capacity {
-            slots: entries_of(map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
-            ports: usize::try_from(entries_of(map::PORTS)).unwrap_or(usize::MAX),
-            members: usize::try_from(entries_of(map::MEMBERS)).unwrap_or(usize::MAX),
-        };
-        let mut ledger = Ledger::new(maps.port_records()?, maps.member_records()?, capacity);
-        let mut writes = Vec::new();
-        if lost.contains(map::COUNTERS) {
-            writes.extend(ledger.counters_lost(now_ns()));
-        }
-        if lost.contains(map::MEMBERS) {
-            writes.extend(ledger.members_lost());
-        }
-        let (released, left) =
-            ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot()));
-        writes.extend(released);
-        for write in writes {
-            let failed = |source| OpenError::Write { map: map::PORTS, source };
-            maps.write(&write).map_err(failed)?;
-        }
-        unrecorded::record(&mut maps, &mut ledger, &links, left);
-        let attached = adopted(&ledger);
-        let tc = options.tc;
-        Ok(Self {
-            ebpf,
-            maps,
-            tunnel_places,
-            ledger,
-            attached,
-            tc,
-            has_tcx,
-            programs,
-            links,
-            meters,
-            connections,
-            repairs: settled.repairs,
-            logger,
-            _lock: lock,
-        })
+    /// Returns how many totals from before there was no room for.
+    #[must_use]
+    pub const fn unrestored(&self) -> u64 {
+        self.repairs.unrestored
     }
 
     /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its
@@ -255,6 +137,10 @@ impl Datapath for KernelDatapath {
         &self.attached
     }
 
+    fn prepare(&mut self, targets: &[Target]) {
+        self.prepare_meters(targets);
+    }
+
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         hooks::check_name(target)?;
         let carries_port = |other: &&Attachment| other.target.port == target.port;
@@ -303,7 +189,6 @@ impl Datapath for KernelDatapath {
             .collect();
         for (target, before, hooks) in moves {
             let claimed = self.claim(&target)?.map_err(|full| full_error(&target, full))?;
-            self.write(&target, &claimed.writes)?;
             self.record(&target, hooks)?;
             self.meter_ports_changed();
             self.maps
@@ -369,6 +254,10 @@ impl Datapath for KernelDatapath {
         self.change_meters(meters)
     }
 
+    fn meters_in_force(&self) -> bool {
+        self.meters_are_in_force()
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         self.saved()
     }
@@ -404,83 +293,8 @@ fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bo
         && before.kinds() == kinds
 }
 
-/// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
-pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
-    let program: Option<&SchedClassifier> =
-        ebpf.program("meter_in").and_then(|program| program.try_into().ok());
-    let Some(program) = program.and_then(|program| program.fd().ok()) else { return false };
-    let answer = sys::create_link(program.as_fd(), 0, LinkPlace::TcxIngress);
-    answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
-}
-
 /// Returns the seconds since the host was started.
 fn uptime_s() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
     now.ok().and_then(|now| u32::try_from(now.tv_sec()).ok()).unwrap_or_default()
-}
-
-/// Where maps are pinned, and what one of them holds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pinned<'a> {
-    maps: &'a Path,
-    /// What `SLOTS` holds. aya writes the sections of an object whenever it loads it, also into maps that are there
-    /// already, so it has to write what is there: programs go on reading it.
-    slots: &'a [u64],
-}
-
-/// Makes the maps and loads the TC programs. The maps are those that are pinned, or pinned there; without that they go
-/// with what is returned.
-pub(super) fn load_object(
-    specs: &[maps::Spec],
-    settings: &Settings,
-    pinned: Option<&Pinned<'_>>,
-) -> Result<(Ebpf, ProgramIds), OpenError> {
-    let mut loader = EbpfLoader::new();
-    for spec in specs {
-        let name = if spec.name == map::SLOTS { map::SLOTS_SECTION } else { spec.name };
-        loader.map_max_entries(name, spec.max_entries);
-        if let Some(pinned) = pinned {
-            loader.map_pin_path(name, pinned.maps.join(spec.name));
-        }
-    }
-    if let Some(pinned) = pinned {
-        loader.override_global(map::SLOTS, pinned.slots, true);
-    }
-    loader.override_global("SETTINGS", settings, true);
-    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
-    let mut programs = ProgramIds::new();
-    load_programs(&mut ebpf, &TC_PROGRAMS, &mut programs)?;
-    Ok((ebpf, programs))
-}
-
-/// Loads TC programs, those that aren't yet.
-pub(super) fn load_programs(
-    ebpf: &mut Ebpf,
-    names: &[&'static str],
-    programs: &mut ProgramIds,
-) -> Result<(), OpenError> {
-    for name in names.iter().copied().filter(|name| !programs.contains_key(name)).collect::<Vec<_>>() {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-        let failed = |error| load_error(&format!("load program {name}"), &error);
-        load(|| program.load()).map_err(failed)?;
-        programs.insert(name, program.info().map_err(failed)?.id());
-    }
-    Ok(())
-}
-
-pub(super) fn settings(options: &Options) -> Settings {
-    let mut settings =
-        Settings { vxlan_ports: [0; VXLAN_PORTS], geneve_ports: [0; GENEVE_PORTS], ..Settings::DEFAULT };
-    settings.vxlan_ports.iter_mut().zip(&options.vxlan_ports).for_each(|(to, from)| *to = *from);
-    settings.geneve_ports.iter_mut().zip(&options.geneve_ports).for_each(|(to, from)| *to = *from);
-    settings.nvgre = u32::from(options.nvgre);
-    settings
-}
-
-/// Where the links are pinned.
-pub(super) fn link_directory(pin_path: &Path) -> PathBuf {
-    pin_path.join(format!("v{}", meter_ebpf::abi::VERSION)).join("links")
 }

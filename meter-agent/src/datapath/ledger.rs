@@ -44,6 +44,8 @@ pub(crate) struct Claimed {
     pub(crate) device: PortUuid,
     /// What it does without.
     pub(crate) lacks: Vec<Full>,
+    /// Whether that took [`Slots::settle`].
+    pub(crate) settled: bool,
     /// What to write.
     pub(crate) writes: Vec<Write>,
 }
@@ -59,6 +61,10 @@ pub(crate) enum Write {
 pub(crate) trait Slots {
     /// Returns the counters of a slot, now.
     fn counters(&self, slot: u32) -> SlotCounters;
+
+    /// Waits until no program counts any more in a slot that its netdev has left: one that read where to count before
+    /// that, on another CPU, may still do so.
+    fn settle(&self);
 }
 
 /// How many of each thing fit.
@@ -79,6 +85,8 @@ pub(crate) struct Ledger {
     free: BTreeSet<u32>,
     /// Ports with a slot and no netdev, the one that lost its netdev first in front.
     idle: VecDeque<PortUuid>,
+    /// Those of them in whose slots a program may still count.
+    unsettled: BTreeSet<PortUuid>,
 }
 
 impl Ledger {
@@ -92,12 +100,13 @@ impl Ledger {
         for record in records.values() {
             free.remove(&record.slot);
         }
-        let idle = records
+        let idle: VecDeque<PortUuid> = records
             .iter()
             .filter(|(_, record)| record.ifindex == 0 && record.slot != UNBOUND_SLOT)
             .map(|(port, _)| *port)
             .collect();
-        Self { records, members, capacity, free, idle }
+        let unsettled = idle.iter().copied().collect();
+        Self { records, members, capacity, free, idle, unsettled }
     }
 
     /// Leaves each netdev to one port: where an agent was killed while a netdev went from one port to another, both have
@@ -194,19 +203,16 @@ impl Ledger {
         self.records.values().map(|record| record.slot).max().unwrap_or(UNBOUND_SLOT)
     }
 
-    /// Gives the port a slot, its device and its netdev. Without room for its device or its tunnels it counts without
-    /// them. The records are changed only if there is a slot.
-    pub(crate) fn claim(&mut self, claim: &Claim, now_ns: u64, slots: &impl Slots) -> Result<Claimed, Full> {
-        let known = self.records.get(&claim.port).copied();
-        if known.is_none() && self.records.len() >= self.capacity.ports {
-            return Err(Full::Ports);
-        }
-        let mut record = known.unwrap_or(PortRecord { created_ns: now_ns, ..PortRecord::default() });
+    /// Returns what gives the port a slot, its device and its netdev, once it is written and [taken up](Self::take_up).
+    /// Without room for its device or its tunnels it counts without them.
+    pub(crate) fn claim(&self, claim: &Claim, now_ns: u64, slots: &impl Slots) -> Result<Claimed, Full> {
+        let mut record = self.record_for(claim.port, now_ns)?;
         let (claim, lacks) = self.what_fits(claim, &mut record);
 
         let mut writes = Vec::new();
+        let mut settled = false;
         if record.slot == UNBOUND_SLOT {
-            record.slot = self.take_slot(slots, &mut writes)?;
+            (record.slot, settled) = self.find_slot(slots, &mut writes)?;
             // The total stays what it was: `saved` was all of it, and the slot may hold another port's past.
             record.saved.sub(&slots.counters(record.slot));
         }
@@ -217,16 +223,72 @@ impl Ledger {
         }
         record.class = claim.class;
         record.ifindex = claim.ifindex;
-        self.idle.retain(|port| *port != claim.port);
-        self.records.insert(claim.port, record);
         writes.push(Write::Port(claim.port, record));
         Ok(Claimed {
             slot: SlotRef::new(record.slot, record.uplink),
             underlay: claim.underlay,
             device: claim.device,
             lacks,
+            settled,
             writes,
         })
+    }
+
+    /// Returns what gives a port without a slot one that nobody has, before it is claimed; `None` where it has one, or there is
+    /// none.
+    pub(crate) fn reserve(
+        &self,
+        port: PortUuid,
+        class: u32,
+        now_ns: u64,
+        slots: &impl Slots,
+    ) -> Option<Claimed> {
+        let mut record = self.record_for(port, now_ns).ok()?;
+        if record.slot != UNBOUND_SLOT || record.ifindex != 0 {
+            return None;
+        }
+        record.slot = *self.free.first()?;
+        record.saved.sub(&slots.counters(record.slot));
+        record.class = class;
+        let slot = SlotRef::new(record.slot, record.uplink);
+        let writes = vec![Write::Port(port, record)];
+        Some(Claimed {
+            slot,
+            underlay: false,
+            device: record.device,
+            lacks: Vec::new(),
+            settled: false,
+            writes,
+        })
+    }
+
+    /// Takes up a claim that was written to the maps.
+    pub(crate) fn take_up(&mut self, claimed: &Claimed) {
+        if claimed.settled {
+            self.unsettled.clear();
+        }
+        for write in &claimed.writes {
+            match *write {
+                Write::Member(key, member) => drop(self.members.insert(key, member)),
+                Write::Port(port, record) => {
+                    self.idle.retain(|idle| *idle != port);
+                    self.free.remove(&record.slot);
+                    if record.ifindex == 0 && record.slot != UNBOUND_SLOT {
+                        self.idle.push_back(port);
+                    }
+                    self.records.insert(port, record);
+                }
+            }
+        }
+    }
+
+    /// Returns the record of a port, or a new one where there is room for it.
+    fn record_for(&self, port: PortUuid, now_ns: u64) -> Result<PortRecord, Full> {
+        match self.records.get(&port) {
+            Some(record) => Ok(*record),
+            None if self.records.len() >= self.capacity.ports => Err(Full::Ports),
+            None => Ok(PortRecord { created_ns: now_ns, ..PortRecord::default() }),
+        }
     }
 
     /// Gives the record an uplink's index where it needs one; returns what is left of the claim, and what there was no
@@ -267,6 +329,7 @@ impl Ledger {
         record.ifindex = 0;
         record.hooks = 0;
         self.idle.push_back(port);
+        self.unsettled.insert(port);
         Some(Write::Port(port, *record))
     }
 
@@ -286,38 +349,36 @@ impl Ledger {
         devices
     }
 
-    fn change_device(
-        &mut self,
-        record: &PortRecord,
-        claim: &Claim,
-        ingress: Counter,
-        writes: &mut Vec<Write>,
-    ) {
+    fn change_device(&self, record: &PortRecord, claim: &Claim, ingress: Counter, writes: &mut Vec<Write>) {
         let old = MemberKey { port: claim.port, device: record.device };
-        if let Some(member) = self.members.get_mut(&old) {
+        if let Some(&(mut member)) = self.members.get(&old) {
             member.accrued.add(&ingress);
             member.accrued.sub(&member.base);
             member.base = ingress;
-            writes.push(Write::Member(old, *member));
+            writes.push(Write::Member(old, member));
         }
         if claim.device != PortUuid::default() {
             let new = MemberKey { port: claim.port, device: claim.device };
-            let member = self.members.entry(new).or_default();
-            member.base = ingress;
-            writes.push(Write::Member(new, *member));
+            let before = self.members.get(&new).copied().unwrap_or_default();
+            writes.push(Write::Member(new, Member { base: ingress, ..before }));
         }
     }
 
-    fn take_slot(&mut self, slots: &impl Slots, writes: &mut Vec<Write>) -> Result<u32, Full> {
-        if let Some(slot) = self.free.pop_first() {
-            return Ok(slot);
+    /// Returns a slot that nobody has, or that of the port whose netdev went first: its total is saved then. Also returns
+    /// whether it had to [settle](Slots::settle).
+    fn find_slot(&self, slots: &impl Slots, writes: &mut Vec<Write>) -> Result<(u32, bool), Full> {
+        if let Some(slot) = self.free.first() {
+            return Ok((*slot, false));
         }
-        let port = self.idle.pop_front().ok_or(Full::Slots)?;
-        let record = self.records.get_mut(&port).ok_or(Full::Slots)?;
-        record.saved = total(record, slots);
-        let slot = std::mem::replace(&mut record.slot, UNBOUND_SLOT);
-        writes.push(Write::Port(port, *record));
-        Ok(slot)
+        let port = *self.idle.front().ok_or(Full::Slots)?;
+        let record = *self.records.get(&port).ok_or(Full::Slots)?;
+        let settles = self.unsettled.contains(&port);
+        if settles {
+            slots.settle();
+        }
+        let saved = total(&record, slots);
+        writes.push(Write::Port(port, PortRecord { slot: UNBOUND_SLOT, saved, ..record }));
+        Ok((record.slot, settles))
     }
 
     fn free_uplink(&self) -> Option<u32> {

@@ -2,11 +2,11 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     ops::Range,
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::{
@@ -16,14 +16,17 @@ use aya::{
 use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
     SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
-    TunnelCounter, TunnelKey, VERSION,
+    TunnelCounter, TunnelKey, UNBOUND_SLOT,
     connection::{Connection, ConnectionHints, ConnectionKey},
     map,
     rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
+    saved,
 };
 
 use super::{
     MapUsage, Options, ReadError,
+    carried::Carried,
+    grace::Grace,
     ledger::{Slots, Write},
     meters::METER_NAMES,
     open::{OpenError, pin_error},
@@ -33,6 +36,8 @@ use super::{
 
 /// Netdevs whose ifindex `SLOTS` does not reach.
 const SLOT_HIGH_ENTRIES: u32 = 65_536;
+/// Hooks of uplinks, and what else is saved.
+const SAVED_ENTRIES: u32 = 2 * MAX_UPLINKS + 2;
 /// Tunnels that one system call looks up.
 const TUNNEL_CHUNK: usize = 4_096;
 
@@ -40,9 +45,9 @@ const TUNNEL_CHUNK: usize = 4_096;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spec {
     pub(super) name: &'static str,
-    kind: MapType,
-    key_size: usize,
-    value_size: usize,
+    pub(super) kind: MapType,
+    pub(super) key_size: usize,
+    pub(super) value_size: usize,
     /// How many entries a new one gets. One that is pinned already may have another number.
     pub(super) max_entries: u32,
 }
@@ -53,7 +58,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 20] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 22] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -65,6 +70,8 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::TUNNEL_COUNTERS, P, 4, size_of::<TunnelBlock>(), tunnel_blocks),
         (map::BUCKETS, P, 4, size_of::<Buckets>(), 2 * MAX_UPLINKS),
         (map::FAULTS, P, 4, size_of::<Faults>(), 1),
+        (map::TUNNEL_SAVED, H, size_of::<TunnelKey>(), size_of::<TunnelCounter>(), options.max_tunnels),
+        (map::SAVED, H, 4, size_of::<Buckets>(), SAVED_ENTRIES),
         (map::META, A, 4, size_of::<Meta>(), 1),
         (map::RULES, M, 4, 4, 1),
         (map::VERDICTS, M, 4, 4, 1),
@@ -139,32 +146,56 @@ pub(super) struct Maps {
     tunnel_counters: PerCpuArray<MapData, TunnelBlock>,
     buckets: PerCpuArray<MapData, Buckets>,
     faults: PerCpuArray<MapData, Faults>,
+    pub(super) tunnel_saved: HashMap<MapData, TunnelKey, TunnelCounter>,
+    pub(super) saved: HashMap<MapData, u32, Buckets>,
+    /// What the last two hold.
+    carried: Carried,
     meta: Array<MapData, Meta>,
     /// Every map's number of entries, and its memory in bytes where it is known.
     sizes: Vec<(&'static str, u32, u64)>,
 }
 
 impl Maps {
-    /// Takes the maps out of the loaded object, all but `SLOTS`.
-    pub(super) fn take(ebpf: &mut Ebpf, specs: &[Spec], slots: SlotTable) -> Result<Self, OpenError> {
+    /// Takes the maps from where they are, all but `SLOTS`.
+    pub(super) fn take(
+        mut from: impl FnMut(&'static str) -> Result<Map, OpenError>,
+        specs: &[Spec],
+        slots: SlotTable,
+    ) -> Result<Self, OpenError> {
         let sizes = specs.iter().map(|spec| (spec.name, capacity(spec), memory(spec))).collect();
-        Ok(Self {
+        let mut maps = Self {
             slots,
-            slots_high: typed(ebpf, map::SLOTS_HIGH)?,
-            counters: typed(ebpf, map::COUNTERS)?,
-            ports: typed(ebpf, map::PORTS)?,
-            members: typed(ebpf, map::MEMBERS)?,
-            tunnels: match take(ebpf, map::TUNNELS)? {
+            slots_high: typed(&mut from, map::SLOTS_HIGH)?,
+            counters: typed(&mut from, map::COUNTERS)?,
+            ports: typed(&mut from, map::PORTS)?,
+            members: typed(&mut from, map::MEMBERS)?,
+            tunnels: match from(map::TUNNELS)? {
                 Map::HashMap(data) => data,
                 _ => return Err(OpenError::Object(format!("map {} is not a hash", map::TUNNELS))),
             },
-            tunnel_spare: typed(ebpf, map::TUNNEL_SPARE)?,
-            tunnel_counters: typed(ebpf, map::TUNNEL_COUNTERS)?,
-            buckets: typed(ebpf, map::BUCKETS)?,
-            faults: typed(ebpf, map::FAULTS)?,
-            meta: typed(ebpf, map::META)?,
+            tunnel_spare: typed(&mut from, map::TUNNEL_SPARE)?,
+            tunnel_counters: typed(&mut from, map::TUNNEL_COUNTERS)?,
+            buckets: typed(&mut from, map::BUCKETS)?,
+            faults: typed(&mut from, map::FAULTS)?,
+            tunnel_saved: typed(&mut from, map::TUNNEL_SAVED)?,
+            saved: typed(&mut from, map::SAVED)?,
+            carried: Carried::default(),
+            meta: typed(&mut from, map::META)?,
             sizes,
-        })
+        };
+        maps.read_carried()?;
+        Ok(maps)
+    }
+
+    /// Takes up what was counted before these maps were made.
+    pub(super) fn read_carried(&mut self) -> Result<(), ReadError> {
+        self.carried = Carried::read(&self.tunnel_saved, &self.saved)?;
+        Ok(())
+    }
+
+    /// Returns what was counted before these maps were made.
+    pub(super) const fn carried(&self) -> &Carried {
+        &self.carried
     }
 
     /// Returns whether no agent has finished making them.
@@ -173,17 +204,29 @@ impl Maps {
         Ok(meta.tunnels_ready != 1)
     }
 
+    /// Returns whether everything is here that the maps of an earlier version held.
+    pub(super) fn have_carried(&self) -> Result<bool, ReadError> {
+        Ok(self.meta.get(&0, 0).map_err(unreadable(map::META))?.carried == 1)
+    }
+
+    /// Remembers that it is.
+    pub(super) fn set_carried(&mut self) -> Result<(), OpenError> {
+        let failed = |source: MapError| OpenError::Write { map: map::META, source };
+        let meta = self.meta.get(&0, 0).map_err(failed)?;
+        self.meta.set(0, Meta { carried: 1, ..meta }, 0).map_err(failed)
+    }
+
     /// Brings new maps into their first state; finishes what an agent that was killed here left undone.
     ///
     /// `spares` are the places behind those that the tunnels' hashes lead to.
-    pub(super) fn prepare(&mut self, spares: Range<u32>) -> Result<(), OpenError> {
+    pub(super) fn prepare(&mut self, version: u32, spares: Range<u32>) -> Result<(), OpenError> {
         let failed = |map: &'static str| move |source: MapError| OpenError::Write { map, source };
         let mut meta = self.meta.get(&0, 0).map_err(failed(map::META))?;
         if meta.tunnels_ready == 1 {
             return Ok(());
         }
         while self.tunnel_spare.pop(0).is_ok() {}
-        let used: Vec<u32> = self
+        let used: BTreeSet<u32> = self
             .tunnel_entries()
             .map_err(|error| OpenError::Object(error.to_string()))?
             .into_iter()
@@ -192,7 +235,7 @@ impl Maps {
         for place in spares.filter(|place| !used.contains(place)) {
             self.tunnel_spare.push(place, 0).map_err(failed(map::TUNNEL_SPARE))?;
         }
-        meta.version = VERSION;
+        meta.version = version;
         meta.tunnels_ready = 1;
         self.meta.set(0, meta, 0).map_err(failed(map::META))
     }
@@ -224,6 +267,15 @@ impl Maps {
         let slots = (0_u32..).zip(self.slots.bits());
         let slots = slots.map(|(ifindex, bits)| (ifindex, SlotRef::from_bits(bits)));
         slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).collect()
+    }
+
+    /// Returns where each netdev's counters are, by ifindex.
+    pub(super) fn all_bound(&self) -> Result<Vec<(u32, SlotRef)>, ReadError> {
+        let mut bound = self.bound();
+        for entry in self.slots_high.iter() {
+            bound.push(entry.map_err(unreadable(map::SLOTS_HIGH))?);
+        }
+        Ok(bound)
     }
 
     /// Writes one record of the ledger.
@@ -275,6 +327,7 @@ impl Maps {
         let values = self.buckets.get(&hook, 0).map_err(unreadable(map::BUCKETS))?;
         let mut sum = Buckets::default();
         values.iter().for_each(|value| add_reasons(&mut sum.reasons, &value.reasons));
+        add_reasons(&mut sum.reasons, self.carried.reasons(hook));
         Ok(sum)
     }
 
@@ -283,7 +336,15 @@ impl Maps {
         let values = self.faults.get(&0, 0).map_err(unreadable(map::FAULTS))?;
         let mut sum = Faults::default();
         values.iter().for_each(|value| add_reasons(&mut sum.reasons, &value.reasons));
+        add_reasons(&mut sum.reasons, self.carried.reasons(saved::FAULTS));
         Ok(sum)
+    }
+
+    /// Returns what came where nobody claimed it.
+    pub(super) fn unbound(&self, slots: &SlotSums) -> SlotCounters {
+        let mut sum = slots.counters(UNBOUND_SLOT);
+        sum.add(&self.carried.unbound());
+        sum
     }
 
     /// Reads the slots up to and with `last`.
@@ -325,34 +386,45 @@ impl Slots for SlotSums {
     fn counters(&self, slot: u32) -> SlotCounters {
         usize::try_from(slot).ok().and_then(|slot| self.0.get(slot)).copied().unwrap_or_default()
     }
+
+    // What was read stays as it was.
+    fn settle(&self) {}
 }
 
 /// The slots as they are at each call. Remembers the first error, since the arithmetic that asks has no use for it.
 pub(super) struct LiveSlots<'a> {
     maps: &'a Maps,
+    grace: &'a Grace,
     error: RefCell<Option<ReadError>>,
 }
 
 impl<'a> LiveSlots<'a> {
-    pub(super) fn new(maps: &'a Maps) -> Self {
-        Self { maps, error: RefCell::new(None) }
+    pub(super) fn new(maps: &'a Maps, grace: &'a Grace) -> Self {
+        Self { maps, grace, error: RefCell::new(None) }
     }
 
     /// Returns the error that a call met.
     pub(super) fn into_result(self) -> Result<(), ReadError> {
         self.error.into_inner().map_or(Ok(()), Err)
     }
+
+    fn or_default<T: Default>(&self, result: Result<T, ReadError>) -> T {
+        result.unwrap_or_else(|error| {
+            self.error.borrow_mut().get_or_insert(error);
+            T::default()
+        })
+    }
 }
 
 impl Slots for LiveSlots<'_> {
     fn counters(&self, slot: u32) -> SlotCounters {
-        match self.maps.slot_block(slot / SLOTS_PER_BLOCK) {
-            Ok(block) => SlotSums(block).counters(slot % SLOTS_PER_BLOCK),
-            Err(error) => {
-                self.error.borrow_mut().get_or_insert(error);
-                SlotCounters::default()
-            }
-        }
+        SlotSums(self.or_default(self.maps.slot_block(slot / SLOTS_PER_BLOCK)))
+            .counters(slot % SLOTS_PER_BLOCK)
+    }
+
+    fn settle(&self) {
+        let waited = self.grace.wait();
+        self.or_default(waited.map_err(|source| ReadError { map: map::COUNTERS, source }));
     }
 }
 
@@ -374,13 +446,15 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, OpenError
     ebpf.take_map(name).ok_or_else(|| OpenError::Object(format!("map {name} is missing")))
 }
 
-pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError>
+pub(super) fn typed<T>(
+    mut from: impl FnMut(&'static str) -> Result<Map, OpenError>,
+    name: &'static str,
+) -> Result<T, OpenError>
 where
     T: TryFrom<Map>,
     T::Error: std::fmt::Display,
 {
-    let map = take(ebpf, name)?;
-    T::try_from(map).map_err(|error| OpenError::Object(format!("map {name}: {error}")))
+    T::try_from(from(name)?).map_err(|error| OpenError::Object(format!("map {name}: {error}")))
 }
 
 fn batch<K: Pod + Default + Ord, V: Pod + Default>(
@@ -407,11 +481,6 @@ fn memory(spec: &Spec) -> u64 {
         MapType::Hash => entries * (key.next_multiple_of(8) + value + 48 + 16),
         _ => entries * value,
     }
-}
-
-/// Where the maps are pinned.
-pub(super) fn pin_directory(pin_path: &Path) -> PathBuf {
-    pin_path.join(format!("v{VERSION}")).join("maps")
 }
 
 /// Returns an address of the kernel half in its usual form.

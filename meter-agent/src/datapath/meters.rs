@@ -4,46 +4,50 @@
 //! whole. The programs that ask for rules hang on ports only while there are meters.
 
 mod ledger;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::AsFd as _,
+    path::Path,
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use meter_ebpf::abi::{
-    Counter, UNBOUND_SLOT, map,
+    Counter, PortUuid, UNBOUND_SLOT, map,
     rules::{
-        METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
-        VerdictBlock,
+        METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, NO_COUNTER, RuleTables,
+        VERDICT_BLOCKS, VerdictBlock,
     },
 };
 
 pub(super) use self::ledger::METER_NAMES;
-use self::ledger::{MeterLedger, Write, total};
+use self::{
+    ledger::{MeterLedger, Write, total},
+    tables::Tables,
+};
 use super::{
-    Attachment, Class, HookKind, MetersError, ReadError, Retry,
+    Attachment, Class, HookKind, MetersError, ReadError, Retry, Target, UserMeter,
     bind::now_ns,
     failure::describe,
     hooks,
-    kernel::{KernelDatapath, METER_PROGRAMS, load_programs},
-    maps::{take, typed, unreadable},
+    kernel::KernelDatapath,
+    maps::{LiveSlots, take, typed, unreadable},
+    object::{METER_PROGRAMS, load_programs},
     open::OpenError,
-    record::{class_of, port_id, reported_device},
-    sys,
+    record::{class_number, class_of, port_id, port_uuid, reported_device},
 };
 use crate::{
-    meter::FlowStats,
-    rules::{MeterSet, SlotPort, compile},
+    meter::{DeviceId, FlowStats},
+    rules::{MeterSet, SlotPort},
+    totals::SavedMeter,
 };
 
 /// The meters.
 pub(super) struct Meters {
-    rules: Map,
-    verdicts: Map,
+    tables: Tables,
     names: HashMap<MapData, MeterName, MeterRecord>,
     counters: PerCpuArray<MapData, MeterBlock>,
     ledger: MeterLedger,
@@ -52,49 +56,67 @@ pub(super) struct Meters {
     counters_of_set: Vec<u16>,
     /// The ports that its rules were compiled for.
     slots: BTreeMap<u32, SlotPort>,
-    /// The number of the last rules.
-    generation: u64,
-    /// The maps to which `rules` and `verdicts` lead, once this agent has made them. Held until others are in their place
-    /// or none: before Linux 5.10.214, 6.1.75 and 6.6.14 one that nobody holds is freed under programs that still read it
-    /// (CVE-2023-52447).
-    current: Option<Array<MapData, RuleTables>>,
-    remembered: Option<PerCpuArray<MapData, VerdictBlock>>,
+    /// The devices that ports will belong to when they are attached.
+    expected: BTreeMap<PortUuid, Option<DeviceId>>,
+    /// Times that rules were compiled and put in force.
+    pub(super) puts: u64,
+    /// Whether programs count by `set` as it has to be now, and by nothing else.
+    in_force: bool,
     /// Whether ports have the programs that ask for rules.
     pub(super) on: bool,
 }
 
 impl Meters {
-    /// Takes the maps out of the loaded object, with the meters that an earlier agent left counting.
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, OpenError> {
-        let names: HashMap<MapData, MeterName, MeterRecord> = typed(ebpf, map::METERS)?;
+    /// Takes the maps out of the loaded object, with the meters that an earlier agent left counting; `pins` is where maps
+    /// are pinned, and `lost` names those that are made anew.
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        pins: &Path,
+        lost: &BTreeSet<&'static str>,
+    ) -> Result<Self, OpenError> {
+        let names: HashMap<MapData, MeterName, MeterRecord> = typed(|name| take(ebpf, name), map::METERS)?;
         let records = names.iter().collect::<Result<_, _>>().map_err(unreadable(map::METERS))?;
         let ledger = MeterLedger::new(records);
         let on = ledger.active().next().is_some();
-        Ok(Self {
-            rules: take(ebpf, map::RULES)?,
-            verdicts: take(ebpf, map::VERDICTS)?,
+        let [rules, verdicts] = [map::RULES, map::VERDICTS].map(|name| match take(ebpf, name)? {
+            Map::ArrayOfMaps(data) => Ok(data),
+            _ => Err(OpenError::Object(format!("map {name} is not an array of maps"))),
+        });
+        let mut meters = Self {
+            tables: Tables::new(rules?, verdicts?, pins),
             names,
-            counters: typed(ebpf, map::METER_COUNTERS)?,
+            counters: typed(|name| take(ebpf, name), map::METER_COUNTERS)?,
             ledger,
             set: MeterSet::default(),
             counters_of_set: Vec::new(),
             slots: BTreeMap::new(),
-            generation: 0,
-            current: None,
-            remembered: None,
+            expected: BTreeMap::new(),
+            puts: 0,
+            in_force: false,
             on,
-        })
+        };
+        let failed = |error: MetersError| OpenError::Object(error.to_string());
+        if lost.contains(map::METERS) {
+            // Whose counters the rules name is not known any more.
+            meters.tables.clear().map_err(failed)?;
+        } else if lost.contains(map::METER_COUNTERS) {
+            let mut writes = Vec::new();
+            meters.ledger.counters_lost(now_ns(), &mut writes);
+            meters.write(&writes).map_err(failed)?;
+        }
+        Ok(meters)
     }
 
     /// Reads every meter's total, by name; those of routers as well.
-    pub(super) fn read(&self) -> Result<BTreeMap<String, FlowStats>, ReadError> {
+    pub(super) fn read(&self) -> Result<BTreeMap<String, UserMeter>, ReadError> {
         if !self.on {
             return Ok(BTreeMap::new());
         }
         let counters = self.sums()?;
         let stats = self.ledger.active().map(|(name, record)| {
             let Counter { packets, bytes } = total(record, |counter| at(&counters, counter));
-            (text(name), FlowStats { packets, bytes })
+            let stats = FlowStats { packets, bytes };
+            (text(name), UserMeter { stats, created_ns: record.created_ns })
         });
         Ok(stats.collect())
     }
@@ -128,78 +150,43 @@ impl Meters {
 
     /// Returns every counter, summed over CPUs.
     fn sums(&self) -> Result<Vec<Counter>, ReadError> {
-        let mut sums = Vec::new();
-        for block in 0..METER_COUNTERS / METERS_PER_BLOCK {
-            let values = self.counters.get(&block, 0).map_err(unreadable(map::METER_COUNTERS))?;
-            let mut of_block = vec![Counter::default(); METERS_PER_BLOCK as usize];
-            for value in values.iter() {
-                of_block.iter_mut().zip(&value.counters).for_each(|(sum, counter)| sum.add(counter));
+        sums(&self.counters)
+    }
+
+    /// Returns every meter's total, those that don't count any more included.
+    pub(super) fn saved(&self) -> Result<Vec<SavedMeter>, ReadError> {
+        Ok(saved(self.ledger.records(), &self.sums()?))
+    }
+
+    /// Takes up what totals an earlier version or boot had; these meters count from zero by now, if at all. Returns how
+    /// many there was no room for.
+    pub(super) fn carry(&mut self, totals: &[SavedMeter]) -> usize {
+        let mut refused = 0;
+        for SavedMeter { name, created_ns, counts: [packets, bytes] } in totals {
+            let name = meter_name(name);
+            let none = MeterRecord { counter: NO_COUNTER, ..MeterRecord::default() };
+            let before = self.ledger.records().get(&name).copied().unwrap_or(none);
+            let saved = Counter { packets: *packets, bytes: *bytes };
+            let record = MeterRecord { saved, created_ns: *created_ns, ..before };
+            if self.names.insert(name, record, 0).is_ok() {
+                self.ledger.put(name, record);
+            } else {
+                refused += 1;
             }
-            sums.append(&mut of_block);
         }
-        Ok(sums)
+        refused
     }
 
     /// Writes records.
     fn write(&mut self, writes: &[Write]) -> Result<(), MetersError> {
-        let failed = |error: MapError| write_error(map::METERS, &error);
-        let written = writes.iter().try_for_each(|(name, record)| match record {
-            Some(record) => self.names.insert(name, record, 0).map_err(failed),
-            None => self.names.remove(name).map_err(failed),
-        });
-        if written.is_err() {
-            // What is written down is what the next agent goes by, and so has this one to.
-            self.ledger = MeterLedger::new(self.names.iter().collect::<Result<_, _>>().map_err(failed)?);
-        }
-        written
+        write(&mut self.names, &mut self.ledger, writes)
     }
 
-    /// Compiles rules, and lets programs count by them from now on. Those before are out of use when this returns.
-    fn put(
-        &mut self,
-        set: &MeterSet,
-        counters: &[u16],
-        slots: &BTreeMap<u32, SlotPort>,
-        before: impl FnOnce(&mut Self) -> Result<(), MetersError>,
-    ) -> Result<(), MetersError> {
-        // Never one that a verdict of an earlier agent has.
-        let generation = now_ns().max(self.generation + 1);
-        let tables =
-            compile(set, counters, slots, generation).map_err(|error| MetersError(error.to_string()))?;
-        let failed = |error: MapError| write_error(map::RULES, &error);
-        let mut rules: Array<MapData, RuleTables> = Array::create(1, 0).map_err(failed)?;
-        let tables: &RuleTables = &tables[0];
-        rules.set(0, tables, 0).map_err(failed)?;
-        if self.remembered.is_none() {
-            let failed = |error: MapError| write_error(map::VERDICTS, &error);
-            let verdicts = PerCpuArray::<MapData, VerdictBlock>::create(VERDICT_BLOCKS, 0).map_err(failed)?;
-            let mut outer: ArrayOfMaps<_, PerCpuArray<MapData, VerdictBlock>> =
-                (&mut self.verdicts).try_into().map_err(failed)?;
-            outer.set(0, &verdicts, 0).map_err(failed)?;
-            self.remembered = Some(verdicts);
-        }
-        before(self)?;
-        let mut outer: ArrayOfMaps<_, Array<MapData, RuleTables>> =
-            (&mut self.rules).try_into().map_err(failed)?;
-        outer.set(0, &rules, 0).map_err(failed)?;
-        self.current = Some(rules);
-        self.generation = generation;
-        Ok(())
-    }
-
-    /// Gives back the memory of the rules and of the verdicts.
-    fn clear(&mut self) {
-        for (name, outer) in [(map::RULES, &self.rules), (map::VERDICTS, &self.verdicts)] {
-            let Map::ArrayOfMaps(outer) = outer else { continue };
-            match sys::delete_entry(outer.fd().as_fd(), 0) {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => tracing::warn!(map = name, error = %error, "memory not given back"),
-            }
-        }
-        self.current = None;
-        self.remembered = None;
+    /// Lets programs count by no rules.
+    fn stop(&mut self) -> Result<(), MetersError> {
+        self.in_force = false;
         self.slots.clear();
+        self.tables.clear()
     }
 }
 
@@ -209,68 +196,141 @@ impl KernelDatapath {
         let set = &set.with_routers();
         let names: Vec<MeterName> = set.meters.iter().map(|meter| meter_name(&meter.name)).collect();
         if names.is_empty() {
-            if self.meters.on {
-                self.meters.on = false;
-                self.swap_programs();
-                self.meters.clear();
-            }
-            self.meters.set = set.clone();
-            return self.retire_meters(&names);
+            self.end_meters()?;
+        } else {
+            self.count_meters(set, &names)?;
         }
+        self.meters.set = set.clone();
+        let retired = self.retire_meters(&names);
+        self.meters.in_force = retired.is_ok();
+        retired
+    }
+
+    fn count_meters(&mut self, set: &MeterSet, names: &[MeterName]) -> Result<(), MetersError> {
         load_programs(&mut self.ebpf, &METER_PROGRAMS, &mut self.programs)
             .map_err(|error| MetersError(error.to_string()))?;
         let counted = self.meters.sums().map_err(|error| MetersError(error.to_string()))?;
         let mut ledger = self.meters.ledger.clone();
         let mut writes = Vec::new();
         let counters = ledger
-            .claim(&names, |counter| at(&counted, counter), &mut writes)
+            .claim(names, now_ns(), |counter| at(&counted, counter), &mut writes)
             .map_err(|ledger::Full| MetersError("too many meters at a time".to_owned()))?;
         let slots = self.slots_of(set);
+        if self.meters.on && !self.meters.tables.are_held() {
+            // What can't be held must not be in use when it is replaced.
+            self.end_meters()?;
+        }
         // A counter has its meter before a program counts there.
-        let put = self.meters.put(set, &counters, &slots, |meters| {
-            meters.ledger = ledger;
-            meters.write(&writes)
+        let Meters { tables, names: map, ledger: kept, .. } = &mut self.meters;
+        let put = tables.put(set, &counters, &slots, || {
+            *kept = ledger;
+            write(map, kept, &writes)
         });
         if let Err(error) = put {
             let before: Vec<MeterName> =
                 self.meters.set.meters.iter().map(|meter| meter_name(&meter.name)).collect();
             // Without a set of its own, an agent doesn't know which meters the one before left counting.
-            if self.meters.remembered.is_some() && !before.is_empty() {
+            if !before.is_empty() {
                 self.retire_meters(&before)?;
             }
             return Err(error);
         }
-        self.meters.set = set.clone();
         self.meters.counters_of_set = counters;
         self.meters.slots = slots;
         if !self.meters.on {
             self.meters.on = true;
             self.swap_programs();
         }
-        self.retire_meters(&names)
+        Ok(())
+    }
+
+    /// Lets no meter count.
+    fn end_meters(&mut self) -> Result<(), MetersError> {
+        if self.meters.on {
+            self.meters.on = false;
+            self.swap_programs();
+            // Programs that run still read the rules.
+            self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")))?;
+        }
+        self.meters.stop()
     }
 
     fn retire_meters(&mut self, names: &[MeterName]) -> Result<(), MetersError> {
         let mut writes = Vec::new();
-        self.meters.ledger.retire(names, &mut writes);
+        self.meters.ledger.retire(names, now_ns(), &mut writes);
         self.meters.write(&writes)
     }
 
-    /// Compiles the rules anew where they name a port that has got another slot, or another device.
+    /// Returns whether programs count by the set that was given last, and by nothing else.
+    pub(super) const fn meters_are_in_force(&self) -> bool {
+        self.meters.in_force
+    }
+
+    /// Gives the ports of these targets that rules name their slots, and compiles the rules for all of them at once.
+    pub(super) fn prepare_meters(&mut self, targets: &[Target]) {
+        self.meters.expected.clear();
+        if !self.meters.in_force || self.meters.set.meters.is_empty() {
+            return;
+        }
+        let named = self.meters.set.names();
+        let is_named = |target: &&Target| {
+            target.class == Class::Port
+                && (named.contains(&target.port.0)
+                    || target.device.is_some_and(|device| named.contains(&device.0)))
+        };
+        for target in targets.iter().filter(is_named) {
+            let port = port_uuid(target.port);
+            let live = LiveSlots::new(&self.maps, &self.grace);
+            let reserved = self.ledger.reserve(port, class_number(target.class), now_ns(), &live);
+            // Where that can't be, the rules are compiled when the port is bound.
+            if live.into_result().is_ok()
+                && let Some(reserved) = reserved
+                && self.write(target, &reserved.writes).is_ok()
+            {
+                self.ledger.take_up(&reserved);
+            }
+            // One that has a netdev counts for the device that it belongs to until it is attached anew.
+            if self.ledger.records().get(&port).is_some_and(|record| record.ifindex == 0) {
+                self.meters.expected.insert(port, target.device);
+            }
+        }
+        self.meter_ports_changed();
+    }
+
+    /// What the rules expected of a port has come, or something else.
+    pub(super) fn meters_expect_no_more(&mut self, target: &Target) {
+        self.meters.expected.remove(&port_uuid(target.port));
+    }
+
+    /// Returns how often rules were compiled since, for ports that changed.
+    #[must_use]
+    pub const fn rules_compiled(&self) -> u64 {
+        self.meters.puts
+    }
+
+    /// Compiles the rules anew where they name a port that has got another slot, or another device. Where that fails no
+    /// rules are in force: those from before would count a port for another.
     pub(super) fn meter_ports_changed(&mut self) {
-        if !self.meters.on || self.meters.set.meters.is_empty() {
+        if !self.meters.in_force || self.meters.set.meters.is_empty() {
             return;
         }
         let slots = self.slots_of(&self.meters.set);
         if slots == self.meters.slots {
             return;
         }
-        let set = self.meters.set.clone();
-        let counters = self.meters.counters_of_set.clone();
-        match self.meters.put(&set, &counters, &slots, |_| Ok(())) {
-            Ok(()) => self.meters.slots = slots,
+        let Meters { tables, set, counters_of_set, .. } = &mut self.meters;
+        match tables.put(set, counters_of_set, &slots, || Ok(())) {
+            Ok(()) => {
+                self.meters.slots = slots;
+                self.meters.puts += 1;
+            }
             Err(error) => {
-                tracing::error!(error = %error, "user-defined meters do not know a port");
+                tracing::error!(error = %error, "a port of the user-defined meters has changed, and no meter counts until they are set again");
+                if let Err(error) = self.meters.stop() {
+                    tracing::error!(error = %error, "taking the programs of meters away instead");
+                    self.meters.on = false;
+                    self.swap_programs();
+                }
             }
         }
     }
@@ -285,7 +345,9 @@ impl KernelDatapath {
             .filter(|(_, record)| record.slot != UNBOUND_SLOT && class_of(record.class) == Class::Port);
         ports
             .map(|(uuid, record)| {
-                (record.slot, SlotPort { port: port_id(*uuid), device: reported_device(record.device) })
+                let expected = self.meters.expected.get(uuid).copied();
+                let device = expected.unwrap_or_else(|| reported_device(record.device));
+                (record.slot, SlotPort { port: port_id(*uuid), device })
             })
             .filter(|(_, port)| {
                 named.contains(&port.port.0) || port.device.is_some_and(|device| named.contains(&device.0))
@@ -321,6 +383,56 @@ impl KernelDatapath {
             }
         }
     }
+}
+
+/// Returns every counter, summed over CPUs.
+fn sums(counters: &PerCpuArray<MapData, MeterBlock>) -> Result<Vec<Counter>, ReadError> {
+    let mut sums = Vec::new();
+    for block in 0..METER_COUNTERS / METERS_PER_BLOCK {
+        let values = counters.get(&block, 0).map_err(unreadable(map::METER_COUNTERS))?;
+        let mut of_block = vec![Counter::default(); METERS_PER_BLOCK as usize];
+        for value in values.iter() {
+            of_block.iter_mut().zip(&value.counters).for_each(|(sum, counter)| sum.add(counter));
+        }
+        sums.append(&mut of_block);
+    }
+    Ok(sums)
+}
+
+fn saved(records: &BTreeMap<MeterName, MeterRecord>, sums: &[Counter]) -> Vec<SavedMeter> {
+    let saved = records.iter().map(|(name, record)| {
+        let Counter { packets, bytes } = total(record, |counter| at(sums, counter));
+        SavedMeter { name: text(name), created_ns: record.created_ns, counts: [packets, bytes] }
+    });
+    saved.collect()
+}
+
+/// Reads the totals of an earlier version's maps.
+pub(super) fn earlier(
+    mut from: impl FnMut(&'static str) -> Result<Map, OpenError>,
+) -> Result<Vec<SavedMeter>, OpenError> {
+    let names: HashMap<MapData, MeterName, MeterRecord> = typed(&mut from, map::METERS)?;
+    let records: BTreeMap<_, _> = names.iter().collect::<Result<_, _>>().map_err(unreadable(map::METERS))?;
+    let sums = sums(&typed(&mut from, map::METER_COUNTERS)?)?;
+    Ok(saved(&records, &sums))
+}
+
+/// Writes records that a ledger has already.
+fn write(
+    names: &mut HashMap<MapData, MeterName, MeterRecord>,
+    ledger: &mut MeterLedger,
+    writes: &[Write],
+) -> Result<(), MetersError> {
+    let failed = |error: MapError| write_error(map::METERS, &error);
+    let written = writes.iter().try_for_each(|(name, record)| match record {
+        Some(record) => names.insert(name, record, 0).map_err(failed),
+        None => names.remove(name).map_err(failed),
+    });
+    if written.is_err() {
+        // What is written down is what the next agent goes by, and so has this one to.
+        *ledger = MeterLedger::new(names.iter().collect::<Result<_, _>>().map_err(failed)?);
+    }
+    written
 }
 
 fn at(counters: &[Counter], counter: u32) -> Counter {

@@ -80,6 +80,19 @@ pub enum OpenError {
         /// What is there.
         found: String,
     },
+    /// There are maps of a later version.
+    #[error(
+        "{path} has the pins of version {found} of the maps, and this agent knows up to {known}: start the newer agent \
+         again, or end all totals with its `meter-agent detach`"
+    )]
+    NewerPins {
+        /// The directory of all versions.
+        path: PathBuf,
+        /// The version that is there.
+        found: u32,
+        /// This agent's.
+        known: u32,
+    },
     /// The object is not what this agent expects.
     #[error("eBPF object: {0}")]
     Object(String),
@@ -111,6 +124,7 @@ impl OpenError {
             | Self::Permission { .. }
             | Self::NoBpffs { .. }
             | Self::ForeignPin { .. }
+            | Self::NewerPins { .. }
             | Self::Object(_) => true,
             Self::Path { .. } | Self::Locked { .. } | Self::Load(_) | Self::Write { .. } | Self::Read(_) => {
                 false

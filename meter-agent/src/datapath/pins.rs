@@ -27,6 +27,38 @@ const ASIDE: &str = "aside";
 /// Names that are tried for one of them.
 const ASIDE_NAMES: usize = 1_000;
 
+/// Where one version of the layout has its pins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Directories {
+    pub(super) maps: PathBuf,
+    pub(super) links: PathBuf,
+}
+
+impl Directories {
+    pub(super) fn new(pin_path: &Path, version: u32) -> Self {
+        let base = pin_path.join(format!("v{version}"));
+        Self { maps: base.join("maps"), links: base.join("links") }
+    }
+}
+
+/// Returns the versions that have pins here, in order.
+///
+/// # Errors
+///
+/// What keeps the directory from being listed; that it is not there does not.
+pub(super) fn versions(pin_path: &Path) -> io::Result<BTreeSet<u32>> {
+    let entries = match fs::read_dir(pin_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries?,
+    };
+    let mut versions = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        versions.extend(name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok()));
+    }
+    Ok(versions)
+}
+
 /// What became of the pinned maps.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
@@ -42,8 +74,8 @@ pub(super) struct Settled {
 /// # Errors
 ///
 /// What can't be looked at, or not be set aside.
-pub(super) fn settle(specs: &mut [Spec], pin_path: &Path, links: &Path) -> Result<Settled, OpenError> {
-    let pins = maps::pin_directory(pin_path);
+pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Settled, OpenError> {
+    let Directories { maps: pins, links } = directories;
     let mut settled = Settled::default();
     let mut missing = BTreeSet::new();
     for spec in specs.iter_mut() {
@@ -92,7 +124,7 @@ pub(super) fn settle(specs: &mut [Spec], pin_path: &Path, links: &Path) -> Resul
             }
         }
     }
-    drop_what_means_nothing_alone(specs, &mut missing, &pins)?;
+    drop_what_means_nothing_alone(specs, &mut missing, pins)?;
     settled.lost = missing;
     Ok(settled)
 }
@@ -179,6 +211,10 @@ fn what_it_held(name: &str) -> &'static str {
         map::TUNNELS | map::TUNNEL_TAKEN | map::TUNNEL_COUNTERS => "the totals of tunnels",
         map::BUCKETS => "the totals of uplinks' buckets",
         map::FAULTS => "the counts of faults",
+        map::TUNNEL_SAVED => "what tunnels had counted when the maps were made",
+        map::SAVED => "what buckets and faults had counted when the maps were made",
+        map::METERS => "the totals of user-defined meters: nothing tells any more whose they are",
+        map::METER_COUNTERS => "the totals of user-defined meters that were counted last",
         map::CONNECTIONS | map::CONNECTION_KEYS => "who began the connections that are on",
         _ => "nothing",
     }

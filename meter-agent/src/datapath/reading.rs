@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use meter_ebpf::abi::{Direction, SLOT_ENTRIES, UNBOUND_SLOT, map};
+use meter_ebpf::abi::{Direction, SLOT_ENTRIES, map};
 use uuid::Uuid;
 
 use super::{
     BucketReading, PortReading, ReadError, Reading,
     kernel::KernelDatapath,
-    ledger::Slots as _,
     record::{port_id, port_reading},
     tunnels,
 };
@@ -49,9 +48,9 @@ impl KernelDatapath {
                 (DeviceId(Uuid::from_bytes(device.uuid)), stats)
             })
             .collect();
-        for (name, stats) in of_routers {
+        for (name, meter) in of_routers {
             if let Some(router) = router_of(&name) {
-                *devices.entry(router).or_default() += stats;
+                *devices.entry(router).or_default() += meter.stats;
             }
         }
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
@@ -67,6 +66,8 @@ impl KernelDatapath {
             map::TUNNEL_TAKEN => count(tunnel_use.hashed),
             map::TUNNEL_SPARE => u64::from(capacity).saturating_sub(count(tunnel_use.spare)),
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
+            map::TUNNEL_SAVED => count(self.maps.carried().len()[0]),
+            map::SAVED => count(self.maps.carried().len()[1]),
             map::CONNECTIONS | map::CONNECTION_KEYS => count(self.connections.count()),
             map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
@@ -81,7 +82,7 @@ impl KernelDatapath {
             buckets,
             user_meters,
             faults: self.maps.faults()?,
-            unbound: slots.counters(UNBOUND_SLOT),
+            unbound: self.maps.unbound(&slots),
             maps: usage,
             repairs: self.repairs,
         })

@@ -10,10 +10,8 @@ use super::{
     failure::describe,
     hook::remove_link,
     hooks::remove_qdisc,
-    kernel::link_directory,
-    maps,
     open::{OpenError, lock, path_error, pin_error},
-    pins,
+    pins::{self, Directories},
 };
 
 /// What [`remove_all`] removed.
@@ -25,19 +23,28 @@ pub struct Removed {
     pub maps: usize,
 }
 
-/// Detaches every hook of ours and removes every pin below `pin_path`, of this version.
+/// Detaches every hook of ours and removes every pin below `pin_path`, of all versions.
 ///
 /// # Errors
 ///
 /// The first thing that could not be removed; the rest may be gone already, and calling again is safe.
 pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
-    let map_pins = maps::pin_directory(pin_path);
-    let links = link_directory(pin_path);
+    let versions =
+        pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
     let mut removed = Removed::default();
-    if !map_pins.exists() {
-        return Ok(removed);
+    for version in versions {
+        remove_version(&Directories::new(pin_path, version), &mut removed)?;
     }
-    let lock = lock(&map_pins)?;
+    remove_directory(pin_path)?;
+    Ok(removed)
+}
+
+fn remove_version(directories: &Directories, removed: &mut Removed) -> Result<(), OpenError> {
+    let Directories { maps: map_pins, links } = directories;
+    if !map_pins.exists() {
+        return Ok(());
+    }
+    let lock = lock(map_pins)?;
     let ports = map_pins.join(map::PORTS);
     if ports.exists() {
         let records = match pinned_records(&ports) {
@@ -49,20 +56,20 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
         };
         removed.hooks += remove_clsact(&records)?;
     }
-    removed.hooks += remove_files(&links, remove_link)?;
-    removed.maps += remove_files(&map_pins, |path| fs::remove_file(path))?;
+    removed.hooks += remove_files(links, remove_link)?;
+    removed.maps += remove_files(map_pins, |path| fs::remove_file(path))?;
     drop(lock);
-    let version = map_pins.parent().unwrap_or(pin_path);
-    for directory in [links.as_path(), map_pins.as_path(), version, pin_path] {
-        match fs::remove_dir(directory) {
-            Ok(()) => {}
-            // Another version's pins, or somebody else's.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(path_error("remove", directory, source)),
-        }
+    let version = map_pins.parent().unwrap_or(map_pins);
+    [links, map_pins, version].into_iter().try_for_each(remove_directory)
+}
+
+fn remove_directory(directory: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir(directory) {
+        // Somebody else's pins.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| path_error("remove", directory, source)),
     }
-    Ok(removed)
 }
 
 fn pinned_records(path: &Path) -> Result<Vec<PortRecord>, OpenError> {

@@ -1,6 +1,7 @@
 //! `SLOTS`, the array that programs read without a look-up: made so that it can be mapped, and mapped here.
 
 use std::{
+    io,
     os::fd::AsFd as _,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
@@ -32,11 +33,18 @@ impl SlotTable {
 
     /// Makes the map and pins it. aya would make one that can't be mapped.
     pub(super) fn make(pin: &Path) -> Result<Self, OpenError> {
-        let map = sys::create_mapped_array(map::SLOTS, SIZE)
+        let map = sys::create_array(map::SLOTS, SIZE, sys::BPF_F_MMAPABLE)
             .map_err(|error| load_error(&format!("make map {}", map::SLOTS), &error))?;
         sys::pin(map.as_fd(), pin).map_err(|source| path_error("pin map", pin, source))?;
         let mapped = MappedWords::map(map.as_fd(), WORDS);
         mapped.map(Self).map_err(|source| path_error("map into memory", pin, source))
+    }
+
+    /// Makes a map that goes when it is dropped.
+    pub(super) fn unpinned() -> Result<Self, OpenError> {
+        let failed = |error: io::Error| load_error(&format!("make map {}", map::SLOTS), &error);
+        let map = sys::create_array(map::SLOTS, SIZE, sys::BPF_F_MMAPABLE).map_err(failed)?;
+        MappedWords::map(map.as_fd(), WORDS).map(Self).map_err(failed)
     }
 
     /// Returns the place of an ifindex; `None` for one that the map does not reach.

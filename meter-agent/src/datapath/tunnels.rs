@@ -1,6 +1,6 @@
 //! The tunnels' places: how many there are, and what is read from them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use meter_ebpf::abi::{Direction, TUNNELS_PER_BLOCK, TunnelCounter, TunnelKey};
 
@@ -52,11 +52,20 @@ pub(super) fn readings(
     let block = |place: u32| place / TUNNELS_PER_BLOCK;
     tunnels.sort_unstable_by_key(|(_, place)| *place);
     let mut readings = Vec::with_capacity(tunnels.len());
+    let carried = maps.carried();
+    let counted: HashSet<[u64; 5]> = match carried.len() {
+        [0, _] => HashSet::new(),
+        _ => tunnels.iter().map(|(key, _)| key.words()).collect(),
+    };
+    // Those that have counted nothing since.
+    let idle = carried.tunnels().filter(|(key, _)| !counted.contains(&key.words()));
+    readings.extend(idle.filter_map(|(key, counter)| reading(&key, counter, &uplinks)));
     for tunnels in tunnels.chunk_by(|(_, one), (_, next)| block(*one) == block(*next)) {
         let counters = maps.tunnel_block(block(tunnels[0].1))?;
         readings.extend(tunnels.iter().filter_map(|(key, place)| {
-            let counter = counters.get(usize::try_from(place % TUNNELS_PER_BLOCK).ok()?)?;
-            reading(key, counter, &uplinks)
+            let mut counter = *counters.get(usize::try_from(place % TUNNELS_PER_BLOCK).ok()?)?;
+            counter.add(&carried.tunnel(key));
+            reading(key, &counter, &uplinks)
         }));
     }
     Ok(readings)

@@ -1,7 +1,8 @@
 //! The file that keeps what was added at run time: `meters.json` of the state directory.
 //!
 //! It is replaced as a whole: written beside itself, synced, and renamed. A file that holds anything but meters is set
-//! aside under another name, and one that can't be read is left alone; neither is ever written over.
+//! aside under another name, and one that can't be read is left alone; neither is ever written over. An entry in it that
+//! is no meter, or none any more, stays there as it is, and the others count.
 
 use std::{
     fs, io,
@@ -12,6 +13,7 @@ use std::{
 
 use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::meter;
 use crate::{aside::set_aside, rules::Meter};
@@ -60,6 +62,18 @@ pub enum StateError {
         /// Where it is now.
         aside: PathBuf,
     },
+    /// Some of what is in the file is no meter; it stays there.
+    #[error(
+        "{path}: {}; kept there as it is and not counted: add it again with right rules, or take it out while no agent \
+         runs",
+        .what.join("; ")
+    )]
+    NoMeters {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, for each of them.
+        what: Vec<String>,
+    },
     /// The file is in the way.
     #[error("{path}: {what}; repair or remove it, and start the agent again")]
     InTheWay {
@@ -81,7 +95,8 @@ pub enum StateError {
 #[serde(deny_unknown_fields)]
 struct Document {
     version: u32,
-    meters: Vec<Entry>,
+    /// Each an [`Entry`], unless another agent or somebody by hand wrote it.
+    meters: Vec<Value>,
 }
 
 /// A meter in it.
@@ -110,6 +125,8 @@ pub struct State {
     path: Option<PathBuf>,
     /// Why the file that is there must not be replaced.
     in_the_way: Option<String>,
+    /// What is in the file and is no meter.
+    no_meters: Vec<Value>,
 }
 
 /// A new file that is complete, and not in its place yet. It goes away unless it is put there.
@@ -123,17 +140,24 @@ impl State {
     /// Returns one that keeps nothing: every change of it fails.
     #[must_use]
     pub const fn nowhere() -> Self {
-        Self { path: None, in_the_way: None }
+        Self { path: None, in_the_way: None, no_meters: Vec::new() }
     }
 
     /// Reads what was kept in a directory.
     #[must_use]
     pub fn open(directory: &Path) -> Found {
         let path = directory.join(FILE);
-        let mut state = Self { path: Some(path.clone()), in_the_way: None };
+        let mut state = Self { path: Some(path.clone()), in_the_way: None, no_meters: Vec::new() };
         let (meters, trouble) = match read(&path) {
             Ok(Some(bytes)) => match parse(&bytes) {
-                Ok(meters) => (meters, check(directory).err()),
+                Ok(Parsed { meters, no_meters, what }) => {
+                    state.no_meters = no_meters;
+                    let trouble = check(directory).err();
+                    (
+                        meters,
+                        trouble.or_else(|| (!what.is_empty()).then_some(StateError::NoMeters { path, what })),
+                    )
+                }
                 Err(what) => (Vec::new(), Some(state.set_aside(what))),
             },
             Ok(None) => (Vec::new(), check(directory).err()),
@@ -142,7 +166,8 @@ impl State {
         Found { state, meters, trouble }
     }
 
-    /// Writes a new file beside the one that is there.
+    /// Writes a new file beside the one that is there. What was in that one and is no meter stays in it, unless a meter has
+    /// its name now.
     ///
     /// # Errors
     ///
@@ -153,11 +178,17 @@ impl State {
             return Err(StateError::InTheWay { path, what: what.clone() });
         }
         check(path.parent().unwrap_or(Path::new("/")))?;
-        let entry = |meter: &Meter| Entry {
-            name: meter.name.clone(),
-            rules: meter.rules.iter().map(ToString::to_string).collect(),
+        let entry = |meter: &Meter| {
+            serde_json::json!(Entry {
+                name: meter.name.clone(),
+                rules: meter.rules.iter().map(ToString::to_string).collect(),
+            })
         };
-        let document = Document { version: VERSION, meters: meters.iter().map(entry).collect() };
+        let has_name =
+            |value: &&Value| meters.iter().any(|meter| value["name"].as_str() == Some(meter.name.as_str()));
+        let no_meters = self.no_meters.iter().filter(|value| !has_name(value)).cloned();
+        let document =
+            Document { version: VERSION, meters: meters.iter().map(entry).chain(no_meters).collect() };
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { action, path, source }
@@ -230,8 +261,16 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Reads the meters of a file, of which nothing may be wrong.
-fn parse(bytes: &[u8]) -> Result<Vec<Meter>, String> {
+/// What a file holds.
+struct Parsed {
+    meters: Vec<Meter>,
+    no_meters: Vec<Value>,
+    /// What is wrong with each of these.
+    what: Vec<String>,
+}
+
+/// Reads the meters of a file.
+fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LIMIT) {
         return Err(format!("is longer than {LIMIT} bytes"));
     }
@@ -240,16 +279,29 @@ fn parse(bytes: &[u8]) -> Result<Vec<Meter>, String> {
     if document.version != VERSION {
         return Err(format!("has version {}, and this agent writes version {VERSION}", document.version));
     }
-    let mut meters: Vec<Meter> = Vec::new();
-    for Entry { name, rules } in document.meters {
-        let meter =
-            meter(&name, &rules).map_err(|mistakes| format!("meter {name:?}: {}", mistakes.join("; ")))?;
-        if meters.iter().any(|other| other.name == meter.name) {
-            return Err(format!("has meter {name:?} twice"));
+    let mut parsed = Parsed { meters: Vec::new(), no_meters: Vec::new(), what: Vec::new() };
+    for (number, value) in (1..).zip(document.meters) {
+        match parse_entry(number, &value, &parsed.meters) {
+            Ok(meter) => parsed.meters.push(meter),
+            Err(what) => {
+                parsed.no_meters.push(value);
+                parsed.what.push(what);
+            }
         }
-        meters.push(meter);
     }
-    Ok(meters)
+    Ok(parsed)
+}
+
+/// Reads the entry with this number, behind these.
+fn parse_entry(number: usize, value: &Value, before: &[Meter]) -> Result<Meter, String> {
+    let Entry { name, rules } =
+        Entry::deserialize(value).map_err(|error| format!("entry {number}: is no meter: {error}"))?;
+    let meter =
+        meter(&name, &rules).map_err(|mistakes| format!("meter {name:?}: {}", mistakes.join("; ")))?;
+    if before.iter().any(|other| other.name == meter.name) {
+        return Err(format!("meter {name:?}: is there twice"));
+    }
+    Ok(meter)
 }
 
 /// Finds out whether files can be made in a directory.

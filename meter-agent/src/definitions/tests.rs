@@ -2,6 +2,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use proptest::{collection::btree_map, collection::vec, prelude::prop_assert_eq, proptest};
 
+use serde_json::{Value, json};
+
 use super::{
     Change, ChangeError, Definition, Definitions, Origin, meter,
     state::{Found, State, StateError},
@@ -162,18 +164,11 @@ fn what_is_kept_is_there_after_a_restart_and_what_is_not_put_in_its_place_is_not
 
 #[test]
 fn broken_file_is_set_aside_and_never_trusted() {
-    let twice = KEPT.replace("\n  ]\n}", ",{\"name\": \"dns \\\"é\\\"\", \"rules\": [\"proto 6\"]}]}");
     for (text, what) in [
         ("", "is no list of meters: EOF while parsing"),
         ("{\"version\": 1, \"met", "is no list of meters: EOF while parsing"),
         (&KEPT.replace("\"version\": 1", "\"version\": 2"), "has version 2, and this agent writes version 1"),
-        (&KEPT.replace("\"rules\"", "\"lines\""), "is no list of meters: unknown field `lines`"),
-        (
-            &KEPT.replace("dst-port 53", "dst-port 65536"),
-            "meter \"dns \\\"é\\\"\": rule 1: column 19: dst-port: ",
-        ),
-        (&KEPT.replace("dns \\\"é\\\"", ""), "meter \"\": name: \"\" has 0 bytes, expected 1 to 255"),
-        (&twice, "has meter \"dns \\\"é\\\"\" twice"),
+        (&KEPT.replace("\"meters\"", "\"rules\""), "is no list of meters: unknown field `rules`"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("meters.json"), text).unwrap();
@@ -186,6 +181,43 @@ fn broken_file_is_set_aside_and_never_trusted() {
         assert_eq!(files(directory.path()), [file("meters.json.broken", text)]);
         state.prepare(&[a("x", &["proto 6"])]).unwrap().commit().unwrap();
         assert_eq!(State::open(directory.path()).meters, [a("x", &["proto 6"])]);
+    }
+}
+
+#[test]
+fn entry_that_is_no_meter_stays_in_the_file_and_the_others_count() {
+    let good = json!({"name": "web", "rules": ["proto 6 dst-port 80 fragment-policy header"]});
+    let named = |rules: Value| json!({"name": "x", "rules": rules});
+    for (bad, what) in [
+        (json!(7), "entry 1: is no meter: "),
+        (json!({"name": "x", "lines": []}), "entry 1: is no meter: unknown field `lines`"),
+        (named(json!(["proto 6 dst-port 65536"])), "meter \"x\": rule 1: column 18: dst-port: "),
+        (named(json!(["from a newer agent"])), "meter \"x\": rule 1: column 1: "),
+        (named(json!([])), "meter \"x\": rules: has no rules"),
+        (json!({"name": "", "rules": ["proto 6"]}), "meter \"\": name: \"\" has 0 bytes"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meters.json");
+        let read = || -> Value { serde_json::from_slice(&fs::read(&path).unwrap()).unwrap() };
+        fs::write(&path, json!({"version": 1, "meters": [bad, good, good]}).to_string()).unwrap();
+        let Found { state, meters, trouble } = State::open(directory.path());
+        assert_eq!(meters, [a("web", &["proto 6 dst-port 80"])]);
+        match trouble.unwrap() {
+            StateError::NoMeters { what: said, .. } => {
+                assert!(said[0].starts_with(what), "{said:?}");
+                assert_eq!(said[1..], ["meter \"web\": is there twice"]);
+            }
+            other => panic!("{bad}: {other:?}"),
+        }
+        // Whatever is added or removed, it stays, until there is a meter of its name.
+        let y = a("y", &["proto 6"]);
+        state.prepare(std::slice::from_ref(&y)).unwrap().commit().unwrap();
+        let y = json!({"name": "y", "rules": ["proto 6 fragment-policy any"]});
+        assert_eq!(read(), json!({"version": 1, "meters": [y, bad, good]}));
+        let x = a("x", &["proto 17"]);
+        State::open(directory.path()).state.prepare(&[x]).unwrap().commit().unwrap();
+        let is_named = bad["name"] == "x";
+        assert_eq!(read()["meters"].as_array().unwrap().contains(&bad), !is_named);
     }
 }
 

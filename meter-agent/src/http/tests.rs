@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     audit::{Cause, Closure, Drift, Dropped, Report, Row},
     binding::Source,
-    datapath::{Class, HookKind, MapUsage, Repairs},
+    datapath::{Class, HookKind, MapUsage, Repairs, UserMeter},
     meter::{DeviceId, FlowStats, PortId},
     snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
@@ -79,7 +79,10 @@ pub(super) fn snapshot() -> Snapshot {
             ("web", 20, 2000),
             ("Straße: \"a b\" C:\\net {}=,# HELP", u64::MAX, u64::MAX - 1),
         ]
-        .map(|(name, packets, bytes)| (name.to_owned(), FlowStats { packets, bytes }))
+        .map(|(name, packets, bytes)| {
+            let stats = FlowStats { packets, bytes };
+            (name.to_owned(), UserMeter { stats, created_ns: 1_789_000_000_250_000_000 })
+        })
         .into(),
         definitions: Arc::default(),
         tunnels_transmit: [tunnel([10, 0, 0, 9], [192, 168, 1, 1], 7777, 5)].into(),
@@ -105,7 +108,7 @@ pub(super) fn snapshot() -> Snapshot {
             MapUsage { map: "TUNNELS", entries: 3, capacity: 65_536, memory_bytes: 8_388_608 },
         ],
         netdevs: Vec::new(),
-        repairs: Repairs { set_aside: 1, restored: 2, lost: 3 },
+        repairs: Repairs { set_aside: 1, restored: 2, lost: 3, unrestored: 4 },
         health: Health {
             netlink_overruns: 1,
             netlink_dumps: 3,

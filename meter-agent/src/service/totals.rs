@@ -3,7 +3,8 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
@@ -17,6 +18,8 @@ use tokio::{
 
 use crate::{agent::Event, aside::set_aside, datapath::ReadError, totals::Totals};
 
+/// Bytes of the longest file: a million ports and a million tunnels take less.
+const LIMIT: u64 = 1 << 30;
 /// What is another one in each boot of the host.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -43,7 +46,7 @@ impl TotalsFile {
         };
         let file = Self { path: path.to_owned(), boot_id, is_ended: Mutex::new(false) };
         let shown = path.display();
-        let text = match fs::read(path) {
+        let text = match read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some((file, None)),
             Err(error) => {
@@ -86,6 +89,20 @@ impl TotalsFile {
         }
     }
 
+    /// Moves the file of the boot before away, where not all of it has come into the maps: it is never written over.
+    pub(super) fn keep_unrestored(&self) {
+        let file = self.path.display();
+        match set_aside(&self.path, ".unrestored") {
+            Ok(aside) => {
+                let aside = aside.display();
+                tracing::error!(%file, %aside, "some totals from before the reboot are not counted on; they are kept");
+            }
+            Err(error) => {
+                tracing::error!(%file, error = %error, "the totals of the boot before are not kept")
+            }
+        }
+    }
+
     /// Writes all totals, unless the last ones are.
     fn write(&self, state: Totals) -> io::Result<()> {
         let is_ended = self.is_ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +113,11 @@ impl TotalsFile {
     fn replace(&self, state: Totals) -> io::Result<()> {
         let text = Totals { boot_id: self.boot_id.clone(), ..state }.encode();
         let new = self.beside(".new");
-        let written = File::create(&new).and_then(|mut file| {
+        let mut options = File::options();
+        // Totals say who talks to whom.
+        let options =
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let written = options.open(&new).and_then(|mut file| {
             file.write_all(&text)?;
             file.sync_all()
         });
@@ -126,6 +147,22 @@ impl TotalsFile {
             tracing::error!(%file, error = %error, "the state file was not written; it is as it was");
         }
     }
+}
+
+/// Returns the bytes of the file.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // Opening a FIFO waits for a writer otherwise.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > LIMIT) {
+        return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// Writes the totals at this interval, for as long as there is an agent.
@@ -168,6 +205,49 @@ pub(super) async fn keep(file: Arc<TotalsFile>, every: Duration, events: mpsc::S
                 }
                 fails = false;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn file_is_ours_alone_and_no_link_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("totals"), directory.path().join("other"));
+        let (file, none) = TotalsFile::open(&path).unwrap();
+        assert_eq!(none, None);
+        file.write(Totals::default()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&other, "another's").unwrap();
+        symlink(&other, directory.path().join("totals.new")).unwrap();
+        file.write(Totals::default()).unwrap_err();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "another's");
+
+        fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        assert!(TotalsFile::open(&path).is_none());
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(TotalsFile::open(&path).is_none(), "nor is anything waited for");
+    }
+
+    #[test]
+    fn totals_that_did_not_all_come_back_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("totals");
+        let before = Totals { boot_id: "before".to_owned(), ..Totals::default() }.encode();
+        for kept in ["totals.unrestored", "totals.unrestored.1"] {
+            fs::write(&path, &before).unwrap();
+            let (file, state) = TotalsFile::open(&path).unwrap();
+            assert_eq!(state.unwrap().boot_id, "before");
+            file.keep_unrestored();
+            file.write(Totals::default()).unwrap();
+            assert_eq!(fs::read(directory.path().join(kept)).unwrap(), before);
         }
     }
 }

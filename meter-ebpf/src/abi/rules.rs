@@ -265,6 +265,10 @@ pub struct MeterRecord {
     pub active: u32,
     /// Total at the time when the meter got its counter, less what that held.
     pub saved: Counter,
+    /// When counting began: nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Since when no program counts it: nanoseconds since the Unix epoch.
+    pub retired_ns: u64,
 }
 
 /// No counter.
@@ -276,7 +280,7 @@ const _: () = {
     // Per-CPU values are of 32 KiB at most.
     assert!(size_of::<VerdictBlock>() == 24 * 1024);
     assert!(size_of::<MeterBlock>() == 16 * 1024);
-    assert!(size_of::<MeterRecord>() == 24);
+    assert!(size_of::<MeterRecord>() == 40);
     assert!(MAX_NODES.is_power_of_two() && MAX_NODES <= LEAF as usize);
     assert!(MAX_VECTORS.is_power_of_two() && MAX_VECTORS <= LEAF as usize);
     assert!(MAX_RULES.is_power_of_two() && METER_COUNTERS as usize == 2 * MAX_RULES);

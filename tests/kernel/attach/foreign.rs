@@ -1,7 +1,7 @@
 //! What others attached stays as it is, in its order, and sees its frames.
 
 use super::{
-    super::support::{auto_kind, foreign::Foreign, until},
+    super::support::{auto_kind, becomes, foreign::Foreign},
     Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, moved, ready,
 };
 
@@ -12,8 +12,7 @@ fn foreign_sees(pair: &Pair, programs: &[&Foreign<'_>]) {
     };
     let expected: Vec<_> = seen().into_iter().map(|[ingress, egress]| [ingress + 3, egress + 5]).collect();
     pair.send(3, 5);
-    until(|| seen() == expected);
-    assert_eq!(seen(), expected);
+    becomes(seen, expected);
 }
 
 #[test]
@@ -197,8 +196,7 @@ fn xdp_program_of_another_is_left_in_place() {
 
         let seen = foreign.seen(Direction::Ingress);
         pair.send(3, 0);
-        until(|| foreign.seen(Direction::Ingress) == seen + 3);
-        assert_eq!(foreign.seen(Direction::Ingress), seen + 3);
+        becomes(|| foreign.seen(Direction::Ingress), seen + 3);
         meter.attach(&pair.uplink(IngressHook::Tc));
         pair.count(&mut meter, Class::Uplink, "beside XDP, again");
         meter.detach(pair.host.ifindex("eth0"));

@@ -11,12 +11,14 @@ use uuid::Uuid;
 
 use super::{
     super::support::{
-        auto_kind,
+        WITHIN, auto_kind, becomes,
         foreign::Foreign,
         frames::{IPV4, UDP, ethernet, ipv4, vxlan},
-        until,
+        holds_within, until,
     },
-    Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks, moved, ready,
+    Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks,
+    meters::set,
+    moved, ready,
 };
 
 /// The maps that programs use.
@@ -55,7 +57,7 @@ impl Pair {
 
 /// Waits until everything that was counted is `expected`.
 fn reach(meter: &mut Meter<'_>, expected: &Table, what: &[&str]) {
-    until(|| meter.table() == *expected);
+    holds_within(WITHIN, || meter.table() == *expected);
     assert_eq!(&meter.table(), expected, "{what:?}");
 }
 
@@ -114,7 +116,7 @@ fn another_map_at_the_pin_makes_room_for_the_one_that_counts() {
     pair.send(3, 5);
     let mut meter = pair.host.open();
     meter.expect(&before, &moved(Class::Port, 3, 5), "meanwhile");
-    assert_eq!(meter.reading().repairs, Repairs { set_aside: 1, restored: 1, lost: 0 });
+    assert_eq!(meter.reading().repairs, Repairs { set_aside: 1, restored: 1, ..Repairs::default() });
     meter.attach(&pair.port());
     pair.count(&mut meter, Class::Port, "after");
     drop(meter);
@@ -143,24 +145,31 @@ fn what_nothing_counts_in_any_more_begins_anew() {
     if !ready() {
         return;
     }
-    // What is left of 3 frames in and 7 tunnels, in the order: packets of the port, of its tunnels, of its device.
+    // What is left of 3 frames in and 7 tunnels, in the order: packets of the port, of its tunnels, of its device, of a
+    // user-defined meter.
     for (lost, left) in [
-        (map::SLOTS, [10, 7, 3]),
-        (map::SLOTS_HIGH, [10, 7, 3]),
-        (map::COUNTERS, [0, 7, 0]),
-        (map::PORTS, [0, 0, 0]),
-        (map::MEMBERS, [10, 7, 0]),
-        (map::TUNNELS, [10, 0, 3]),
-        (map::TUNNEL_TAKEN, [10, 0, 3]),
-        (map::TUNNEL_SPARE, [10, 7, 3]),
-        (map::TUNNEL_COUNTERS, [10, 0, 3]),
-        (map::BUCKETS, [10, 7, 3]),
-        (map::FAULTS, [10, 7, 3]),
-        (map::META, [10, 7, 3]),
+        (map::SLOTS, [10, 7, 3, 3]),
+        (map::SLOTS_HIGH, [10, 7, 3, 3]),
+        (map::COUNTERS, [0, 7, 0, 3]),
+        (map::PORTS, [0, 0, 0, 0]),
+        (map::MEMBERS, [10, 7, 0, 3]),
+        (map::TUNNELS, [10, 0, 3, 3]),
+        (map::TUNNEL_TAKEN, [10, 0, 3, 3]),
+        (map::TUNNEL_SPARE, [10, 7, 3, 3]),
+        (map::TUNNEL_COUNTERS, [10, 0, 3, 3]),
+        (map::BUCKETS, [10, 7, 3, 3]),
+        (map::FAULTS, [10, 7, 3, 3]),
+        (map::META, [10, 7, 3, 3]),
+        (map::RULES, [10, 7, 3, 3]),
+        (map::VERDICTS, [10, 7, 3, 3]),
+        (map::METERS, [10, 7, 3, 0]),
+        (map::METER_COUNTERS, [10, 7, 3, 0]),
     ] {
         let pair = Pair::new(&format!("lost-{}", lost.to_lowercase().replace('_', "-")));
         let ifindex = pair.host.ifindex("eth0");
         let mut meter = pair.host.open();
+        let frames = set(&[("frames", "ethertype 0x88b5")]);
+        meter.set_meters(&frames);
         // As an uplink, and then as the port of a device.
         meter.attach(&pair.uplink(IngressHook::Tc));
         let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
@@ -174,16 +183,18 @@ fn what_nothing_counts_in_any_more_begins_anew() {
                 table.get(&format!("port {PORT} Ingress"))[0],
                 tunnels,
                 table.get(&format!("device {DEVICE}"))[0],
+                meter.meters().get("frames").map_or(0, |[packets, _]| *packets),
             ]
         };
-        let reach = |meter: &mut Meter<'_>, expected: [u64; 3]| {
-            until(|| counts(meter) == expected);
-            assert_eq!(counts(meter), expected, "{lost}");
+        let reach = |meter: &mut Meter<'_>, expected: [u64; 4]| {
+            becomes(|| counts(meter), expected);
         };
-        reach(&mut meter, [7, 7, 0]);
+        reach(&mut meter, [7, 7, 0, 0]);
         meter.attach(&pair.in_device());
         pair.send(3, 0);
-        reach(&mut meter, [10, 7, 3]);
+        reach(&mut meter, [10, 7, 3, 3]);
+        let created = |meter: &mut Meter<'_>| meter.reading().user_meters["frames"].created_ns;
+        let began = created(&mut meter);
         // Nothing counts any more, so that nothing knows the map but its pin.
         meter.detach(ifindex);
         drop(meter);
@@ -193,16 +204,18 @@ fn what_nothing_counts_in_any_more_begins_anew() {
         // Without it nobody can tell that there was an agent before; and it held nothing.
         let repairs = Repairs { lost: u64::from(lost != map::META), ..Repairs::default() };
         assert_eq!(meter.reading().repairs, repairs, "{lost}");
+        meter.set_meters(&frames);
+        assert_eq!(created(&mut meter) == began, left[3] == 3, "{lost}");
         assert_eq!(counts(&mut meter), left, "{lost}");
         // The same once more, and it counts as ever.
         meter.attach(&pair.uplink(IngressHook::Tc));
         for vni in 0..7 {
             socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni + 5, &[0; 60])))).unwrap();
         }
-        reach(&mut meter, [left[0] + 7, left[1] + 7, left[2]]);
+        reach(&mut meter, [left[0] + 7, left[1] + 7, left[2], left[3]]);
         meter.attach(&pair.in_device());
         pair.send(3, 0);
-        reach(&mut meter, [left[0] + 10, left[1] + 7, left[2] + 3]);
+        reach(&mut meter, [left[0] + 10, left[1] + 7, left[2] + 3, left[3] + 3]);
         let places: Vec<u64> = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).collect();
         assert!(places.iter().all(|packets| *packets <= 2), "{lost}: tunnels share a place: {places:?}");
     }

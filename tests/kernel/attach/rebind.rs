@@ -10,7 +10,7 @@ use lab::traffic::RawSocket;
 use meter_ebpf::abi::{Direction, PortRecord, PortUuid, SLOT_ENTRIES, SlotRef, VERSION, map};
 
 use super::{
-    super::support::{Meter, table::Table, until},
+    super::support::{Meter, becomes, table::Table},
     BYTES, Class, HookKind, PORT, Pair, Target, TcMode, auto_kind, frame, hooks, ready,
 };
 
@@ -42,8 +42,7 @@ fn netdev_that_goes_to_another_port_loses_no_frame() {
                 meter.attach(target);
             }
         });
-        until(|| sums(&mut meter, &before)[0] == [frames; 2]);
-        assert_eq!(sums(&mut meter, &before), [[frames; 2], [0; 2]], "{tc:?}");
+        becomes(|| sums(&mut meter, &before), [[frames; 2], [0; 2]]);
         let kind = if tc == TcMode::Auto { auto_kind() } else { HookKind::Clsact };
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
     }
@@ -86,8 +85,7 @@ fn netdevs_that_exchange_their_ports_lose_no_frame() {
             (first, second.join().unwrap())
         });
         let frames: [u64; 2] = [first + second, first];
-        until(|| sums(&mut meter, &before)[0] == frames);
-        assert_eq!(sums(&mut meter, &before), [frames, [0; 2]], "{tc:?}");
+        becomes(|| sums(&mut meter, &before), [frames, [0; 2]]);
         assert_eq!(pair.host.hooks(), all);
         let is: Vec<&Target> = meter.attached().values().map(|is| &is.target).collect();
         assert_eq!(is, crossed.iter().collect::<Vec<_>>());
@@ -190,4 +188,28 @@ fn agent_that_was_killed_in_an_exchange_leaves_no_netdev_without_a_port() {
             }
         }
     }
+}
+
+#[test]
+fn netdev_that_goes_through_more_ports_than_there_are_slots_loses_no_frame() {
+    /// More than a block of slots has.
+    const PORTS: u128 = 600;
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("slots-reused");
+    let mut meter = pair.host.open_with(&super::Options { max_ports: 1_024, ..pair.host.options() });
+    meter.attach(&pair.port());
+    let (frames, ()) = pair.while_sending(|| {
+        (1..=PORTS).for_each(|port| drop(meter.attach(&pair.host.target("eth0", port, Class::Port))));
+    });
+    let sum = |meter: &mut Meter<'_>| {
+        let table = meter.table();
+        ["Ingress", "Egress"].map(|direction| -> u64 {
+            (1..=PORTS).map(|port| table.get(&format!("port {port} {direction}"))[0]).sum()
+        })
+    };
+    becomes(|| sum(&mut meter), [frames; 2]);
+    let slots = meter.reading().maps.iter().find(|usage| usage.map == map::COUNTERS).unwrap().clone();
+    assert_eq!((slots.entries, slots.capacity), (1, 1), "all of them in one block");
 }

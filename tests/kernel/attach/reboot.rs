@@ -48,7 +48,6 @@ fn totals_go_on_after_a_reboot() {
     let created: Vec<u64> = meter.reading().ports.iter().map(|port| port.created_ns).collect();
     let state = Totals { boot_id: "before".to_owned(), ..meter.datapath.totals().unwrap() };
     assert_eq!((state.ports.len(), state.members.len(), state.tunnels.len()), (2, 1, 7));
-    // The places of tunnels stay where there are as many, and are others where not.
     for max_tunnels in [options.max_tunnels, 16, 4_096] {
         drop(meter);
         pair.host.netns.run_in(|| remove_all(&pair.host.pins)).unwrap().unwrap();
@@ -70,5 +69,7 @@ fn totals_go_on_after_a_reboot() {
     let meter = &mut pair.host.open_after(&Options { max_ports: 1, max_tunnels: 4, ..options }, &state);
     let row = format!("port {PORT} Ingress");
     assert_eq!(meter.table().get(&row), first.get(&row));
-    assert_eq!((meter.reading().ports.len(), meter.reading().tunnels.len()), (1, 4));
+    let reading = meter.reading();
+    assert_eq!((reading.ports.len(), reading.tunnels.len()), (1, 4));
+    assert_eq!(reading.repairs.unrestored, 1 + 3, "a port and three tunnels");
 }

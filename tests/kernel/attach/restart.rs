@@ -1,7 +1,7 @@
 //! An agent ends, in whatever way, and the next one goes on: nothing is lost and nothing counts twice.
 
 use super::{
-    super::support::{STILL, auto_kind, until},
+    super::support::{STILL, auto_kind, becomes, until},
     Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode, hooks, moved, ready,
 };
 
@@ -44,8 +44,7 @@ fn die_and_go_on(label: &str, tc: TcMode, target: impl Fn(&Pair) -> Target, kind
         let moved = meter.table().since(&before);
         ["Ingress", "Egress"].map(|direction| moved.get(&format!("port {PORT} {direction}"))[0])
     };
-    until(|| total(&mut meter) == [frames; 2]);
-    assert_eq!(total(&mut meter), [frames; 2], "frames while agents came and went");
+    becomes(|| total(&mut meter), [frames; 2]);
 
     // What an earlier agent attached can be detached without being attached first.
     let before = meter.table();

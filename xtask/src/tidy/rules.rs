@@ -155,6 +155,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "meter-agent/src/datapath/mapped.rs",
     "meter-agent/src/datapath/sys.rs",
+    "meter-agent/src/datapath/sys/",
     "meter-ebpf/src/abi.rs",
     "meter-ebpf/src/bin/floors.rs",
     "meter-ebpf/src/connections.rs",

@@ -23,8 +23,8 @@ fn bench(datapath: FakeDatapath, directory: &Path) -> Bench {
     Bench::on(datapath, set(vec![a("web", "proto 6 dst-port 80")]), State::open(directory))
 }
 
-fn refusal() -> Option<MetersError> {
-    Some(MetersError("no room".to_owned()))
+fn refusal() -> MetersError {
+    MetersError("no room".to_owned())
 }
 
 impl Bench {
@@ -74,7 +74,7 @@ fn meters_of_the_configuration_and_of_run_time_count_from_the_start() {
     let mut second = bench(datapath, directory.path());
     assert_eq!(second.meters(), names(&all, &all, true));
     let snapshot = second.snapshot();
-    assert_eq!(snapshot.user_meters[all[1]], counted);
+    assert_eq!(snapshot.user_meters[all[1]].stats, counted);
     let added = Definition {
         name: all[1].to_owned(),
         rules: vec!["proto 17 dst-port 53 fragment-policy header".to_owned()],
@@ -87,18 +87,79 @@ fn meters_of_the_configuration_and_of_run_time_count_from_the_start() {
 }
 
 #[test]
-fn set_that_is_refused_at_the_start_leaves_the_configurations_meters() {
+fn meters_that_are_refused_at_the_start_cost_no_other_and_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = bench(FakeDatapath::default(), directory.path());
+    for name in ["a", "b", "c", "dns", "e"] {
+        first.add(name, "proto 17").unwrap();
+    }
+    let mut refuses = FakeDatapath::default();
+    refuses.meters_refused = ["b".to_owned(), "dns".to_owned()].into();
+    let mut agent = bench(refuses, directory.path());
+    let all = ["web", "a", "b", "c", "dns", "e"];
+    assert_eq!(agent.meters(), names(&["web", "a", "c", "e"], &all, false));
+    // Others may come and go beside them, and so may they with other rules.
+    assert_eq!(agent.add("ssh", "proto 6 dst-port 22"), Ok(()));
+    assert_eq!(agent.change(Change::Remove("e".to_owned())), Ok(()));
+    let all = ["web", "a", "b", "c", "dns", "ssh"];
+    assert_eq!(agent.meters(), names(&["web", "a", "c", "ssh"], &all, false));
+    let replace = Change::Add { meter: a("b", "proto 6"), replace: true };
+    assert_eq!(agent.change(replace.clone()), Err(ChangeError::Refused("refused".to_owned())));
+    agent.agent.datapath.meters_refused.remove("b");
+    assert_eq!(agent.change(replace), Ok(()));
+    assert_eq!(agent.meters(), names(&["web", "a", "b", "c", "ssh"], &all, false));
+    // They are tried again, and kept meanwhile.
+    agent.netdevs(&[]).send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&["web", "a", "b", "c", "ssh"], &all, false));
+    agent.agent.datapath.meters_refused.clear();
+    agent.send(Event::Tick).send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&all, &all, true));
+    assert_eq!(bench(FakeDatapath::default(), directory.path()).meters(), names(&all, &all, true));
+}
+
+#[test]
+fn what_an_earlier_agent_left_in_force_ends_where_nothing_is_taken_and_all_is_given_again() {
     let directory = tempfile::tempdir().unwrap();
     bench(FakeDatapath::default(), directory.path()).add("dns", "proto 17").unwrap();
+    let earlier = set(vec![a("theirs", "proto 1")]);
     let mut refuses = FakeDatapath::default();
-    refuses.meters_error = refusal();
+    refuses.meters = earlier;
+    refuses.meters_errors = [refusal(), refusal()].into();
     let mut agent = bench(refuses, directory.path());
-    assert_eq!(agent.meters(), names(&["web"], &["web", "dns"], false));
-    assert_eq!(agent.snapshot().health.user_meter_refusals, 1);
-    // The next change gives the whole set once more.
-    assert_eq!(agent.add("ssh", "proto 6 dst-port 22"), Ok(()));
-    let all = ["web", "dns", "ssh"];
+    assert_eq!(agent.meters(), names(&[], &["web", "dns"], false));
+    agent.agent.datapath.meters_errors.push_back(refusal());
+    agent.netdevs(&[]).send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&[], &["web", "dns"], false));
+    assert_eq!(agent.snapshot().health.user_meter_refusals, 3);
+    // After twice the time it is given once more.
+    agent.send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&[], &["web", "dns"], false));
+    agent.send(Event::Tick).settle();
+    let all = ["web", "dns"];
     assert_eq!(agent.meters(), names(&all, &all, true));
+    assert_eq!(agent.snapshot().health.user_meter_refusals, 3);
+}
+
+#[test]
+fn meters_that_the_datapath_ended_by_itself_are_given_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = bench(FakeDatapath::default(), directory.path());
+    agent.netdevs(&[]).settle();
+    assert_eq!(agent.meters(), names(&["web"], &["web"], true));
+    let datapath = &mut agent.agent.datapath;
+    (datapath.meters, datapath.meters_in_force) = (MeterSet::default(), false);
+    assert_eq!(agent.meters(), names(&[], &["web"], false));
+    agent.send(Event::Tick).settle();
+    assert_eq!(agent.meters(), names(&["web"], &["web"], true));
+    assert_eq!(agent.snapshot().health.user_meter_refusals, 0);
+}
+
+#[test]
+fn attaches_that_follow_one_another_are_prepared_for_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = bench(FakeDatapath::default(), directory.path());
+    agent.netdevs(&[(2, "tap0"), (3, "tap1"), (4, "tap2")]).settle();
+    assert_eq!(agent.agent.datapath.prepared, ["tap0", "tap1", "tap2"]);
 }
 
 #[test]
@@ -112,7 +173,7 @@ fn configuration_whose_meters_are_refused_is_refused_as_a_whole() {
         let policy = policy(vec![binding("tap0", port(5))]);
         Event::Configured(Box::new(Configured { policy, meters: set(vec![meter]), read_s }))
     };
-    agent.agent.datapath.meters_error = refusal();
+    agent.agent.datapath.meters_errors.push_back(refusal());
     agent.send(configured(a("mail", "proto 6 dst-port 25"), 9)).settle();
     assert_eq!(agent.meters(), names(&["web", "dns"], &["web", "dns"], true));
     let snapshot = agent.snapshot();
@@ -145,7 +206,7 @@ fn change_that_can_not_be_counted_or_kept_changes_nothing() {
     let file = directory.path().join("meters.json");
     let kept = std::fs::read(&file).unwrap();
 
-    agent.agent.datapath.meters_error = refusal();
+    agent.agent.datapath.meters_errors.push_back(refusal());
     assert_eq!(agent.add("ssh", "proto 6"), Err(ChangeError::Refused("no room".to_owned())));
     assert_eq!(agent.add("web", "proto 6"), Err(ChangeError::Configured("web".to_owned())));
     assert_eq!(agent.meters(), names(&["web", "dns"], &["web", "dns"], true));

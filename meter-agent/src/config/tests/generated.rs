@@ -100,6 +100,7 @@ prop_compose! {
         let udp_ports: Vec<u16> = BTreeSet::into_iter(udp_ports).collect();
         let (vxlan, geneve) = udp_ports.split_at(udp_ports.len().min(8));
         Options {
+            version: meter_ebpf::abi::VERSION,
             pin_path: format!("/sys/fs/bpf/{name}").into(),
             tc,
             max_ports,

@@ -9,18 +9,37 @@ use super::{
 };
 
 #[derive(Default)]
-struct FakeSlots(RefCell<BTreeMap<u32, SlotCounters>>);
+struct FakeSlots {
+    counters: RefCell<BTreeMap<u32, SlotCounters>>,
+    /// What programs count that have read their slot already: slot, packets, bytes.
+    on_the_way: RefCell<Vec<(u32, u64, u64)>>,
+}
 
 impl Slots for FakeSlots {
     fn counters(&self, slot: u32) -> SlotCounters {
-        self.0.borrow().get(&slot).copied().unwrap_or_default()
+        self.counters.borrow().get(&slot).copied().unwrap_or_default()
+    }
+
+    fn settle(&self) {
+        for (slot, packets, bytes) in self.on_the_way.take() {
+            self.receive(slot, packets, bytes);
+        }
+    }
+}
+
+impl Ledger {
+    /// Claims, as when it was written.
+    fn claimed(&mut self, claim: &Claim, now_ns: u64, slots: &FakeSlots) -> Result<Claimed, Full> {
+        let claimed = self.claim(claim, now_ns, slots)?;
+        self.take_up(&claimed);
+        Ok(claimed)
     }
 }
 
 impl FakeSlots {
     fn receive(&self, slot: u32, packets: u64, bytes: u64) {
         let hook = HookCounter { skb_packets: packets, skb_bytes: bytes, ..HookCounter::default() };
-        self.0.borrow_mut().entry(slot).or_default().hooks[0].add(&hook);
+        self.counters.borrow_mut().entry(slot).or_default().hooks[0].add(&hook);
     }
 }
 
@@ -43,12 +62,12 @@ fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
     for port in 1..=3 {
-        let claimed = ledger.claim(&claim(port, 0), 7, &slots).unwrap();
+        let claimed = ledger.claimed(&claim(port, 0), 7, &slots).unwrap();
         slots.receive(claimed.slot.slot(), 1, 100 * u64::from(port));
     }
-    assert_eq!(ledger.claim(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
+    assert_eq!(ledger.claimed(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
     ledger.release(uuid(2), 2);
-    let Claimed { slot, writes, .. } = ledger.claim(&claim(4, 0), 7, &slots).unwrap();
+    let Claimed { slot, writes, .. } = ledger.claimed(&claim(4, 0), 7, &slots).unwrap();
     assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
     slots.receive(slot.slot(), 5, 5);
     let bytes: Vec<u64> =
@@ -57,14 +76,46 @@ fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
 }
 
 #[test]
+fn frame_that_is_on_the_way_to_a_slot_counts_for_the_port_that_had_it() {
+    let slots = FakeSlots::default();
+    let mut ledger = empty();
+    for port in 1..=3 {
+        ledger.claimed(&claim(port, 0), 7, &slots).unwrap();
+    }
+    let slot = ledger.records()[&uuid(2)].slot;
+    slots.on_the_way.borrow_mut().push((slot, 1, 60));
+    ledger.release(uuid(2), 2);
+    assert_eq!(ledger.claimed(&claim(4, 0), 7, &slots).unwrap().slot.slot(), slot);
+    let bytes = [2, 4].map(|port| total(&ledger.records()[&uuid(port)], &slots).hooks[0].wire().bytes);
+    assert_eq!(bytes, [60, 0]);
+}
+
+#[test]
+fn claim_that_is_not_taken_up_changes_nothing() {
+    let slots = FakeSlots::default();
+    let mut ledger = empty();
+    for port in 1..=3 {
+        ledger.claimed(&claim(port, 10), 7, &slots).unwrap();
+    }
+    ledger.release(uuid(2), 2);
+    let known = |ledger: &Ledger| (ledger.records().clone(), ledger.member_records().clone());
+    let before = known(&ledger);
+    // Where the counters can't be read, or the records not be written.
+    let refused = [claim(4, 11), claim(1, 12)].map(|claim| ledger.claim(&claim, 7, &slots).unwrap());
+    assert_eq!(known(&ledger), before);
+    let again = [claim(4, 11), claim(1, 12)].map(|claim| ledger.claim(&claim, 7, &slots).unwrap());
+    assert_eq!(again, refused);
+}
+
+#[test]
 fn port_that_changes_its_device_leaves_what_came_in_behind() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
-    let slot = ledger.claim(&claim(1, 10), 7, &slots).unwrap().slot;
+    let slot = ledger.claimed(&claim(1, 10), 7, &slots).unwrap().slot;
     slots.receive(slot.slot(), 1, 60);
-    ledger.claim(&claim(1, 11), 7, &slots).unwrap();
+    ledger.claimed(&claim(1, 11), 7, &slots).unwrap();
     slots.receive(slot.slot(), 1, 40);
-    ledger.claim(&claim(1, 10), 7, &slots).unwrap();
+    ledger.claimed(&claim(1, 10), 7, &slots).unwrap();
     slots.receive(slot.slot(), 1, 1);
     let devices = ledger.devices(&slots);
     assert_eq!(
@@ -81,13 +132,13 @@ fn ports_begin_anew_without_what_their_slots_held() {
     let mut slots = FakeSlots::default();
     let mut ledger = empty();
     for port in 1..=3 {
-        let slot = ledger.claim(&claim(port, 10), 7, &slots).unwrap().slot;
+        let slot = ledger.claimed(&claim(port, 10), 7, &slots).unwrap().slot;
         slots.receive(slot.slot(), 1, 100 * u64::from(port));
     }
     // The slot of the first goes to another port, and what it counted is saved.
     ledger.release(uuid(1), 1);
-    ledger.claim(&claim(4, 11), 7, &slots).unwrap();
-    ledger.claim(&claim(2, 11), 7, &slots).unwrap();
+    ledger.claimed(&claim(4, 11), 7, &slots).unwrap();
+    ledger.claimed(&claim(2, 11), 7, &slots).unwrap();
     slots = FakeSlots::default();
     let writes = ledger.counters_lost(9);
     assert_eq!(writes.len(), 6, "the records of three ports and what their devices know of them: {writes:?}");
@@ -111,11 +162,11 @@ fn ports_begin_anew_without_what_their_slots_held() {
 fn ports_join_their_devices_anew_without_what_devices_held() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
-    let slot = ledger.claim(&claim(1, 10), 7, &slots).unwrap().slot;
+    let slot = ledger.claimed(&claim(1, 10), 7, &slots).unwrap().slot;
     slots.receive(slot.slot(), 1, 60);
     let mut ledger = Ledger::new(ledger.records().clone(), BTreeMap::new(), CAPACITY);
     assert_eq!(ledger.members_lost().len(), 1);
-    ledger.claim(&claim(1, 10), 8, &slots).unwrap();
+    ledger.claimed(&claim(1, 10), 8, &slots).unwrap();
     slots.receive(slot.slot(), 1, 40);
     assert_eq!(ledger.devices(&slots), BTreeMap::from([(uuid(10), Counter { packets: 1, bytes: 40 })]));
     let record = &ledger.records()[&uuid(1)];
@@ -132,7 +183,7 @@ fn port_without_room_for_its_device_counts_without_it() {
         })
         .collect();
     let mut ledger = Ledger::new(BTreeMap::new(), members, CAPACITY);
-    let claimed = ledger.claim(&claim(1, 10), 7, &slots).unwrap();
+    let claimed = ledger.claimed(&claim(1, 10), 7, &slots).unwrap();
     assert_eq!((claimed.device, claimed.lacks), (PortUuid::default(), vec![Full::Members]));
     slots.receive(claimed.slot.slot(), 1, 60);
     assert_eq!(total(&ledger.records()[&uuid(1)], &slots).hooks[0].wire().bytes, 60);
@@ -146,7 +197,7 @@ fn uplink_without_an_index_counts_without_its_tunnels() {
     let records = (1..MAX_UPLINKS).map(|uplink| (uuid(u8::try_from(uplink).unwrap()), record(uplink)));
     let mut ledger = Ledger::new(records.collect(), BTreeMap::new(), Capacity { ports: 200, ..CAPACITY });
     let claim = Claim { underlay: true, ..claim(200, 0) };
-    let claimed = ledger.claim(&claim, 7, &slots).unwrap();
+    let claimed = ledger.claimed(&claim, 7, &slots).unwrap();
     assert_eq!((claimed.underlay, claimed.lacks), (false, vec![Full::Uplinks]));
     assert_eq!((claimed.slot.slot(), claimed.slot.uplink()), (1, 0));
 }
@@ -157,7 +208,7 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
     let mut ledger = empty();
     let [first, second] = [1, 2].map(|port| {
         let claim = Claim { ifindex: 5, ..claim(port, 0) };
-        ledger.claim(&claim, 7, &slots).unwrap().slot.slot()
+        ledger.claimed(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
     let (writes, left) = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
@@ -201,7 +252,7 @@ proptest! {
         let mut written: (BTreeMap<_, _>, BTreeMap<_, _>) = Default::default();
         for (step, action) in actions.iter().enumerate() {
             let writes = match *action {
-                Action::Claim(port, device) => match ledger.claim(&claim(port, device), 1, &slots) {
+                Action::Claim(port, device) => match ledger.claimed(&claim(port, device), 1, &slots) {
                     Ok(claimed) => claimed.writes,
                     Err(_) => continue,
                 },

@@ -40,6 +40,16 @@ impl MeterLedger {
         self.records.len()
     }
 
+    /// Returns every record.
+    pub(super) const fn records(&self) -> &BTreeMap<MeterName, MeterRecord> {
+        &self.records
+    }
+
+    /// Takes up a record that is written.
+    pub(super) fn put(&mut self, name: MeterName, record: MeterRecord) {
+        self.records.insert(name, record);
+    }
+
     /// Returns the meters that programs may count.
     pub(super) fn active(&self) -> impl Iterator<Item = (&MeterName, &MeterRecord)> {
         self.records.iter().filter(|(_, record)| record.active != 0)
@@ -52,6 +62,7 @@ impl MeterLedger {
     pub(super) fn claim(
         &mut self,
         names: &[MeterName],
+        now_ns: u64,
         counted: impl Fn(u32) -> Counter,
         writes: &mut Vec<Write>,
     ) -> Result<Vec<u16>, Full> {
@@ -66,7 +77,7 @@ impl MeterLedger {
                 Some(record) => *record,
                 None => {
                     self.make_room(&wanted, &mut free, writes)?;
-                    MeterRecord { counter: NO_COUNTER, ..MeterRecord::default() }
+                    MeterRecord { counter: NO_COUNTER, created_ns: now_ns, ..MeterRecord::default() }
                 }
             };
             if record.counter == NO_COUNTER {
@@ -85,13 +96,22 @@ impl MeterLedger {
     }
 
     /// Lets go of the meters that programs don't count any more: all but these.
-    pub(super) fn retire(&mut self, names: &[MeterName], writes: &mut Vec<Write>) {
+    pub(super) fn retire(&mut self, names: &[MeterName], now_ns: u64, writes: &mut Vec<Write>) {
         let kept: BTreeSet<&MeterName> = names.iter().collect();
         let gone: Vec<MeterName> =
             self.active().map(|(name, _)| *name).filter(|name| !kept.contains(name)).collect();
         for name in gone {
-            let record = MeterRecord { active: 0, ..self.records.get(&name).copied().unwrap_or_default() };
-            self.write(name, record, writes);
+            let record = self.records.get(&name).copied().unwrap_or_default();
+            self.write(name, MeterRecord { active: 0, retired_ns: now_ns, ..record }, writes);
+        }
+    }
+
+    /// Lets every meter with a counter begin anew at this time, since what the counters held is lost. What is saved of one
+    /// without is its whole total, and stays.
+    pub(super) fn counters_lost(&mut self, now_ns: u64, writes: &mut Vec<Write>) {
+        for (name, record) in self.records.iter_mut().filter(|(_, record)| record.counter != NO_COUNTER) {
+            *record = MeterRecord { saved: Counter::default(), created_ns: now_ns, ..*record };
+            writes.push((*name, Some(*record)));
         }
     }
 
@@ -101,6 +121,15 @@ impl MeterLedger {
         }
     }
 
+    /// Returns the meter that has not been counted for the longest time, of those for which this holds.
+    fn longest_retired(
+        &self,
+        holds: impl Fn(&MeterName, &MeterRecord) -> bool,
+    ) -> Option<(MeterName, MeterRecord)> {
+        let idle = self.records.iter().filter(|(name, record)| record.active == 0 && holds(name, record));
+        idle.min_by_key(|(_, record)| record.retired_ns).map(|(name, record)| (*name, *record))
+    }
+
     /// Takes the counter of a meter that is not counted and not wanted; it keeps its total.
     fn take(
         &mut self,
@@ -108,12 +137,11 @@ impl MeterLedger {
         counted: impl Fn(u32) -> Counter,
         writes: &mut Vec<Write>,
     ) -> Result<u32, Full> {
-        let idle = self.records.iter().find(|(name, record)| {
-            record.active == 0 && record.counter != NO_COUNTER && !wanted.contains(name)
-        });
-        let (name, record) = idle.map(|(name, record)| (*name, *record)).ok_or(Full)?;
+        let idle =
+            self.longest_retired(|name, record| record.counter != NO_COUNTER && !wanted.contains(name));
+        let (name, record) = idle.ok_or(Full)?;
         let saved = total(&record, &counted);
-        self.write(name, MeterRecord { counter: NO_COUNTER, active: 0, saved }, writes);
+        self.write(name, MeterRecord { counter: NO_COUNTER, saved, ..record }, writes);
         Ok(record.counter)
     }
 
@@ -127,8 +155,7 @@ impl MeterLedger {
         if self.records.len() < METER_NAMES as usize {
             return Ok(());
         }
-        let mut idle = self.records.iter().filter(|(_, record)| record.active == 0).map(|(name, _)| *name);
-        let name = idle.find(|name| !wanted.contains(name)).ok_or(Full)?;
+        let (name, _) = self.longest_retired(|name, _| !wanted.contains(name)).ok_or(Full)?;
         if let Some(record) = self.records.remove(&name)
             && record.counter != NO_COUNTER
         {
@@ -168,6 +195,8 @@ mod tests {
     struct World {
         ledger: MeterLedger,
         counters: RefCell<Vec<Counter>>,
+        /// Swaps so far, which is the time.
+        swaps: u64,
     }
 
     impl World {
@@ -175,10 +204,11 @@ mod tests {
             let names = names(numbers.clone());
             let mut writes = Vec::new();
             let counted = |counter: u32| self.counters.borrow()[counter as usize];
-            let counters = self.ledger.claim(&names, counted, &mut writes).unwrap();
+            self.swaps += 1;
+            let counters = self.ledger.claim(&names, self.swaps, counted, &mut writes).unwrap();
             let distinct: BTreeSet<&u16> = counters.iter().collect();
             assert_eq!(distinct.len(), counters.len());
-            self.ledger.retire(&names, &mut writes);
+            self.ledger.retire(&names, self.swaps, &mut writes);
             assert!(self.ledger.active().map(|(name, _)| *name).eq(names.iter().copied()));
             for (number, counter) in numbers.zip(counters) {
                 let bytes = number.try_into().unwrap();
@@ -195,7 +225,7 @@ mod tests {
     #[test]
     fn totals_go_on_whatever_counters_the_meters_have() {
         let counters = RefCell::new(vec![Counter::default(); METER_COUNTERS as usize]);
-        let mut world = World { ledger: MeterLedger::default(), counters };
+        let mut world = World { ledger: MeterLedger::default(), counters, swaps: 0 };
         // More names than counters: each set takes the counters of those that are not counted.
         for start in [0, 1_000, 500, 2_000, 0, 2_500] {
             world.swap(start..start + 1_000);
@@ -211,17 +241,39 @@ mod tests {
         assert_eq!(world.ledger.len(), METER_NAMES as usize);
         assert_eq!(world.total(3_500), Some(Counter { packets: 1, bytes: 3_500 }));
         assert_eq!(world.total(2_600), Some(Counter { packets: 2, bytes: 5_200 }));
+        // Those that were forgotten had not been counted for the longest time.
+        assert_eq!((world.total(1_500), world.total(1_903)), (None, None));
+        assert_eq!(world.total(0), Some(Counter { packets: 2, bytes: 0 }));
+        assert_eq!(world.total(1_904), Some(Counter { packets: 1, bytes: 1_904 }));
+    }
+
+    #[test]
+    fn meters_whose_counters_are_lost_begin_anew_and_those_without_one_stay() {
+        let saved = Counter { packets: 3, bytes: 300 };
+        let mut minus = Counter::default();
+        minus.sub(&Counter { packets: 9, bytes: 900 });
+        let kept = MeterRecord { counter: NO_COUNTER, saved, created_ns: 1, ..MeterRecord::default() };
+        // Its counter held more than it when it got it.
+        let lost =
+            MeterRecord { counter: 4, active: 1, saved: minus, created_ns: 2, ..MeterRecord::default() };
+        let mut ledger = MeterLedger::new([(name(1), kept), (name(2), lost)].into());
+        let mut writes = Vec::new();
+        ledger.counters_lost(7, &mut writes);
+        let anew = MeterRecord { saved: Counter::default(), created_ns: 7, ..lost };
+        assert_eq!(writes, [(name(2), Some(anew))]);
+        assert_eq!(ledger.records, [(name(1), kept), (name(2), anew)].into());
+        assert_eq!(total(&anew, |_| Counter::default()), Counter::default());
     }
 
     #[test]
     fn a_set_that_changes_nothing_writes_nothing() {
         let mut ledger = MeterLedger::default();
         let mut writes = Vec::new();
-        let first = ledger.claim(&names(0..3), |_| Counter::default(), &mut writes).unwrap();
+        let first = ledger.claim(&names(0..3), 1, |_| Counter::default(), &mut writes).unwrap();
         assert_eq!((first.as_slice(), writes.len()), (&[0, 1, 2][..], 3));
         writes.clear();
-        let again = ledger.claim(&names(0..3), |_| Counter::default(), &mut writes).unwrap();
-        ledger.retire(&names(0..3), &mut writes);
+        let again = ledger.claim(&names(0..3), 1, |_| Counter::default(), &mut writes).unwrap();
+        ledger.retire(&names(0..3), 2, &mut writes);
         assert_eq!((again, writes), (first, Vec::new()));
     }
 }

@@ -168,7 +168,15 @@ fn maps(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
 }
 
 fn repairs(families: &mut Families<'_>, repairs: Repairs, started_ns: u64) -> fmt::Result {
-    let Repairs { set_aside, restored, lost } = repairs;
+    let Repairs { set_aside, restored, lost, unrestored } = repairs;
+    families.gauge(
+        &Family::new(
+            "meter_agent_unrestored_totals",
+            "Totals from before a reboot, or of an earlier version's maps, for which there was no room when this agent \
+             started; the log says what is kept where.",
+        ),
+        unrestored,
+    )?;
     families.counters_since(
         &Family::new(
             "meter_agent_pin_repairs",
@@ -249,8 +257,8 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
     families.gauge(
         &Family::new(
             "meter_agent_user_meters_in_force",
-            "1 when all user-defined meters of the configuration in force and of run time count, 0 when the datapath \
-             refused them at the start; the log says why.",
+            "1 when all user-defined meters of the configuration in force and of run time count, 0 while the datapath \
+             refuses them; the log says why.",
         ),
         u32::from(health.user_meters_in_force),
     )?;

@@ -180,10 +180,11 @@ impl Budget {
             devices: self.devices.admit(most, snapshot.devices.iter().map(|(&id, stats)| meter(id, stats))),
             user_meters: self.user_meters.admit(
                 most,
-                snapshot
-                    .user_meters
-                    .iter()
-                    .map(|(name, stats)| Entry { is_other: name == OTHER, ..meter(name.clone(), stats) }),
+                snapshot.user_meters.iter().map(|(name, user)| Entry {
+                    is_other: name == OTHER,
+                    created_ns: user.created_ns,
+                    ..meter(name.clone(), &user.stats)
+                }),
             ),
             tunnels_transmit: self.tunnels_transmit.admit(most, snapshot.tunnels_transmit.iter().map(tunnel)),
             tunnels_receive: self.tunnels_receive.admit(most, snapshot.tunnels_receive.iter().map(tunnel)),

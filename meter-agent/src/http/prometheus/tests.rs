@@ -142,9 +142,9 @@ fn created_is_next_to_its_counter() {
         assert!(seconds.starts_with(began), "{}", pair[1]);
         count += 1;
     }
-    // Four ports know when they began; each has eight counters. Fourteen of the agent began with it, and three that say
+    // Four ports know when they began; each has eight counters. So do three user-defined meters, with two each. Fourteen of the agent began with it, and three that say
     // what was dropped.
-    assert_eq!(count, 4 * 8 + 14 + 3);
+    assert_eq!(count, 4 * 8 + 3 * 2 + 14 + 3);
 }
 
 #[test]
@@ -322,7 +322,7 @@ proptest! {
         let ports: BTreeMap<_, _> = ports.into_iter().map(|port| (port.port, port)).collect();
         let snapshot = Snapshot {
             ports: ports.values().cloned().collect(),
-            user_meters: meters.clone(),
+            user_meters: meters.iter().map(|(name, &stats)| (name.clone(), stats.into())).collect(),
             ..fixture::snapshot()
         };
         let open_metrics = rendered(snapshot.clone(), Format::OpenMetrics);

@@ -172,9 +172,13 @@ fn user_meters(families: &mut Families<'_>, snapshot: &Snapshot, pool: &Pool<Str
         "that one of the rules of the user-defined meter matches, each once, however many of them do";
     let mut write = |place: usize, family: &Family, value: fn(&FlowStats) -> u64| {
         let named = snapshot.user_meters.iter().filter(|(name, _)| pool.is_named(name));
-        let samples = named.map(|(name, stats)| (Labels([("meter", Value::Text(name))]), value(stats)));
-        let other = pool.other().map(|other| (Labels([("meter", Value::Text(OTHER))]), other.values[place]));
-        families.counters(family, samples.chain(other))
+        let samples = named.map(|(name, meter)| {
+            (Labels([("meter", Value::Text(name))]), value(&meter.stats), meter.created_ns)
+        });
+        let other = pool
+            .other()
+            .map(|other| (Labels([("meter", Value::Text(OTHER))]), other.values[place], other.created_ns));
+        families.counters_since(family, samples.chain(other))
     };
     write(0, &Family::new("meter_user_packets", format!("Frames {SEEN}. {PACKETS}")), |stats| stats.packets)?;
     write(1, &Family::bytes("meter_user", format!("Bytes of frames {SEEN}. {BYTES}")), |stats| stats.bytes)

@@ -158,7 +158,7 @@ impl Writer {
             question.patterns.iter().map(move |pattern| (pattern.value, pattern.mask, number))
         });
         let alive: Vec<Alive> = patterns.collect();
-        Build { writer: self, tests, known: HashMap::new() }.place(alive)
+        Build { writer: self, tests, known: HashMap::new(), kept: 0 }.place(alive)
     }
 
     fn node(&mut self, node: [u16; 16]) -> Result<u16, Full> {
@@ -180,6 +180,10 @@ impl Writer {
     }
 }
 
+/// Patterns that are kept while a trie is built, of 48 bytes each. A field of as many rules as there may be, each with an
+/// address, takes a thirtieth.
+const MAX_KEPT: usize = 1 << 20;
+
 /// What is left of a pattern that agrees so far (value and mask), and the number of its question.
 type Alive = (u128, u128, usize);
 
@@ -188,6 +192,8 @@ struct Build<'b> {
     tests: &'b Tests,
     /// Where equal rests of patterns lead.
     known: HashMap<Vec<Alive>, u16>,
+    /// Patterns in all of them.
+    kept: usize,
 }
 
 impl Build<'_> {
@@ -216,6 +222,10 @@ impl Build<'_> {
             }
             self.writer.node(node)?
         };
+        self.kept += alive.len();
+        if self.kept > MAX_KEPT {
+            return Err(Full);
+        }
         self.known.insert(alive, place);
         Ok(place)
     }

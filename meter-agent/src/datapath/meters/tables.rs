@@ -1,0 +1,189 @@
+//! The maps to which the outer ones lead: compiled rules, and the verdicts that CPUs remember.
+//!
+//! Before Linux 5.10.214, 6.1.75 and 6.6.14 an inner map that nobody holds is freed under programs that still read it
+//! (CVE-2023-52447). So whatever is in an outer map is held by a descriptor until another is in its place, or none: that
+//! call returns when no program uses the old one any more. So that the next agent can hold what this one put there it is
+//! pinned as well, since opening a map by its id takes CAP_SYS_ADMIN, which the agent's unit doesn't give.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, IterableMap as _, MapData, MapError, PerCpuArray};
+use meter_ebpf::abi::{
+    map,
+    rules::{RuleTables, VERDICT_BLOCKS, VerdictBlock},
+};
+
+use super::{
+    super::{MetersError, bind::now_ns, sys},
+    write_error,
+};
+use crate::rules::{MeterSet, SlotPort, compile};
+
+/// What stands behind the name of an outer map for what it leads to, and for what takes its place next.
+const PINS: [&str; 2] = ["_NOW", "_NEXT"];
+
+/// The rules and the verdicts.
+pub(super) struct Tables {
+    rules: Outer,
+    verdicts: Outer,
+    /// Whether verdicts are remembered in a map that this agent made.
+    own_verdicts: bool,
+    /// The number of the last rules.
+    generation: u64,
+}
+
+impl Tables {
+    /// Takes up the outer maps; `pins` is where maps are pinned.
+    pub(super) fn new(rules: MapData, verdicts: MapData, pins: &Path) -> Self {
+        Self {
+            rules: Outer::new(map::RULES, rules, pins),
+            verdicts: Outer::new(map::VERDICTS, verdicts, pins),
+            own_verdicts: false,
+            generation: 0,
+        }
+    }
+
+    /// Returns whether what programs use now can be replaced while they use it.
+    pub(super) fn are_held(&self) -> bool {
+        self.rules.is_held() && self.verdicts.is_held()
+    }
+
+    /// Compiles rules, and lets programs count by them from now on. Those before are out of use when this returns.
+    /// `before` is done when nothing but the last step is left.
+    pub(super) fn put(
+        &mut self,
+        set: &MeterSet,
+        counters: &[u16],
+        slots: &BTreeMap<u32, SlotPort>,
+        before: impl FnOnce() -> Result<(), MetersError>,
+    ) -> Result<(), MetersError> {
+        // Never one that a verdict of an earlier agent has.
+        let generation = now_ns().max(self.generation + 1);
+        let tables =
+            compile(set, counters, slots, generation).map_err(|error| MetersError(error.to_string()))?;
+        let failed = |error: MapError| write_error(map::RULES, &error);
+        let mut rules: Array<MapData, RuleTables> = Array::create(1, 0).map_err(failed)?;
+        let tables: &RuleTables = &tables[0];
+        rules.set(0, tables, 0).map_err(failed)?;
+        if !self.own_verdicts {
+            let failed = |error: MapError| write_error(map::VERDICTS, &error);
+            let verdicts = PerCpuArray::<MapData, VerdictBlock>::create(VERDICT_BLOCKS, 0).map_err(failed)?;
+            self.verdicts.put(verdicts.map().fd().as_fd())?;
+            self.own_verdicts = true;
+        }
+        before()?;
+        self.rules.put(rules.map().fd().as_fd())?;
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Lets programs count by no rules, and gives back the memory of the rules and of the verdicts.
+    ///
+    /// # Errors
+    ///
+    /// Programs may count by the rules from before.
+    pub(super) fn clear(&mut self) -> Result<(), MetersError> {
+        self.own_verdicts = false;
+        self.rules.clear()?;
+        if let Err(error) = self.verdicts.clear() {
+            tracing::warn!(error = %error, "memory not given back");
+        }
+        Ok(())
+    }
+}
+
+/// An array of one map, or of none.
+struct Outer {
+    name: &'static str,
+    map: MapData,
+    pins: [PathBuf; 2],
+    /// What it leads to, and what it may lead to.
+    held: Vec<OwnedFd>,
+}
+
+impl Outer {
+    fn new(name: &'static str, map: MapData, pins: &Path) -> Self {
+        let pins = PINS.map(|suffix| pins.join(format!("{name}{suffix}")));
+        let mut outer = Self { name, map, held: Vec::new(), pins };
+        outer.held.extend(outer.pins.iter().filter_map(|pin| sys::open_pin(pin).ok()));
+        if !outer.is_held() {
+            let by_id = outer.inner().ok().flatten().map_or(Ok(None), |id| sys::open_map(id).map(Some));
+            match by_id {
+                Ok(inner) => outer.held.extend(inner),
+                Err(error) => {
+                    tracing::warn!(map = name, error = %error, "the pin of what it leads to is gone, and it can't be opened");
+                }
+            }
+        }
+        outer
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+
+    /// Returns the id of what it leads to.
+    fn inner(&self) -> io::Result<Option<u32>> {
+        sys::inner_map(self.fd(), 0)
+    }
+
+    /// Returns whether it leads to nothing, or to what is held.
+    fn is_held(&self) -> bool {
+        self.inner().is_ok_and(|inner| {
+            inner.is_none_or(|id| {
+                self.held.iter().any(|held| sys::map_id(held.as_fd()).is_ok_and(|held| held == id))
+            })
+        })
+    }
+
+    /// Lets it lead to another map, once that is pinned. Without a pin it is the next agent that may have to do without.
+    fn put(&mut self, inner: BorrowedFd<'_>) -> Result<(), MetersError> {
+        let [now, next] = &self.pins;
+        let failed = |what: &str, error: &io::Error| {
+            MetersError(format!("{what} what map {} leads to: {error}", self.name))
+        };
+        let held = inner.try_clone_to_owned().map_err(|error| failed("hold", &error))?;
+        let pinned = remove(next).and_then(|()| sys::pin(inner, next));
+        sys::set_inner_map(self.fd(), 0, inner).map_err(|error| {
+            // As it would be the next time.
+            drop(remove(next));
+            failed("replace", &error)
+        })?;
+        // An agent that comes after a crash in between holds both.
+        if let Err(error) = pinned.and_then(|()| fs::rename(next, now)) {
+            tracing::warn!(map = self.name, error = %error, "what it leads to is not pinned");
+        }
+        self.held = vec![held];
+        Ok(())
+    }
+
+    /// Lets it lead to nothing.
+    fn clear(&mut self) -> Result<(), MetersError> {
+        match sys::delete_entry(self.fd(), 0) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => {
+                return Err(MetersError(format!("empty map {}: {error}", self.name)));
+            }
+        }
+        for pin in &self.pins {
+            if let Err(error) = remove(pin) {
+                tracing::warn!(pin = %pin.display(), error = %error, "memory not given back");
+            }
+        }
+        self.held.clear();
+        Ok(())
+    }
+}
+
+fn remove(pin: &Path) -> io::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,241 @@
+//! From an earlier version's maps to this one's, under traffic and whatever happens meanwhile.
+//!
+//! 1. The new maps get the ports with the slots that they have, all at zero, and the pins of the links.
+//! 2. The programs of each hook are replaced atomically: a frame counts in the old maps or in the new ones.
+//! 3. After a grace period nothing counts in the old maps. Their totals are final, and go into the new ones.
+//! 4. The new maps say that they have them, and the old pins are removed.
+//!
+//! Nothing is added, everything is set, so an agent that was killed at any point is followed by one that begins at 1, or
+//! does the rest of 4.
+//!
+//! Each version from 1 to this one is read by the structures of [`meter_ebpf::abi`]: none has changed so far. Whoever
+//! changes one keeps the old one here, and reads an earlier version by it.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya::maps::{Map, MapData};
+use meter_ebpf::abi::{PortRecord, SlotCounters, SlotRef, map};
+use nix::fcntl::Flock;
+
+use super::{
+    Attachment, HookKind, Options, Retry,
+    carried::carry,
+    failure::describe,
+    hook::remove_link,
+    hooks,
+    kernel::KernelDatapath,
+    ledger::Write,
+    maps::{self, Maps, Spec},
+    meters,
+    open::{OpenError, load_error, lock, path_error},
+    pins::{self, Directories},
+    saved,
+    slots::SlotTable,
+    sys,
+};
+use crate::totals::Totals;
+
+/// Maps of an earlier version.
+pub(super) struct Earlier {
+    version: u32,
+    directories: Directories,
+    specs: Vec<Spec>,
+    /// Held until they are gone: no agent of that version writes to them.
+    _lock: Flock<OwnedFd>,
+}
+
+impl Earlier {
+    /// Finds the maps of the last version before this one.
+    ///
+    /// # Errors
+    ///
+    /// There are pins of a later version, or another agent uses those that are found.
+    pub(super) fn find(options: &Options) -> Result<Option<Self>, OpenError> {
+        let pin_path = &options.pin_path;
+        let versions =
+            pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
+        if let Some(&found) = versions.last().filter(|found| **found > options.version) {
+            return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
+        }
+        let Some(&version) = versions.iter().rev().find(|version| **version < options.version) else {
+            return Ok(None);
+        };
+        let directories = Directories::new(pin_path, version);
+        if !directories.maps.exists() {
+            return Ok(None);
+        }
+        let lock = lock(&directories.maps)?;
+        let mut specs = maps::specs(options);
+        pins::settle(&mut specs, &directories)?;
+        Ok(Some(Self { version, directories, specs, _lock: lock }))
+    }
+
+    /// Lets new maps have as many entries as the earlier ones.
+    pub(super) fn keep_sizes(&self, specs: &mut [Spec], pins: &Path) {
+        for (spec, earlier) in specs.iter_mut().zip(&self.specs) {
+            if !pins.join(spec.name).exists() {
+                spec.max_entries = spec.max_entries.max(earlier.max_entries);
+            }
+        }
+    }
+
+    /// Brings the ports into the new maps, with their slots, their netdevs and how they are attached; and the pins of the
+    /// links to where the new version has them.
+    pub(super) fn bind(&self, maps: &mut Maps, links: &Path) -> Result<(), OpenError> {
+        let earlier = self.maps()?;
+        let known = maps.port_records()?;
+        let failed = |map| move |source| OpenError::Write { map, source };
+        for (port, record) in earlier.port_records()? {
+            if !known.contains_key(&port) {
+                let record = PortRecord { saved: SlotCounters::default(), ..record };
+                maps.write(&Write::Port(port, record)).map_err(failed(map::PORTS))?;
+            }
+        }
+        for (ifindex, slot) in earlier.all_bound()? {
+            if maps.slot(ifindex).is_ok_and(|known| known != SlotRef::UNBOUND) {
+                continue;
+            }
+            maps.set_slot(ifindex, slot).map_err(failed(map::SLOTS))?;
+        }
+        for (name, path) in entries(&self.directories.links)? {
+            let to = links.join(name);
+            fs::rename(&path, &to).map_err(|source| path_error("move the pin of a link", &path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the totals, which are final only when nothing counts any more.
+    fn totals(&self) -> Result<Totals, OpenError> {
+        let maps = self.maps()?;
+        let meters = meters::earlier(|name| self.map(name))?;
+        Ok(saved::totals(&maps, &maps.port_records()?, &maps.member_records()?, meters)?)
+    }
+
+    fn maps(&self) -> Result<Maps, OpenError> {
+        let pin = self.directories.maps.join(map::SLOTS);
+        let slots = if pin.exists() { SlotTable::open(&pin) } else { SlotTable::unpinned() };
+        Maps::take(|name| self.map(name), &self.specs, slots?)
+    }
+
+    /// Opens a map; one that is lost is empty.
+    fn map(&self, name: &'static str) -> Result<Map, OpenError> {
+        let pin = self.directories.maps.join(name);
+        let action = "open a map of the version before";
+        let failed =
+            |error: &dyn std::error::Error| path_error(action, &pin, io::Error::other(describe(error)));
+        let data = if pin.exists() {
+            MapData::from_pin(&pin).map_err(|error| failed(&error))?
+        } else {
+            let spec = self.specs.iter().find(|spec| spec.name == name);
+            let spec = spec.ok_or_else(|| OpenError::Object(format!("there is no map {name}")))?;
+            let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+            let sizes = [size(spec.key_size), size(spec.value_size), spec.max_entries];
+            let made = sys::create_map(name, spec.kind as u32, sizes);
+            MapData::from_fd(made.map_err(|error| load_error("make an empty map", &error))?)
+                .map_err(|error| failed(&error))?
+        };
+        Map::from_map_data(data).map_err(|error| failed(&error))
+    }
+
+    /// Removes the pins.
+    fn remove(self) -> Result<(), OpenError> {
+        let Directories { maps, links } = &self.directories;
+        for (_, path) in entries(maps)? {
+            fs::remove_file(&path).map_err(|source| path_error("remove", &path, source))?;
+        }
+        let base = maps.parent().unwrap_or(maps);
+        for directory in [links, maps, base] {
+            match fs::remove_dir(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(path_error("remove", directory, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl KernelDatapath {
+    /// Lets this version's programs count, and takes over what the earlier version's had counted.
+    pub(super) fn migrate(&mut self, earlier: Earlier) -> Result<(), OpenError> {
+        if !self.maps.have_carried()? {
+            self.swap_all();
+            self.grace.wait().map_err(|error| load_error("wait for programs that count", &error))?;
+            let totals = earlier.totals()?;
+            let refused = carry(&mut self.maps, &mut self.meters, &totals)?;
+            self.repairs.unrestored += u64::try_from(refused).unwrap_or(u64::MAX);
+            self.maps.set_carried()?;
+            let (ports, tunnels) = (totals.ports.len(), totals.tunnels.len());
+            tracing::info!(
+                version = earlier.version,
+                ports,
+                tunnels,
+                refused,
+                "totals of an earlier version"
+            );
+        }
+        earlier.remove()
+    }
+
+    /// Puts this version's programs into the places of those that count. A hook for which that can't be is removed: what
+    /// it counted would be lost.
+    fn swap_all(&mut self) {
+        for attachment in self.attached.values().cloned().collect::<Vec<_>>() {
+            let Attachment { target, .. } = &attachment;
+            let site = hooks::Site { links: &self.links, meters: self.meters.on };
+            for hook in hooks::both(target, site) {
+                let kind = attachment.kind(hook.direction);
+                // What is not there must not come to be there: its netdev may be another's by now.
+                if kind != HookKind::Xdp && !hook.is_there(kind, None).unwrap_or(true) {
+                    continue;
+                }
+                let Err(error) = hook.attach(&mut self.ebpf, kind) else { continue };
+                if error.retry == Retry::Gone {
+                    continue;
+                }
+                tracing::error!(error = %error, "a hook of an earlier version can't be taken over; it is removed");
+                if let Err(error) = hook.detach() {
+                    tracing::error!(error = %error, "nor can it be removed");
+                }
+                self.attached.insert(target.ifindex, Attachment { lost: true, ..attachment.clone() });
+            }
+        }
+        self.remove_strays();
+    }
+
+    /// Removes links of netdevs that no record names.
+    fn remove_strays(&self) {
+        let known: BTreeSet<String> = self.attached.keys().map(ToString::to_string).collect();
+        for (name, path) in entries(&self.links).unwrap_or_default() {
+            let ifindex = name.split('_').next().unwrap_or_default();
+            let is_link = || sys::open_pin(&path).is_ok_and(|link| sys::is_link(link.as_fd()));
+            if known.contains(ifindex) || !is_link() {
+                continue;
+            }
+            match remove_link(&path) {
+                Ok(()) => tracing::warn!(pin = %path.display(), "a link without a port is removed"),
+                Err(error) => tracing::error!(pin = %path.display(), error = %error, "link not removed"),
+            }
+        }
+    }
+}
+
+/// Returns what is in a directory, by name; nothing where it is not there.
+fn entries(directory: &Path) -> Result<Vec<(String, std::path::PathBuf)>, OpenError> {
+    let list = || -> io::Result<Vec<_>> {
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries
+            .map(|entry| entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())))
+            .collect()
+    };
+    list().map_err(|source| path_error("list", directory, source))
+}

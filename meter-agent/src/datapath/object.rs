@@ -1,0 +1,93 @@
+//! The object: its programs are loaded over maps that are pinned, or pinned there.
+
+use std::{os::fd::AsFd as _, path::Path};
+
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, map};
+
+use super::{
+    Options,
+    hook::load,
+    hooks::ProgramIds,
+    maps,
+    open::{OpenError, load_error},
+    sys::{self, LinkPlace},
+};
+
+include!(concat!(env!("OUT_DIR"), "/object.rs"));
+
+/// Programs for TC; those for XDP are loaded when a netdev asks for them.
+pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
+/// The same for ports while there are user-defined meters; they are loaded when there are.
+pub(super) const METER_PROGRAMS: [&str; 4] =
+    ["meter_user_in", "meter_user_out", "meter_user_uin", "meter_user_uout"];
+
+/// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
+pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
+    let program: Option<&SchedClassifier> =
+        ebpf.program("meter_in").and_then(|program| program.try_into().ok());
+    let Some(program) = program.and_then(|program| program.fd().ok()) else { return false };
+    let answer = sys::create_link(program.as_fd(), 0, LinkPlace::TcxIngress);
+    answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Where maps are pinned, and what one of them holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pinned<'a> {
+    pub(super) maps: &'a Path,
+    /// What `SLOTS` holds. aya writes the sections of an object whenever it loads it, also into maps that are there
+    /// already, so it has to write what is there: programs go on reading it.
+    pub(super) slots: &'a [u64],
+}
+
+/// Makes the maps and loads the TC programs. The maps are those that are pinned, or pinned there; without that they go
+/// with what is returned.
+pub(super) fn load_object(
+    specs: &[maps::Spec],
+    settings: &Settings,
+    pinned: Option<&Pinned<'_>>,
+) -> Result<(Ebpf, ProgramIds), OpenError> {
+    let mut loader = EbpfLoader::new();
+    for spec in specs {
+        let name = if spec.name == map::SLOTS { map::SLOTS_SECTION } else { spec.name };
+        loader.map_max_entries(name, spec.max_entries);
+        if let Some(pinned) = pinned {
+            loader.map_pin_path(name, pinned.maps.join(spec.name));
+        }
+    }
+    if let Some(pinned) = pinned {
+        loader.override_global(map::SLOTS, pinned.slots, true);
+    }
+    loader.override_global("SETTINGS", settings, true);
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
+    let mut programs = ProgramIds::new();
+    load_programs(&mut ebpf, &TC_PROGRAMS, &mut programs)?;
+    Ok((ebpf, programs))
+}
+
+/// Loads TC programs, those that aren't yet.
+pub(super) fn load_programs(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
+    programs: &mut ProgramIds,
+) -> Result<(), OpenError> {
+    for name in names.iter().copied().filter(|name| !programs.contains_key(name)).collect::<Vec<_>>() {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
+        let failed = |error| load_error(&format!("load program {name}"), &error);
+        load(|| program.load()).map_err(failed)?;
+        programs.insert(name, program.info().map_err(failed)?.id());
+    }
+    Ok(())
+}
+
+pub(super) fn settings(options: &Options) -> Settings {
+    let mut settings =
+        Settings { vxlan_ports: [0; VXLAN_PORTS], geneve_ports: [0; GENEVE_PORTS], ..Settings::DEFAULT };
+    settings.vxlan_ports.iter_mut().zip(&options.vxlan_ports).for_each(|(to, from)| *to = *from);
+    settings.geneve_ports.iter_mut().zip(&options.geneve_ports).for_each(|(to, from)| *to = *from);
+    settings.nvgre = u32::from(options.nvgre);
+    settings
+}

@@ -1,0 +1,176 @@
+//! The start: what an earlier agent left is taken over, and what is not there is made.
+
+use meter_ebpf::abi::map;
+
+use super::{
+    Options,
+    bind::now_ns,
+    carried::carry,
+    connections::Connections,
+    grace::Grace,
+    kernel::KernelDatapath,
+    ledger::{Capacity, Ledger},
+    maps::{self, Maps, Spec, take},
+    meters::Meters,
+    migrate::Earlier,
+    object::{METER_PROGRAMS, OBJECT, Pinned, has_tcx, load_object, load_programs, settings},
+    open::{OpenError, check_kernel, load_error, lock, make_directory},
+    pins::{self, Directories},
+    record::adopted,
+    saved,
+    slots::SlotTable,
+    softirq::Softirqs,
+    unrecorded,
+};
+use crate::{rules::MeterSet, totals::Totals};
+
+/// What the datapath may need to know when it is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Before<'a> {
+    /// The totals that were written down before a reboot. New maps get them.
+    pub totals: Option<&'a Totals>,
+    /// The user-defined meters. Those that an earlier version's programs count go on without a gap only by these.
+    pub meters: Option<&'a MeterSet>,
+}
+
+impl KernelDatapath {
+    /// Loads the programs and takes over the maps that an earlier agent left, also one whose maps are of an earlier
+    /// version, or makes them.
+    ///
+    /// # Errors
+    ///
+    /// Each says what is missing and what to do.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        Self::open_after(options, Before::default())
+    }
+
+    /// As [`KernelDatapath::open`], with what there was before.
+    ///
+    /// # Errors
+    ///
+    /// Each says what is missing and what to do.
+    pub fn open_after(options: &Options, before: Before<'_>) -> Result<Self, OpenError> {
+        if OBJECT.is_empty() {
+            return Err(OpenError::NoObject);
+        }
+        check_kernel()?;
+        if let Some(warning) = Softirqs::of_kernel().warning() {
+            tracing::error!(warning, "meters may miss frames");
+        }
+        let directories = Directories::new(&options.pin_path, options.version);
+        let Directories { maps: map_pins, links } = &directories;
+        let earlier = Earlier::find(options)?;
+        make_directory(map_pins, &options.pin_path)?;
+        make_directory(links, &options.pin_path)?;
+        let lock = lock(map_pins)?;
+
+        let mut specs = maps::specs(options);
+        if let Some(earlier) = &earlier {
+            earlier.keep_sizes(&mut specs, map_pins);
+        }
+        let settled = pins::settle(&mut specs, &directories)?;
+        let (mut lost, mut repairs) = (settled.lost, settled.repairs);
+        let mut settings = settings(options);
+        let tunnel_places = entries_of(&specs, map::TUNNEL_TAKEN);
+        settings.tunnel_mask = tunnel_places.saturating_sub(1);
+
+        let slots_pin = map_pins.join(map::SLOTS);
+        let slots =
+            if slots_pin.exists() { SlotTable::open(&slots_pin) } else { SlotTable::make(&slots_pin) }?;
+        let slot_bits = slots.bits();
+        let pinned = Pinned { maps: map_pins, slots: &slot_bits };
+        let (mut ebpf, mut programs) = load_object(&specs, &settings, Some(&pinned))?;
+        let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
+        let has_tcx = has_tcx(&ebpf);
+        let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
+
+        let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
+        let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE))?;
+        let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
+        if let Some(totals) = before.totals
+            && earlier.is_none()
+            && maps.are_new()?
+            && saved::is_untouched(&maps.port_records()?)
+        {
+            let refused = carry(&mut maps, &mut meters, totals)?;
+            repairs.unrestored = u64::try_from(refused).unwrap_or(u64::MAX);
+            let (ports, tunnels) = (totals.ports.len(), totals.tunnels.len());
+            tracing::info!(ports, tunnels, "totals from before the reboot");
+            if refused > 0 {
+                tracing::error!(
+                    refused,
+                    "some totals from before the reboot have no room; raise max_ports or max_tunnels"
+                );
+            }
+            lost.clear();
+        }
+        if meters.on {
+            load_programs(&mut ebpf, &METER_PROGRAMS, &mut programs)?;
+        }
+        let spare_places = entries_of(&specs, map::TUNNEL_SPARE);
+        maps.prepare(options.version, tunnel_places..tunnel_places + spare_places)?;
+        if let Some(earlier) = &earlier
+            && !maps.have_carried()?
+        {
+            earlier.bind(&mut maps, links)?;
+        }
+        let mut ledger = ledger_of(&maps, &specs)?;
+        let mut writes = Vec::new();
+        if lost.contains(map::COUNTERS) {
+            writes.extend(ledger.counters_lost(now_ns()));
+        }
+        if lost.contains(map::MEMBERS) {
+            writes.extend(ledger.members_lost());
+        }
+        let (released, left) =
+            ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot()));
+        writes.extend(released);
+        for write in writes {
+            let failed = |source| OpenError::Write { map: map::PORTS, source };
+            maps.write(&write).map_err(failed)?;
+        }
+        unrecorded::record(&mut maps, &mut ledger, links, left);
+        let attached = adopted(&ledger);
+        let mut datapath = Self {
+            ebpf,
+            maps,
+            tunnel_places,
+            ledger,
+            attached,
+            tc: options.tc,
+            has_tcx,
+            programs,
+            links: links.clone(),
+            meters,
+            connections,
+            grace,
+            repairs,
+            logger,
+            _lock: lock,
+        };
+        if let Some(earlier) = earlier {
+            if let Some(set) = before.meters
+                && let Err(error) = datapath.change_meters(set)
+            {
+                tracing::error!(error = %error, "user-defined meters have a gap until they are set");
+            }
+            datapath.migrate(earlier)?;
+            datapath.ledger = ledger_of(&datapath.maps, &specs)?;
+        }
+        Ok(datapath)
+    }
+}
+
+fn entries_of(specs: &[Spec], name: &str) -> u32 {
+    specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries)
+}
+
+fn ledger_of(maps: &Maps, specs: &[Spec]) -> Result<Ledger, OpenError> {
+    let entries = |name| usize::try_from(entries_of(specs, name)).unwrap_or(usize::MAX);
+    let capacity = Capacity {
+        slots: entries_of(specs, map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,
+        ports: entries(map::PORTS),
+        members: entries(map::MEMBERS),
+    };
+    Ok(Ledger::new(maps.port_records()?, maps.member_records()?, capacity))
+}
