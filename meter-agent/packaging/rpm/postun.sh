@@ -5,3 +5,7 @@ if [ -d /run/systemd/system ]; then
         systemctl try-restart meter-agent.service || :
     fi
 fi
+if [ "$1" -eq 0 ]; then
+    # What an administrator wrote stays, and so do the meters that were added at run time.
+    rmdir /etc/meter-agent /var/lib/meter-agent 2>/dev/null || :
+fi
