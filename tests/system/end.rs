@@ -32,6 +32,15 @@ const KEPT: [&str; 10] = [
     "/var/lib/systemd/deb-systemd-helper-masked/meter-agent.service",
 ];
 
+/// What the RPM package leaves: what an administrator wrote, and directories that on an RPM system are the shells'.
+const KEPT_BY_RPM: [&str; 5] = [
+    "/etc/meter-agent",
+    "/etc/meter-agent/meter-agent.toml.rpmsave",
+    "/usr/share/fish",
+    "/usr/share/fish/vendor_completions.d",
+    "/usr/share/zsh/site-functions",
+];
+
 pub(crate) fn run(packages: &Path) {
     let package = |name: &str| packages.join(name).to_str().unwrap().to_owned();
     let before: BTreeSet<String> = fs::read_to_string(BEFORE).unwrap().lines().map(str::to_owned).collect();
@@ -72,8 +81,7 @@ pub(crate) fn run(packages: &Path) {
     step("removal of the RPM package");
     output("rpm", &["--erase", "meter-agent"]);
     assert_kernel_is_clean();
-    // What an administrator wrote.
-    assert_eq!(left_since(&before), ["/etc/meter-agent", "/etc/meter-agent/meter-agent.toml.rpmsave"]);
+    assert_eq!(left_since(&before), KEPT_BY_RPM);
 }
 
 /// Returns what rpm finds changed, of every file of the package.
