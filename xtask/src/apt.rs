@@ -84,6 +84,26 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
 }
 
+/// Installs the packages of those commands that are not found; each command with its package.
+///
+/// # Errors
+///
+/// What is missing, or what apt said.
+pub(crate) fn provide(commands: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = commands
+        .iter()
+        .filter(|(command, _)| executable::find(command).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_here() {
+        bail!("{}: not found; install what has them", missing.join(", "));
+    }
+    install(&missing)
+}
+
 /// Unpacks packages into a directory without installing them: no service starts, nothing on the system changes.
 pub(crate) fn unpack(packages: &[&str], directory: &std::path::Path) -> Result<()> {
     if plan(packages, &offers(packages)?, Lists::AsFound) == Plan::UpdateFirst {

@@ -1,4 +1,4 @@
-//! The release binaries, with an object that is up to date inside the agent.
+//! The binaries, with an object that is up to date inside the agent.
 
 use std::path::PathBuf;
 
@@ -21,14 +21,27 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Builds the object, then both binaries.
+/// Builds the object, then both release binaries.
 pub(crate) fn build() -> Result<Binaries> {
+    build_as("release")
+}
+
+/// Builds the object, then both binaries without optimization, as the tests have them.
+pub(crate) fn build_unoptimized() -> Result<Binaries> {
+    build_as("debug")
+}
+
+/// `profile` is the directory of cargo's profile.
+fn build_as(profile: &str) -> Result<Binaries> {
     let mut command = workspace::cargo();
-    command.args(["build", "--release", "--package", "meter-agent", "--bins"]);
+    command.args(["build", "--package", "meter-agent", "--bins"]);
+    if profile == "release" {
+        command.arg("--release");
+    }
     ebpf::provide_to(&mut command)?;
     executable::run(&mut command)?;
     Ok(Binaries {
-        agent: workspace::release_binary("meter-agent")?,
-        mm_meter: workspace::release_binary("mm-meter")?,
+        agent: workspace::binary(profile, "meter-agent")?,
+        mm_meter: workspace::binary(profile, "mm-meter")?,
     })
 }

@@ -7,27 +7,47 @@ mod contents;
 mod packagers;
 mod stage;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
-use crate::{binaries, console::say, executable, workspace};
+use crate::{
+    binaries::{self, Binaries},
+    console::say,
+    executable, workspace,
+};
+
+/// Both packages.
+pub(crate) struct Packages {
+    /// Debian's.
+    pub(crate) deb: PathBuf,
+    /// RPM's.
+    pub(crate) rpm: PathBuf,
+}
 
 /// Builds everything and makes both packages.
-pub(crate) fn run() -> Result<()> {
-    let packagers = packagers::install()?;
-    let binaries = binaries::build()?;
-    stage::fill(&binaries)?;
-    let deb = packagers.deb()?;
-    contents::check_deb(&deb)?;
-    lint(&deb)?;
-    let rpm = packagers.rpm()?;
-    contents::check_rpm(&rpm)?;
-    for package in [&deb, &rpm] {
+pub(crate) fn run() -> Result<Packages> {
+    let packages = make(&binaries::build()?, env!("CARGO_PKG_VERSION"))?;
+    lint(&packages.deb)?;
+    for package in [&packages.deb, &packages.rpm] {
         let bytes = fs::metadata(package).with_context(|| format!("look at {}", package.display()))?.len();
         say(format_args!("made {} ({} kB)", package.display(), bytes / 1000));
     }
-    Ok(())
+    Ok(packages)
+}
+
+/// Makes both packages of these binaries, in place of those that were made before.
+pub(crate) fn make(binaries: &Binaries, version: &str) -> Result<Packages> {
+    let packagers = packagers::install()?;
+    stage::fill(binaries, version)?;
+    let deb = packagers.deb(version)?;
+    contents::check_deb(&deb)?;
+    let rpm = packagers.rpm(version)?;
+    contents::check_rpm(&rpm)?;
+    Ok(Packages { deb, rpm })
 }
 
 /// Lets lintian look at it, where there is one.

@@ -40,14 +40,20 @@ use self::{
 use crate::console::say;
 
 /// What the lab runs, and for how long.
-#[derive(Debug)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct LabOptions {
-    /// The daemon.
+    /// The daemon
+    #[arg(long)]
     pub(crate) agent: PathBuf,
-    /// The operator's tool.
+    /// The operator's tool
+    #[arg(long)]
     pub(crate) mm_meter: PathBuf,
-    /// Until when; until Ctrl-C where there is none.
+    /// Until when; until Ctrl-C where there is none
+    #[arg(long = "for", value_name = "DURATION", value_parser = crate::run::parse_duration)]
     pub(crate) duration: Option<Duration>,
+    /// How many times longer to pause between two bursts of traffic, for a machine that is slow
+    #[arg(long, default_value_t = 1)]
+    pub(crate) slower: u32,
 }
 
 /// How long the traffic must have been silent before totals are compared. A lost last segment is sent again after
@@ -107,7 +113,7 @@ fn measure(
     interrupt: &mut Interrupt,
 ) -> Result<Audit> {
     let before = settled(topology, agents)?;
-    let traffic = topology.start_traffic()?;
+    let traffic = topology.start_traffic(options.slower)?;
     let began = Instant::now();
     let mut out = std::io::stdout();
 

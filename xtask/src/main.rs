@@ -54,6 +54,17 @@ enum Command {
         /// those of some series, such as --vm=5.10,7; arguments are the test binary's then
         #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', require_equals = true)]
         vm: Option<Vec<String>>,
+        /// Build the packages and test those, on a Debian with systemd in a virtual machine with Debian's kernel 6.1, or of
+        /// another series, such as --system=6.12 (needs root)
+        #[arg(
+            long,
+            value_name = "SERIES",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = vm::system::SERIES,
+            conflicts_with_all = ["vm", "arguments"]
+        )]
+        system: Option<String>,
         /// Arguments of `cargo test`
         #[arg(last = true)]
         arguments: Vec<OsString>,
@@ -63,6 +74,9 @@ enum Command {
         #[command(subcommand)]
         command: Vm,
     },
+    /// Run the lab with binaries that are there already, as in a virtual machine, where nothing can be built
+    #[command(hide = true)]
+    Lab(lab::LabOptions),
     /// Measure the programs and a scrape beside their floors (needs root)
     Bench {
         /// Arguments of the bench
@@ -78,7 +92,7 @@ enum Command {
 #[derive(Subcommand)]
 enum Vm {
     /// Boot it
-    Run(vm::Options),
+    Run(vm::run::Options),
 }
 
 fn main() -> ExitCode {
@@ -88,10 +102,12 @@ fn main() -> ExitCode {
             ebpf::run(if log { ebpf::Object::MeterLog } else { ebpf::Object::Meter })
         }
         Command::Run(options) => run::run(&options),
-        Command::Dist => dist::run(),
-        Command::Test { vm: Some(series), arguments } => vm::test(&series, &arguments),
-        Command::Test { vm: None, arguments } => test::run(&arguments),
-        Command::Vm { command: Vm::Run(options) } => vm::run(&options),
+        Command::Dist => dist::run().map(drop),
+        Command::Test { system: Some(series), .. } => vm::system::test(&series),
+        Command::Test { vm: Some(series), arguments, .. } => vm::test(&series, &arguments),
+        Command::Test { arguments, .. } => test::run(&arguments),
+        Command::Vm { command: Vm::Run(options) } => vm::run::run(&options),
+        Command::Lab(options) => lab::run(&options),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Setup => setup::run(),
         Command::Tidy => tidy::run(),

@@ -43,6 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             agent: binaries.agent,
             mm_meter: binaries.mm_meter,
             duration: options.duration,
+            slower: 1,
         });
     }
     let mut agent = match options.duration {
@@ -59,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Reads `500ms`, `20s`, `1m30s`, `2h`: whole numbers, each with its unit, the larger first.
-fn parse_duration(text: &str) -> Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("ms", 1), ("m", 60_000), ("s", 1000)];
     let mut total = 0_u64;
     let mut finest = u64::MAX;

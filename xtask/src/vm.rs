@@ -1,12 +1,17 @@
-//! `cargo xtask vm` and `cargo xtask test --vm`: the same kernel tests, the same agent, on other kernels.
+//! `cargo xtask vm` and `cargo xtask test --vm`: the same kernel tests, the same agent, on other kernels; and, on a
+//! Debian with systemd, the packages: [`system`].
 //!
-//! A guest is one of Debian's kernels and an initramfs with what runs in it, in QEMU: no disk, no network, nothing of
-//! the host to break. Its verdict is a line on its console; a guest that ends without one has failed.
+//! A guest is one of Debian's kernels and an initramfs with what runs in it, in QEMU: no network, nothing of the host to
+//! break, and no disk but of the packages' tests. Its verdict is a line on its console; a guest that ends without one has
+//! failed.
 
 mod archive;
 mod guest;
 mod kernel;
 mod programs;
+mod root;
+pub(crate) mod run;
+pub(crate) mod system;
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +22,6 @@ use std::{
 
 use anyhow::{Result, bail};
 use archive::Archive;
-use clap::Args;
 use guest::{Guest, Processor};
 use kernel::Kernel;
 
@@ -42,45 +46,6 @@ const PATIENCE: Duration = Duration::from_secs(40 * 60);
 
 /// What must not be missing in a guest: each is in the initramfs.
 const REQUIRED: &str = "root,object,ip,ping,ethtool,bpftool,setpriv";
-
-/// Boot a guest with the agent in it, and run a command or a shell
-#[derive(Args)]
-pub(crate) struct Options {
-    /// The kernel's series, such as 5.10 or 6.12; of 7 the newest
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    /// What to run in the guest; without it a shell
-    #[arg(last = true)]
-    command: Vec<OsString>,
-}
-
-/// Boots one guest, with the agent's release binaries on its `PATH`.
-///
-/// # Errors
-///
-/// What is missing, or how the command ended.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    set_up()?;
-    let kernel = Kernel::fetch(&options.kernel)?;
-    crate::binaries::run()?;
-    let mut archive = Archive::new();
-    programs::add_common(&mut archive, &kernel)?;
-    for name in ["meter-agent", "mm-meter"] {
-        programs::add(
-            &mut archive,
-            &workspace::target().join("release").join(name),
-            &format!("/usr/bin/{name}"),
-        )?;
-    }
-    let line = options.command.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
-    let line = if line.is_empty() { "exec_shell".to_owned() } else { line };
-    let processor = Processor::of_this_machine(&kernel)?;
-    let code = Guest::new(&kernel, archive, &line)?.attached(processor)?;
-    if code != 0 {
-        bail!("the command in the guest ended with {code}");
-    }
-    Ok(())
-}
 
 /// Runs the kernel tests on each supported kernel, or on those of some series.
 ///
@@ -204,18 +169,7 @@ fn what_lacks(skip: &str) -> Option<&str> {
 }
 
 fn set_up() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
-        .filter(|(command, _)| executable::find(command).is_none())
-        .map(|&(_, package)| package)
-        .collect();
-    if !missing.is_empty() {
-        if !apt::is_here() {
-            bail!("{}: not found; install what has them", missing.join(", "));
-        }
-        apt::install(&missing)?;
-    }
-    Ok(())
+    apt::provide(&PACKAGES)
 }
 
 /// Returns where everything of the guests is kept.

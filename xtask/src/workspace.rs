@@ -19,14 +19,14 @@ pub(crate) fn target() -> PathBuf {
     root().join("target")
 }
 
-/// Returns the path of a release binary.
+/// Returns the path of a binary; `profile` is the directory of cargo's profile, such as `release`.
 ///
 /// It is built where xtask was, wherever cargo's configuration puts that: `<somewhere>/debug/xtask` beside
 /// `<somewhere>/release/<name>`.
-pub(crate) fn release_binary(name: &str) -> Result<PathBuf> {
+pub(crate) fn binary(profile: &str, name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("cannot tell where xtask itself is")?;
     let directory = own.parent().and_then(Path::parent).context("xtask is in no target directory")?;
-    Ok(directory.join("release").join(name))
+    Ok(directory.join(profile).join(name))
 }
 
 /// Returns the cargo that started xtask, working in the workspace.

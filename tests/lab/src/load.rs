@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a connection may take to be made, and a load to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How much is sent at once, and the pause after it.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +99,17 @@ impl Load {
     /// What made a thread end early, such as a connection that was lost.
     pub fn stop(self) -> Result<()> {
         Self::stop_all(vec![self])
+    }
+
+    /// As [`Load::stop`]; returns all payload bytes that were sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Load::stop`].
+    pub fn finish(self) -> Result<u64> {
+        let sent = Arc::clone(&self.sent);
+        self.stop()?;
+        Ok(sent.load(Ordering::Relaxed))
     }
 
     /// Stops several at once.

@@ -46,6 +46,28 @@ impl Netns {
     ///
     /// Without root or without iproute2.
     pub fn new(label: &str) -> Result<Self> {
+        let netns = Self::named(label, &["netns", "add"], &[])?;
+        netns.make_silent()?;
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Names the namespace that this process is in, in the same way. What is added to it from now on is silent too; what
+    /// is there stays as it is, also when this is dropped.
+    ///
+    /// For a machine that is the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// Without root or without iproute2.
+    pub fn of_this_process(label: &str) -> Result<Self> {
+        let netns = Self::named(label, &["netns", "attach"], &[&std::process::id().to_string()])?;
+        netns.make_silent()?;
+        Ok(netns)
+    }
+
+    /// Runs `ip <words> <name> <more>` with a name that is free.
+    fn named(label: &str, words: &[&str], more: &[&str]) -> Result<Self> {
         let base = format!("{PREFIX}{}-{label}", std::process::id());
         let name = {
             let _adding = ADDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -53,7 +75,7 @@ impl Netns {
                 .chain((2_u32..).map(|n| format!("{base}.{n}")))
                 .find(|name| !Path::new(DIRECTORY).join(name).exists())
                 .unwrap_or(base);
-            output(Command::new("ip").args(["netns", "add", &name]))?;
+            output(Command::new("ip").args(words).arg(&name).args(more))?;
             name
         };
         let path = Path::new(DIRECTORY).join(&name);
@@ -64,10 +86,7 @@ impl Netns {
                 return Err(Error::Io { doing: format!("open {}", path.display()), source });
             }
         };
-        let netns = Self { name, file };
-        netns.make_silent()?;
-        netns.ip("link set lo up")?;
-        Ok(netns)
+        Ok(Self { name, file })
     }
 
     fn make_silent(&self) -> Result<()> {

@@ -42,23 +42,23 @@ pub(super) fn install() -> Result<Packagers> {
 
 impl Packagers {
     /// Makes the Debian package.
-    pub(super) fn deb(&self) -> Result<PathBuf> {
+    pub(super) fn deb(&self, version: &str) -> Result<PathBuf> {
         let output = package_path("deb");
         let mut command = self.command(0);
-        command
-            .args(["deb", "--package", "meter-agent", "--quiet", "--no-build", "--no-strip", "--output"])
-            .arg(&output);
+        command.args(["deb", "--package", "meter-agent", "--quiet", "--no-build", "--no-strip"]);
+        command.args(["--deb-version", &format!("{version}-1"), "--output"]).arg(&output);
         run(&mut command, &output)
     }
 
     /// Makes the RPM package.
-    pub(super) fn rpm(&self) -> Result<PathBuf> {
+    pub(super) fn rpm(&self, version: &str) -> Result<PathBuf> {
         let output = package_path("rpm");
         let mut command = self.command(1);
         command
             .args(["generate-rpm", "--package", "meter-agent", "--auto-req", "builtin", "--output"])
             .arg(&output);
         command.args(["--source-date", &stage::time()?.to_string()]);
+        command.args(["--set-metadata", &format!("version = {version:?}")]);
         run(&mut command, &output)
     }
 

@@ -16,7 +16,7 @@ pub(super) fn directory() -> PathBuf {
 }
 
 /// Makes all of it anew.
-pub(super) fn fill(binaries: &Binaries) -> Result<()> {
+pub(super) fn fill(binaries: &Binaries, version: &str) -> Result<()> {
     let stage = directory();
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("remove {}", stage.display()))?;
@@ -29,8 +29,7 @@ pub(super) fn fill(binaries: &Binaries) -> Result<()> {
     }
     pages(&stage)?;
     let path = stage.join("changelog");
-    fs::write(&path, changelog(env!("CARGO_PKG_VERSION"), &date()?))
-        .with_context(|| format!("write {}", path.display()))
+    fs::write(&path, changelog(version, &date()?)).with_context(|| format!("write {}", path.display()))
 }
 
 /// Has the agent's own example write manual pages and completions.

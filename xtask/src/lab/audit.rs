@@ -280,7 +280,7 @@ mod tests {
         }
         let topology = Topology::new().unwrap();
         let before = moment(&topology);
-        let loads = topology.start_traffic().unwrap();
+        let loads = topology.start_traffic(1).unwrap();
         thread::sleep(Duration::from_secs(1));
         Load::stop_all(loads).unwrap();
         let after = moment(&topology);

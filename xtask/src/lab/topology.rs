@@ -211,11 +211,12 @@ impl Topology {
     }
 
     /// Starts the traffic of every overlay: streams and datagrams, between hosts and within one, from taps and veths.
-    pub(super) fn start_traffic(&self) -> Result<Vec<Load>> {
-        let stream = Pace { burst: 64 * 1024, pause: Duration::from_millis(25) };
-        let trickle = Pace { burst: 600, pause: Duration::from_millis(10) };
+    /// Pauses are this many times longer than they are on a machine that is fast.
+    pub(super) fn start_traffic(&self, slower: u32) -> Result<Vec<Load>> {
+        let stream = Pace { burst: 64 * 1024, pause: Duration::from_millis(25) * slower };
+        let trickle = Pace { burst: 600, pause: Duration::from_millis(10) * slower };
         // 30 datagrams of 1,300 and a shorter one.
-        let segmented = Pace { burst: 30 * 1300 + 123, pause: Duration::from_millis(25) };
+        let segmented = Pace { burst: 30 * 1300 + 123, pause: Duration::from_millis(25) * slower };
         let mut loads = Vec::new();
         for overlay in &self.overlays {
             let [a_tap, a_veth] = self.hosts[0].guests(overlay);

@@ -14,7 +14,7 @@ use super::{archive::Archive, directory, kernel::Kernel, programs};
 use crate::console::say;
 
 /// What the first process says at the end, with the command's exit status behind it.
-const ENDED: &str = "guest ended with ";
+pub(super) const ENDED: &str = "guest ended with ";
 
 /// How long an empty guest may take with hardware virtualization that works.
 const BOOT: Duration = Duration::from_secs(30);
@@ -75,6 +75,9 @@ pub(super) struct Guest {
     kernel: PathBuf,
     initramfs: PathBuf,
     console: PathBuf,
+    disks: Vec<PathBuf>,
+    /// What the kernel is told more.
+    words: String,
 }
 
 /// Writes a guest's first process into an archive.
@@ -96,10 +99,28 @@ impl Guest {
     /// Makes the initramfs of a guest that runs a line of shell and ends.
     pub(super) fn new(kernel: &Kernel, mut archive: Archive, line: &str) -> Result<Self> {
         finish(&mut archive, line);
-        let initramfs = directory().join(format!("{}.cpio", kernel.version));
+        Self::place(kernel, archive, &kernel.version)
+    }
+
+    /// Makes a guest with disks, whose first process is this script. Whatever runs in it has to say the verdict.
+    pub(super) fn with_disks(
+        kernel: &Kernel,
+        mut archive: Archive,
+        script: &str,
+        disks: Vec<PathBuf>,
+        words: &str,
+    ) -> Result<Self> {
+        archive.file("/init", script.as_bytes());
+        let guest = Self::place(kernel, archive, &format!("{}-system", kernel.version))?;
+        Ok(Self { disks, words: words.to_owned(), ..guest })
+    }
+
+    /// Writes the initramfs to where others of this name have theirs.
+    fn place(kernel: &Kernel, archive: Archive, name: &str) -> Result<Self> {
+        let initramfs = directory().join(format!("{name}.cpio"));
         archive.write(&initramfs)?;
-        let console = directory().join(format!("{}.log", kernel.version));
-        Ok(Self { kernel: kernel.image()?, initramfs, console })
+        let console = directory().join(format!("{name}.log"));
+        Ok(Self { kernel: kernel.image()?, initramfs, console, disks: Vec::new(), words: String::new() })
     }
 
     /// Runs it on this process's terminal; returns the line's exit status.
@@ -131,6 +152,16 @@ impl Guest {
             "no verdict: the guest hung, panicked or ended; the console's log is {}",
             self.console.display()
         )
+    }
+
+    /// Runs it once to its end; returns the verdict, if there is one, and what its console said.
+    ///
+    /// # Errors
+    ///
+    /// QEMU can't be run.
+    pub(super) fn tried(&self, processor: Processor, patience: Duration) -> Result<(Option<i32>, String)> {
+        let code = self.once(processor, patience)?;
+        Ok((code, self.text()))
     }
 
     fn once(&self, processor: Processor, patience: Duration) -> Result<Option<i32>> {
@@ -172,7 +203,11 @@ impl Guest {
             command.args(["-serial", console]);
         }
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        for disk in &self.disks {
+            let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
+            command.args(["-drive", &drive]);
+        }
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}", self.words));
         command
     }
 

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,10 +17,14 @@ use crate::{console::say, executable};
 const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 
 /// What signs them, on every Debian.
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(super) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Netdev kinds, qdiscs and classifiers that the tests ask for, as far as a kernel has them, and a guest's own NIC.
-const MODULES: [&str; 24] = [
+/// How old the lists of packages may be: a mirror drops what a list of some weeks names.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Netdev kinds, qdiscs and classifiers that the tests ask for, as far as a kernel has them, a guest's own NIC, and its
+/// disks with their file system.
+const MODULES: [&str; 29] = [
     "tun",
     "veth",
     "bridge",
@@ -44,6 +49,12 @@ const MODULES: [&str; 24] = [
     "sch_tbf",
     "virtio_net",
     "virtio_pci",
+    "virtio_blk",
+    "ext4",
+    // What ext4 asks for by no dependency.
+    "crc32c_generic",
+    "crc32c_intel",
+    "autofs4",
 ];
 
 /// A kernel, unpacked.
@@ -60,20 +71,30 @@ impl Kernel {
     ///
     /// No package of that series, or what apt said.
     pub(super) fn fetch(series: &str) -> Result<Self> {
-        let lists = Lists::ready()?;
-        let names = lists.kernels()?;
-        let Some(version) = newest(names.iter().map(String::as_str), series) else {
-            bail!(
-                "Debian has no kernel {series}; it has {}",
-                names.into_iter().collect::<Vec<_>>().join(", ")
-            );
-        };
-        let tree = directory().join("kernels").join(&version);
-        let kernel = Self { version, tree };
-        if !kernel.image().is_ok_and(|image| image.exists()) {
-            lists.unpack(&kernel.version, &kernel.tree)?;
+        let mut lists = Lists::ready()?;
+        loop {
+            let names = lists.kernels()?;
+            let Some(version) = newest(names.iter().map(String::as_str), series) else {
+                bail!(
+                    "Debian has no kernel {series}; it has {}",
+                    names.into_iter().collect::<Vec<_>>().join(", ")
+                );
+            };
+            let tree = directory().join("kernels").join(&version);
+            let kernel = Self { version, tree };
+            if kernel.image().is_ok() {
+                return Ok(kernel);
+            }
+            match lists.unpack(&kernel.version, &kernel.tree) {
+                Ok(()) => return Ok(kernel),
+                // What they name may have been replaced on the mirror since.
+                Err(error) if lists.age == Age::AsFound => {
+                    say(format_args!("{error:#}"));
+                    lists.update()?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(kernel)
     }
 
     /// Returns what boots.
@@ -141,10 +162,19 @@ fn newest<'v>(versions: impl Iterator<Item = &'v str>, series: &str) -> Option<S
 /// apt's lists of packages of every release, beside those of the system.
 struct Lists {
     options: Vec<String>,
+    sources: PathBuf,
+    age: Age,
+}
+
+/// Whether the lists have just been fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    AsFound,
+    JustFetched,
 }
 
 impl Lists {
-    /// Fetches them where they are not there.
+    /// Fetches them where they are not there or are old.
     fn ready() -> Result<Self> {
         let home = directory().join("apt");
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -152,8 +182,7 @@ impl Lists {
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let sources = home.join("sources.list");
-        let set = |name: &str, value: &Path| format!("{name}={}", value.display());
-        let lists = Self {
+        let mut lists = Self {
             options: vec![
                 set("Dir::Etc::sourcelist", &sources),
                 "Dir::Etc::sourceparts=-".to_owned(),
@@ -163,21 +192,40 @@ impl Lists {
                 "APT::Sandbox::User=root".to_owned(),
                 "Acquire::Languages=none".to_owned(),
             ],
+            sources,
+            age: Age::AsFound,
         };
-        if !sources.exists() {
-            say("fetching the lists of Debian's kernels");
-            let mirror = mirror()?;
-            let line = |release: &&str| format!("deb [signed-by={KEYS}] {mirror} {release} main\n");
-            let text: String = RELEASES.iter().map(line).collect();
-            let next = home.join("sources.next");
-            fs::write(&next, text).with_context(|| format!("cannot write {}", next.display()))?;
-            let mut update = lists.command("apt-get");
-            update.arg("-o").arg(set("Dir::Etc::sourcelist", &next)).args(["--quiet", "update"]);
-            executable::run(&mut update)?;
-            // Named like this only once its lists are there; they are found by what it says, not by its name.
-            fs::rename(&next, &sources)?;
+        let fetched = fs::metadata(&lists.sources).and_then(|metadata| metadata.modified());
+        match fetched {
+            Err(_) => lists.update()?,
+            Ok(at) if at.elapsed().is_ok_and(|age| age < FRESH) => {}
+            // Without the mirror the kernels that are here still boot.
+            Ok(_) => {
+                if let Err(error) = lists.update() {
+                    say(format_args!("the lists of Debian's kernels stay as old as they are: {error:#}"));
+                }
+            }
         }
         Ok(lists)
+    }
+
+    /// Fetches them.
+    fn update(&mut self) -> Result<()> {
+        say("fetching the lists of Debian's kernels");
+        let (mirror, _) = mirror()?;
+        let line = |release: &&str| format!("deb [signed-by={KEYS}] {mirror} {release} main\n");
+        let text: String = RELEASES.iter().map(line).collect();
+        let next = self.sources.with_file_name("sources.next");
+        fs::write(&next, text).with_context(|| format!("cannot write {}", next.display()))?;
+        let mut update = self.command("apt-get");
+        update.arg("-o").arg(set("Dir::Etc::sourcelist", &next));
+        // A list that could not be fetched is an error, and not a warning beside the old one.
+        update.args(["-o", "APT::Update::Error-Mode=any", "--quiet", "update"]);
+        executable::run(&mut update)?;
+        // Named like this only once its lists are there; they are found by what it says, not by its name.
+        fs::rename(&next, &self.sources)?;
+        self.age = Age::JustFetched;
+        Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
@@ -235,17 +283,23 @@ impl Lists {
     }
 }
 
-/// Returns where this system has its packages from.
-fn mirror() -> Result<String> {
+/// Returns an option of apt.
+fn set(name: &str, value: &Path) -> String {
+    format!("{name}={}", value.display())
+}
+
+/// Returns where this system has its packages from, and which release it is.
+pub(super) fn mirror() -> Result<(String, String)> {
     let mut targets = Command::new("apt-get");
     targets.args(["indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"]);
     let text = executable::read(&mut targets)?;
     let debian = |line: &str| {
         let (uri, release) = line.split_once(' ')?;
-        RELEASES.contains(&release.trim()).then(|| uri.to_owned())
+        let release = release.trim();
+        RELEASES.contains(&release).then(|| (uri.to_owned(), release.to_owned()))
     };
     match text.lines().find_map(debian) {
-        Some(uri) => Ok(uri),
+        Some(found) => Ok(found),
         None => bail!(
             "apt's sources have no Debian release ({}), where the kernels are from",
             RELEASES.join(", ")

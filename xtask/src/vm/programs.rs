@@ -11,9 +11,9 @@ use super::{archive::Archive, directory, kernel::Kernel};
 use crate::{ebpf, executable, workspace};
 
 /// Programs that the tests run.
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 15] = [
     "ip", "tc", "bridge", "bpftool", "ethtool", "ping", "setpriv", "setarch", "unshare", "nsenter",
-    "modprobe", "sysctl", "bash", "dd",
+    "modprobe", "sysctl", "bash", "dd", "curl",
 ];
 
 /// Applets of busybox. Not its `ip` and `tc`: they are others.
@@ -32,10 +32,24 @@ pub(super) fn add_shell(archive: &mut Archive) -> Result<()> {
     Ok(())
 }
 
-/// Adds that, the programs that everything may run, and the kernel's modules.
+/// Adds that, and what mounts a disk and goes on from it.
+pub(super) fn add_disks(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
+    add_shell(archive)?;
+    for applet in ["switch_root", "["] {
+        archive.link(&format!("/bin/{applet}"), "busybox");
+    }
+    add(archive, &found("modprobe")?, "/usr/sbin/modprobe")?;
+    for (from, path) in kernel.modules()? {
+        archive.copy(&from, &path)?;
+    }
+    Ok(())
+}
+
+/// Adds that of [`add_shell`], the programs that everything may run, and the kernel's modules.
 pub(super) fn add_common(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     archive.file("/etc/passwd", b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n");
     archive.file("/etc/group", b"root:x:0:\nnogroup:x:65534:\n");
+    archive.file("/etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n");
     archive.file("/etc/machine-id", b"0123456789abcdef0123456789abcdef\n");
     add_shell(archive)?;
     for program in PROGRAMS {
@@ -66,19 +80,31 @@ pub(super) fn add_stripped(archive: &mut Archive, program: &Path, path: &str) ->
     let stripped = directory().join("stripped");
     std::fs::create_dir_all(&stripped)?;
     let stripped = stripped.join(name);
-    executable::run(Command::new("strip").args(["--strip-debug", "-o"]).arg(&stripped).arg(program))?;
+    strip(program, &stripped)?;
     add(archive, &stripped, path)
+}
+
+/// Copies a program without what only a debugger reads.
+pub(super) fn strip(program: &Path, to: &Path) -> Result<()> {
+    executable::run(Command::new("strip").args(["--strip-debug", "-o"]).arg(to).arg(program))
 }
 
 /// Builds the kernel tests; returns their binary and the binaries that they run by the path they were built at.
 pub(super) fn kernel_tests() -> Result<(PathBuf, Vec<PathBuf>)> {
+    let tests = tests("kernel")?;
+    let beside = workspace::target().join("debug");
+    Ok((tests, vec![beside.join("meter-agent"), beside.join("mm-meter")]))
+}
+
+/// Builds tests of the agent; returns their binary.
+pub(super) fn tests(name: &str) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.args([
         "test",
         "--package",
         "meter-agent",
         "--test",
-        "kernel",
+        name,
         "--no-run",
         "--message-format",
         "json",
@@ -86,12 +112,9 @@ pub(super) fn kernel_tests() -> Result<(PathBuf, Vec<PathBuf>)> {
     ebpf::provide_to(&mut command)?;
     let text = executable::read(&mut command)?;
     let made = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let tests = made
-        .filter(|message| message["target"]["name"] == "kernel")
+    made.filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo named no binary of the kernel tests")?;
-    let beside = workspace::target().join("debug");
-    Ok((tests, vec![beside.join("meter-agent"), beside.join("mm-meter")]))
+        .with_context(|| format!("cargo named no binary of the {name} tests"))
 }
 
 fn found(name: &str) -> Result<PathBuf> {

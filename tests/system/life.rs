@@ -1,0 +1,98 @@
+//! From the installation of a package through an upgrade, a crash and a wrong configuration.
+
+use std::{fs, path::Path, sync::Arc};
+
+use super::{
+    machine::{
+        SERVICE, assert_kernel_is_clean, eventually, figure, files, output, programs, properties, property,
+        ready_after, runs_installed_program, step,
+    },
+    meters::{
+        assert_all, assert_no_resets, check_metrics, nothing_is_lost, start_prometheus, wait_until_metered,
+    },
+    site::Site,
+};
+
+/// Where the paths of before the installation are kept for the removal.
+pub(crate) const BEFORE: &str = "/var/tmp/files-before";
+
+const CONFIGURATION: &str = "/etc/meter-agent/meter-agent.toml";
+
+pub(crate) fn run(packages: &Path) {
+    let package = |name: &str| packages.join(name).to_str().unwrap().to_owned();
+    step("installation");
+    assert_kernel_is_clean();
+    fs::write(BEFORE, files().into_iter().collect::<Vec<_>>().join("\n")).unwrap();
+    output("dpkg", &["--install", &package("earlier.deb")]);
+    let pid = ready_after(0);
+    runs_installed_program(pid);
+    assert_eq!(output("systemctl", &["is-enabled", SERVICE]).trim(), "enabled");
+    let user = properties(&["User", "AmbientCapabilities"]);
+    assert_eq!(user["User"], "meter-agent");
+    exposure();
+
+    step("configuration");
+    let site = Arc::new(Site::new());
+    Site::configure();
+    output("meter-agent", &["--check-config"]);
+    output("systemctl", &["reload", SERVICE]);
+    wait_until_metered(&site);
+    check_metrics(&site);
+    start_prometheus(&site);
+
+    step("traffic of all kinds");
+    let loads = site.talk();
+    eventually("every guest has sent and received", || {
+        let moved: Vec<u64> = loads.iter().map(lab::load::Load::received).collect();
+        if moved.iter().all(|&bytes| bytes > 100_000) { Ok(()) } else { Err(format!("{moved:?}")) }
+    });
+    lab::load::Load::stop_all(loads).unwrap();
+    let expected = site.expected();
+    assert_eq!(expected.len(), 7, "two ports, each way, their device, and a tunnel, each way: {expected:?}");
+    assert_all(&site, &expected);
+
+    let earlier = programs();
+    nothing_is_lost(&site, "upgrade", || {
+        output("dpkg", &["--install", &package("own.deb")]);
+        runs_installed_program(ready_after(pid));
+    });
+    let own = programs();
+    assert!(earlier.is_disjoint(&own) && earlier.len() == own.len(), "{earlier:?} {own:?}");
+
+    let pid = ready_after(0);
+    nothing_is_lost(&site, "crash", || {
+        output("systemctl", &["kill", "--signal", "KILL", SERVICE]);
+        ready_after(pid);
+    });
+    assert_eq!(property("NRestarts"), "1");
+
+    let pid = ready_after(0);
+    nothing_is_lost(&site, "restart", || {
+        output("systemctl", &["restart", SERVICE]);
+        ready_after(pid);
+    });
+
+    nothing_is_lost(&site, "wrong configuration", || {
+        let text = fs::read_to_string(CONFIGURATION).unwrap();
+        fs::write(CONFIGURATION, format!("{text}\nno_such_key = 1\n")).unwrap();
+        let refused = std::process::Command::new("systemctl").args(["restart", SERVICE]).status().unwrap();
+        assert!(!refused.success());
+        // No start again that would end in the same.
+        let state = properties(&["ActiveState", "ExecMainStatus", "NRestarts"]);
+        assert_eq!((&*state["ActiveState"], &*state["ExecMainStatus"]), ("failed", "2"), "{state:?}");
+        fs::write(CONFIGURATION, text).unwrap();
+        output("systemctl", &["reset-failed", SERVICE]);
+        output("systemctl", &["start", SERVICE]);
+        ready_after(0);
+    });
+    assert_no_resets(&site);
+}
+
+/// Asks systemd what the service could do to the machine.
+fn exposure() {
+    let text = output("systemd-analyze", &["security", SERVICE]);
+    let line = text.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+    let score: f64 = line.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    assert!(score <= 2.0, "{text}");
+    figure(&format!("systemd-analyze security {SERVICE}: {score}"));
+}
