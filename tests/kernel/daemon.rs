@@ -6,6 +6,7 @@ mod churn;
 mod doctor;
 mod hooks;
 mod jolokia;
+mod namespaces;
 mod prometheus;
 mod reboot;
 mod service;

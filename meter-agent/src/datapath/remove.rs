@@ -11,7 +11,7 @@ use super::{
     hook::remove_link,
     hooks::remove_qdisc,
     kernel::link_directory,
-    maps,
+    maps, namespaces,
     open::{OpenError, lock, path_error, pin_error},
     pins,
 };
@@ -47,7 +47,17 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
             }
             other => other?,
         };
-        removed.hooks += remove_clsact(&records)?;
+        removed.hooks += remove_clsact(records.iter().filter(|record| record.namespace == 0))?;
+        for (number, entrance) in namespaces::entrances(&map_pins)? {
+            let there = records.iter().filter(|record| record.namespace == number.0);
+            match entrance.enter(|| remove_clsact(there)) {
+                Ok(hooks) => removed.hooks += hooks?,
+                // Links need no namespace to be entered.
+                Err(error) => {
+                    tracing::warn!(namespace = number.0, error = %error, "filters in a namespace are left in place");
+                }
+            }
+        }
     }
     removed.hooks += remove_files(&links, remove_link)?;
     removed.maps += remove_files(&map_pins, |path| fs::remove_file(path))?;
@@ -76,7 +86,7 @@ fn pinned_records(path: &Path) -> Result<Vec<PortRecord>, OpenError> {
 
 /// Removes our filters wherever they are in this network namespace, whatever the records tell of them, and the qdiscs
 /// that they say are ours; returns how many filters.
-fn remove_clsact(records: &[PortRecord]) -> Result<usize, OpenError> {
+fn remove_clsact<'a>(records: impl Iterator<Item = &'a PortRecord>) -> Result<usize, OpenError> {
     let failed = |doing: &'static str| {
         move |error: io::Error| OpenError::Object(format!("{doing} of clsact: {error}"))
     };
@@ -87,7 +97,7 @@ fn remove_clsact(records: &[PortRecord]) -> Result<usize, OpenError> {
             removed += usize::from(is_ours);
         }
     }
-    for record in records.iter().filter(|record| record.hooks & hooks::CLSACT_OURS != 0) {
+    for record in records.filter(|record| record.hooks & hooks::CLSACT_OURS != 0) {
         remove_qdisc(record.ifindex);
     }
     Ok(removed)

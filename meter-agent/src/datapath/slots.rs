@@ -32,7 +32,7 @@ impl SlotTable {
 
     /// Makes the map and pins it. aya would make one that can't be mapped.
     pub(super) fn make(pin: &Path) -> Result<Self, OpenError> {
-        let map = sys::create_mapped_array(map::SLOTS, SIZE)
+        let map = sys::create_mapped_array(map::SLOTS, SIZE, 1)
             .map_err(|error| load_error(&format!("make map {}", map::SLOTS), &error))?;
         sys::pin(map.as_fd(), pin).map_err(|source| path_error("pin map", pin, source))?;
         let mapped = MappedWords::map(map.as_fd(), WORDS);

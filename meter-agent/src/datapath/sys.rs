@@ -275,17 +275,17 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_OBJ_GET, &mut attr).and_then(|fd| owned(fd)) }
 }
 
-/// Makes an array of one value that can be mapped into memory.
+/// Makes an array of so many values that can be mapped into memory.
 ///
 /// # Errors
 ///
 /// What the kernel says, such as `EPERM`.
-pub(super) fn create_mapped_array(name: &str, value_size: usize) -> io::Result<OwnedFd> {
+pub(super) fn create_mapped_array(name: &str, value_size: usize, max_entries: u32) -> io::Result<OwnedFd> {
     let mut attr = MapAttr {
         map_type: BPF_MAP_TYPE_ARRAY,
         key_size: 4,
         value_size: u32::try_from(value_size).map_err(io::Error::other)?,
-        max_entries: 1,
+        max_entries,
         map_flags: BPF_F_MMAPABLE,
         ..MapAttr::default()
     };

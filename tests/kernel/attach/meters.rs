@@ -87,7 +87,7 @@ fn come_and_go(label: &str, tc: TcMode, kind: HookKind) {
     });
     until(|| meter.table().since(&before) == super::moved(Class::Port, frames, frames));
     assert_eq!(meter.table().since(&before), super::moved(Class::Port, frames, frames));
-    meter.detach(pair.port().ifindex);
+    meter.detach(pair.port().id);
     assert_eq!(pair.host.hooks(), [""; 0]);
 }
 

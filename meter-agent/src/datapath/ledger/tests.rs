@@ -31,7 +31,13 @@ fn uuid(number: u8) -> PortUuid {
 }
 
 fn claim(port: u8, device: u8) -> Claim {
-    Claim { port: uuid(port), class: 0, ifindex: u32::from(port), device: uuid(device), underlay: false }
+    Claim {
+        port: uuid(port),
+        class: 0,
+        netdev: u32::from(port).into(),
+        device: uuid(device),
+        underlay: false,
+    }
 }
 
 fn empty() -> Ledger {
@@ -47,7 +53,7 @@ fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
         slots.receive(claimed.slot.slot(), 1, 100 * u64::from(port));
     }
     assert_eq!(ledger.claim(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
-    ledger.release(uuid(2), 2);
+    ledger.release(uuid(2), 2.into());
     let Claimed { slot, writes, .. } = ledger.claim(&claim(4, 0), 7, &slots).unwrap();
     assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
     slots.receive(slot.slot(), 5, 5);
@@ -85,7 +91,7 @@ fn ports_begin_anew_without_what_their_slots_held() {
         slots.receive(slot.slot(), 1, 100 * u64::from(port));
     }
     // The slot of the first goes to another port, and what it counted is saved.
-    ledger.release(uuid(1), 1);
+    ledger.release(uuid(1), 1.into());
     ledger.claim(&claim(4, 11), 7, &slots).unwrap();
     ledger.claim(&claim(2, 11), 7, &slots).unwrap();
     slots = FakeSlots::default();
@@ -156,21 +162,21 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
     let [first, second] = [1, 2].map(|port| {
-        let claim = Claim { ifindex: 5, ..claim(port, 0) };
+        let claim = Claim { netdev: 5.into(), ..claim(port, 0) };
         ledger.claim(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
-    let (writes, left) = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
+    let (writes, left) = ledger.one_port_each(|netdev| if netdev == 5.into() { second } else { 0 });
     assert_eq!((writes.len(), left), (1, vec![uuid(1)]));
     let netdevs: Vec<u32> = ledger.records().values().map(|record| record.ifindex).collect();
     assert_eq!(netdevs, [0, 5]);
     assert_eq!(ledger.one_port_each(|_| 0), (Vec::new(), Vec::new()));
     // The one that is left may have another netdev, and once only.
     assert_eq!(ledger.idle_port_of(first), Some(uuid(1)));
-    let (slot, write) = ledger.carry(uuid(1), 6, 9).unwrap();
+    let (slot, write) = ledger.carry(uuid(1), 6.into(), 9).unwrap();
     assert_eq!((slot.slot(), write), (first, Write::Port(uuid(1), ledger.records()[&uuid(1)])));
     assert_eq!(ledger.records()[&uuid(1)].ifindex, 6);
-    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7, 9)), (None, None));
+    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7.into(), 9)), (None, None));
 }
 
 #[derive(Debug, Clone)]
@@ -205,7 +211,7 @@ proptest! {
                     Ok(claimed) => claimed.writes,
                     Err(_) => continue,
                 },
-                Action::Release(port) => ledger.release(uuid(port), u32::from(port)).into_iter().collect(),
+                Action::Release(port) => ledger.release(uuid(port), u32::from(port).into()).into_iter().collect(),
                 Action::Receive(port, bytes) => {
                     if let Some(record) = ledger.records().get(&uuid(port))
                         && record.ifindex != 0
