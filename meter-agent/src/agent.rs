@@ -10,6 +10,7 @@ mod attaches;
 mod compose;
 mod failures;
 mod meters;
+mod namespaces;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -25,12 +26,12 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
-use self::{attaches::Attaches, compose::Known, failures::Failures, meters::Meters};
+use self::{attaches::Attaches, compose::Known, failures::Failures, meters::Meters, namespaces::Namespaces};
 use crate::{
     audit::Report,
     datapath::{Datapath, Lost, ReadError},
     definitions::{Change, ChangeError, state::Found},
-    netdev::{NetdevEvent, NetdevTable},
+    netdev::{NamespaceId, NetdevEvent, NetdevId, Netdevs, namespaces::NamespaceEvent},
     publish::Refresh,
     reconcile::{self, Step},
     rules::MeterSet,
@@ -65,6 +66,8 @@ pub struct Configured {
 pub enum Event {
     /// The kernel announced something.
     Netdev(NetdevEvent),
+    /// Something happened to a named namespace, or in it.
+    Namespace(NamespaceEvent),
     /// The configuration was read again.
     Configured(Box<Configured>),
     /// The configuration was read again and is wrong; the old one stays in force.
@@ -91,10 +94,11 @@ pub struct Agent<D> {
     datapath: D,
     policy: Policy,
     meters: Meters,
-    table: NetdevTable,
+    netdevs: Netdevs,
+    namespaces: Namespaces,
     survey: Survey,
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
-    gone: BTreeSet<u32>,
+    gone: BTreeSet<NetdevId>,
     failures: Failures,
     attaches: Attaches,
     audit: Option<Arc<Report>>,
@@ -117,22 +121,31 @@ pub struct Agent<D> {
 impl<D: Datapath> Agent<D> {
     /// Makes an agent that counts through `datapath` and publishes to `latest`.
     ///
-    /// `added` is what was added to the configuration's meters at run time before, and where that is kept; `host` is the
+    /// `follows` says whether named namespaces are followed: what an earlier agent left attached in them waits for the
+    /// first look then. `added` is what was added to the configuration's meters at run time before, and where that is kept; `host` is the
     /// host's name. Meters that the datapath refuses are logged and don't count; everything else does.
     pub fn new(
         datapath: D,
         configured: Configured,
         added: Found,
         host: String,
+        follows: bool,
         latest: Arc<ArcSwap<Snapshot>>,
     ) -> Self {
         let Configured { policy, meters, read_s } = configured;
-        let health = Health { config_reload_ok: true, config_loaded_s: read_s, ..Health::default() };
+        let health = Health {
+            config_reload_ok: true,
+            config_loaded_s: read_s,
+            namespaces: follows.then_some(0),
+            ..Health::default()
+        };
+        let left = datapath.attached().keys().map(|id| id.namespace).collect();
         let mut agent = Self {
             datapath,
             policy,
             meters: Meters::new(meters, added),
-            table: NetdevTable::default(),
+            netdevs: Netdevs::default(),
+            namespaces: Namespaces::new(follows, &left),
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
@@ -184,8 +197,9 @@ impl<D: Datapath> Agent<D> {
         let planned = !self.steps.is_empty();
         if let Some(step) = self.steps.pop_front() {
             self.take(step);
+            self.leave_namespaces();
         }
-        let caught_up = self.dumped && self.steps.is_empty();
+        let caught_up = self.dumped && self.namespaces.are_looked_at() && self.steps.is_empty();
         let became_ready = caught_up && !self.health.ready;
         self.health.ready |= caught_up;
         self.health.settled = caught_up;
@@ -199,6 +213,7 @@ impl<D: Datapath> Agent<D> {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Netdev(event) => self.apply_netdev(event),
+            Event::Namespace(event) => self.apply_namespace(event),
             Event::Configured(configured) => self.configure(*configured),
             Event::Misconfigured => self.health.config_reload_ok = false,
             Event::Change(change, answer) => {
@@ -236,11 +251,17 @@ impl<D: Datapath> Agent<D> {
     }
 
     fn apply_netdev(&mut self, event: NetdevEvent) {
+        self.dumped |= matches!(event, NetdevEvent::All(_));
+        self.note(NamespaceId::HOST, &event);
+        self.netdevs.host.apply(event);
+    }
+
+    /// Takes note of what follows from an event beside the tables.
+    fn note(&mut self, namespace: NamespaceId, event: &NetdevEvent) {
         self.stale = true;
-        match &event {
+        match event {
             NetdevEvent::All(_) => {
                 self.health.netlink_dumps += 1;
-                self.dumped = true;
                 self.unverified = true;
             }
             NetdevEvent::New(netdev) => {
@@ -249,10 +270,11 @@ impl<D: Datapath> Agent<D> {
             }
             NetdevEvent::Gone(ifindex) => {
                 self.health.netlink_events += 1;
-                tracing::debug!(ifindex, "netdev gone");
-                self.failures.forget(*ifindex);
-                if self.datapath.attached().contains_key(ifindex) {
-                    self.gone.insert(*ifindex);
+                let id = NetdevId { namespace, ifindex: *ifindex };
+                tracing::debug!(netdev = %id, "netdev gone");
+                self.failures.forget(id);
+                if self.datapath.attached().contains_key(&id) {
+                    self.gone.insert(id);
                 }
             }
             NetdevEvent::Overrun => {
@@ -260,7 +282,6 @@ impl<D: Datapath> Agent<D> {
                 tracing::warn!("the kernel dropped netlink messages; taking a complete dump");
             }
         }
-        self.table.apply(event);
     }
 
     /// Looks at the hooks where that is due. What another tool removed is attached again.
@@ -276,7 +297,8 @@ impl<D: Datapath> Agent<D> {
             self.stale = true;
             tracing::warn!(
                 netdev = %target.netdev,
-                ifindex = target.ifindex,
+                netns = target.netns,
+                ifindex = target.id.ifindex,
                 port = %target.port,
                 ?direction,
                 %kind,
@@ -293,12 +315,13 @@ impl<D: Datapath> Agent<D> {
             return;
         }
         self.retry_meters();
-        let survey = Survey::new(&self.table, &self.policy);
-        for (ifindex, conflict) in survey.conflicts() {
-            let before = self.survey.bound.get(&ifindex).and_then(|bound| bound.as_ref().err());
+        let survey = Survey::new(&self.netdevs, &self.policy);
+        for (id, conflict) in survey.conflicts() {
+            let before = self.survey.bound.get(&id).and_then(|bound| bound.as_ref().err());
             if before != Some(conflict) {
-                let netdev = self.table.netdevs.get(&ifindex).map_or("", |netdev| &netdev.name);
-                tracing::error!(netdev, ifindex, error = %conflict, "not metered");
+                let netdev = self.netdevs.get(id).map_or("", |netdev| &netdev.name);
+                let netns = self.netdevs.name(id.namespace);
+                tracing::error!(netdev, netns, ifindex = id.ifindex, error = %conflict, "not metered");
             }
         }
         self.survey = survey;
@@ -313,12 +336,15 @@ impl<D: Datapath> Agent<D> {
         if !attaches.is_empty() {
             self.datapath.prepare(&attaches);
         }
+        self.leave_namespaces();
         self.health.attach_pending = self.pending();
     }
 
-    /// Returns how many netdevs should be metered and are not, because they could not be attached or have another's port.
+    /// Returns how many netdevs should be metered and are not, because they could not be attached or have another's port,
+    /// and how many namespaces can't be followed.
     fn pending(&self) -> u64 {
-        u64::try_from(self.failures.len() + self.survey.conflicts().count()).unwrap_or(u64::MAX)
+        let netdevs = self.failures.len() + self.survey.conflicts().count();
+        u64::try_from(netdevs + self.health.namespaces_failed.len()).unwrap_or(u64::MAX)
     }
 
     /// Returns whether a step is to be taken now; one that failed waits for its time.
@@ -326,7 +352,8 @@ impl<D: Datapath> Agent<D> {
         match step {
             Step::Exchange(targets) => targets.iter().all(|target| self.failures.is_due(target)),
             Step::Attach(target) => self.failures.is_due(target),
-            Step::Detach { .. } => true,
+            // Before everything has been looked at, what is in a namespace would look gone.
+            Step::Detach { id } => self.namespaces.is_known(id.namespace) || self.gone.contains(id),
         }
     }
 
@@ -337,7 +364,7 @@ impl<D: Datapath> Agent<D> {
             Ok(reading) => {
                 self.generation += 1;
                 let known = Known {
-                    table: &self.table,
+                    netdevs: &self.netdevs,
                     survey: &self.survey,
                     attached: self.datapath.attached(),
                     failures: &self.failures,

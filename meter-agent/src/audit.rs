@@ -54,7 +54,11 @@ use meter_ebpf::abi::{Counter, Direction, HookCounter};
 
 pub use self::table::table;
 use self::{base::Base, judge::Judged};
-use crate::{datapath::Class, meter::PortId, netdev::NetdevSample};
+use crate::{
+    datapath::Class,
+    meter::PortId,
+    netdev::{NetdevId, NetdevSample},
+};
 
 /// Why the kernel counts something else than the hooks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -177,9 +181,11 @@ pub struct Metered {
     /// Their family.
     pub class: Class,
     /// The netdev.
-    pub ifindex: u32,
+    pub netdev_id: NetdevId,
     /// Its name.
     pub netdev: String,
+    /// The name of its namespace, empty for the host's.
+    pub netns: String,
     /// Its kind, by the kernel's word.
     pub kind: String,
     /// Differs after each attach behind which counting began; 0 where an earlier agent's hooks were taken over.
@@ -199,14 +205,14 @@ pub struct Metered {
 pub struct Sample {
     /// When: seconds since the Unix epoch.
     pub at_s: u64,
-    /// The kernel's statistics, by ifindex.
-    pub kernel_first: BTreeMap<u32, NetdevSample>,
+    /// The kernel's statistics.
+    pub kernel_first: BTreeMap<NetdevId, NetdevSample>,
     /// Our counters.
     pub ours_first: Vec<Metered>,
     /// Our counters again.
     pub ours_second: Vec<Metered>,
     /// The kernel's statistics again.
-    pub kernel_second: BTreeMap<u32, NetdevSample>,
+    pub kernel_second: BTreeMap<NetdevId, NetdevSample>,
 }
 
 /// A difference with its cause.
@@ -229,6 +235,9 @@ pub struct Row {
     pub class: String,
     /// The netdev's name.
     pub netdev: String,
+    /// The name of its namespace, empty for the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub netns: String,
     /// Its number.
     pub ifindex: u32,
     /// `receive` or `transmit`, from the netdev's side.
@@ -300,14 +309,14 @@ impl Report {
 /// Which hooks a base line is for: those of one netdev from one attach on, while they feed one port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Hooked {
-    ifindex: u32,
+    netdev: NetdevId,
     attach: u64,
     port: PortId,
 }
 
 impl Metered {
     const fn hooked(&self) -> Hooked {
-        Hooked { ifindex: self.ifindex, attach: self.attach, port: self.port }
+        Hooked { netdev: self.netdev_id, attach: self.attach, port: self.port }
     }
 }
 
@@ -331,19 +340,19 @@ impl Auditor {
     /// is drift.
     ///
     /// A netdev that was attached, detached or moved to another port during the sample is left to the next one.
-    pub fn judge(&mut self, sample: &Sample, is_shared: &dyn Fn(u32, Direction) -> bool) -> Report {
+    pub fn judge(&mut self, sample: &Sample, is_shared: &dyn Fn(NetdevId, Direction) -> bool) -> Report {
         let second: BTreeMap<Hooked, &Metered> =
             sample.ours_second.iter().map(|metered| (metered.hooked(), metered)).collect();
-        let known: BTreeSet<u32> = self.bases.keys().map(|hooked| hooked.ifindex).collect();
+        let known: BTreeSet<NetdevId> = self.bases.keys().map(|hooked| hooked.netdev).collect();
         self.bases.retain(|hooked, _| second.contains_key(hooked));
         let mut report = Report { at_s: sample.at_s, ..Report::default() };
         let mut first: Vec<&Metered> = sample.ours_first.iter().collect();
-        first.sort_by_key(|metered| metered.ifindex);
+        first.sort_by_key(|metered| metered.netdev_id);
         for first in first {
             let hooked = first.hooked();
-            let ifindex = first.ifindex;
+            let id = first.netdev_id;
             let (Some(second), Some(kernel_first), Some(kernel_second)) =
-                (second.get(&hooked), sample.kernel_first.get(&ifindex), sample.kernel_second.get(&ifindex))
+                (second.get(&hooked), sample.kernel_first.get(&id), sample.kernel_second.get(&id))
             else {
                 continue;
             };
@@ -352,7 +361,7 @@ impl Auditor {
             if begins {
                 let totals = self.totals.get(&first.port).copied().unwrap_or_default();
                 // A netdev that carried another port was metered before.
-                let is_young = first.attach != 0 && !known.contains(&ifindex);
+                let is_young = first.attach != 0 && !known.contains(&id);
                 self.bases.insert(hooked, Base::new(&bracket, is_young.then_some(&totals)));
             }
             let Some(base) = self.bases.get_mut(&hooked) else { continue };

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     meter::{DeviceId, PortId},
-    netdev::{Kind, MacAddress, Netdev, NetdevTable, Pattern},
+    netdev::{Glob, Kind, MacAddress, NamespaceId, Netdev, NetdevId, NetdevTable, Netdevs, Pattern},
 };
 
 /// Who said which port a netdev carries, strongest first.
@@ -44,6 +44,8 @@ pub struct Binding {
     pub netdev: Option<Pattern>,
     /// Which netdev, by hardware address; `None` for any. With a name both must match.
     pub mac: Option<MacAddress>,
+    /// In which namespaces, by name; `None` for the host's own alone.
+    pub netns: Option<Glob>,
     /// The port that the netdev carries; `None` leaves it to the weaker sources.
     pub port: Option<PortId>,
     /// The device that the port belongs to; `None` leaves it to the netdev's bridge.
@@ -91,46 +93,55 @@ impl fmt::Display for Conflict {
 }
 
 impl Bindings {
-    /// Returns the port of each netdev, by ifindex.
+    /// Returns the port of each netdev.
     ///
     /// Only a netdev that `is_metered` with the port that it names keeps another one from that port; of two, the
     /// stronger source does.
     #[must_use]
     pub fn resolve(
         &self,
-        table: &NetdevTable,
-        is_metered: impl Fn(&Netdev, &Bound) -> bool,
-    ) -> BTreeMap<u32, Result<Bound, Conflict>> {
-        let mut bound: Vec<(&Netdev, Bound)> =
-            table.netdevs.values().map(|netdev| (netdev, self.bind(netdev, table))).collect();
-        // The strongest claim to a port comes first; among equals the netdev that is there longest.
-        bound.sort_by_key(|(netdev, bound)| (bound.source, netdev.ifindex));
-        let mut holders: BTreeMap<PortId, &str> = BTreeMap::new();
+        netdevs: &Netdevs,
+        is_metered: impl Fn(NetdevId, &Netdev, &Bound) -> bool,
+    ) -> BTreeMap<NetdevId, Result<Bound, Conflict>> {
+        let mut all: Vec<(NetdevId, &Netdev, Bound)> = Vec::new();
+        for (namespace, netns, table) in netdevs.tables() {
+            let id = |ifindex| NetdevId { namespace, ifindex };
+            let bound = |netdev| self.bind(netdev, table, netns);
+            all.extend(table.netdevs.values().map(|netdev| (id(netdev.ifindex), netdev, bound(netdev))));
+        }
+        // The strongest claim to a port comes first; among equals the host's, and the netdev that is there longest.
+        all.sort_by_key(|(id, _, bound)| (bound.source, *id));
+        let mut holders: BTreeMap<PortId, (NetdevId, &str)> = BTreeMap::new();
         let mut resolved = BTreeMap::new();
-        for (netdev, bound) in bound {
-            let result = if is_metered(netdev, &bound) {
-                match *holders.entry(bound.port).or_insert(&netdev.name) {
-                    holder if holder == netdev.name => Ok(bound),
-                    holder => {
+        for (id, netdev, bound) in all {
+            let result = if is_metered(id, netdev, &bound) {
+                match *holders.entry(bound.port).or_insert((id, &netdev.name)) {
+                    (holder, _) if holder == id => Ok(bound),
+                    (holder, name) => {
                         let (port, source) = (bound.port, bound.source);
-                        Err(Conflict { port, holder: holder.to_owned(), source })
+                        let holder = match holder.namespace {
+                            NamespaceId::HOST => name.to_owned(),
+                            namespace => format!("{name} of namespace {}", netdevs.name(namespace)),
+                        };
+                        Err(Conflict { port, holder, source })
                     }
                 }
             } else {
                 Ok(bound)
             };
-            resolved.insert(netdev.ifindex, result);
+            resolved.insert(id, result);
         }
         resolved
     }
 
-    fn bind(&self, netdev: &Netdev, table: &NetdevTable) -> Bound {
-        let configured = self.configured.iter().find(|binding| binding.matches(netdev));
+    /// Returns the port of a netdev in the namespace of this name, empty for the host's.
+    fn bind(&self, netdev: &Netdev, table: &NetdevTable, netns: &str) -> Bound {
+        let configured = self.configured.iter().find(|binding| binding.matches(netdev, netns));
         let named = identity(netdev);
         let (port, source) = match (configured.and_then(|binding| binding.port), named) {
             (Some(port), _) => (port, Source::Config),
             (None, Some((uuid, source))) => (PortId(uuid), source),
-            (None, None) => (PortId(self.derive("port", &netdev.name)), Source::Derived),
+            (None, None) => (PortId(self.derive("port", netns, &netdev.name)), Source::Derived),
         };
         let bridge = netdev
             .master
@@ -139,20 +150,27 @@ impl Bindings {
         let device = configured.and_then(|binding| binding.device).or_else(|| {
             let bridge = bridge?;
             let uuid = identity(bridge).map(|(uuid, _)| uuid);
-            Some(DeviceId(uuid.unwrap_or_else(|| self.derive("device", &bridge.name))))
+            Some(DeviceId(uuid.unwrap_or_else(|| self.derive("device", netns, &bridge.name))))
         });
         Bound { port, device, device_name: bridge.map(|bridge| bridge.name.clone()), source }
     }
 
     /// Returns a UUIDv5 (RFC 9562) of this host for a thing that nobody gave one.
-    fn derive(&self, what: &str, name: &str) -> Uuid {
-        Uuid::new_v5(&self.host_id, format!("{what}:{name}").as_bytes())
+    fn derive(&self, what: &str, netns: &str, name: &str) -> Uuid {
+        // The kernel takes no colon in a netdev's name, so that no two of these are the same.
+        let text = if netns.is_empty() { format!("{what}:{name}") } else { format!("{what}:{netns}:{name}") };
+        Uuid::new_v5(&self.host_id, text.as_bytes())
     }
 }
 
 impl Binding {
-    fn matches(&self, netdev: &Netdev) -> bool {
-        self.netdev.as_ref().is_none_or(|pattern| pattern.matches(netdev))
+    fn matches(&self, netdev: &Netdev, netns: &str) -> bool {
+        let is_there = match &self.netns {
+            None => netns.is_empty(),
+            Some(glob) => !netns.is_empty() && glob.matches(netns),
+        };
+        is_there
+            && self.netdev.as_ref().is_none_or(|pattern| pattern.matches(netdev))
             && self.mac.is_none_or(|mac| netdev.mac == Some(mac))
     }
 }

@@ -26,7 +26,9 @@ pub use self::{
     report::{Mistake, Mistakes, Place},
     schema::rule_table,
 };
-use crate::{binding::Bindings, datapath::Options, roles::Rules, rules::MeterSet};
+use crate::{
+    binding::Bindings, datapath::Options, netdev::namespaces::Selection, roles::Rules, rules::MeterSet,
+};
 
 /// Where the configuration is unless `--config` says otherwise.
 const DEFAULT_PATH: &str = "/etc/meter-agent/meter-agent.toml";
@@ -68,6 +70,8 @@ pub struct Config {
     pub bindings: Bindings,
     /// Which netdevs are ports, uplinks, or left alone.
     pub rules: Rules,
+    /// `[namespaces]`: which named network namespaces are followed; none by default.
+    pub namespaces: Selection,
     /// `[[meter]]` and the groups: what the user-defined meters count.
     pub meters: MeterSet,
 }

@@ -262,6 +262,7 @@ mod tests {
     fn status() -> NetdevStatus {
         NetdevStatus {
             ifindex: 3,
+            netns: String::new(),
             netdev: "tap \"0\"".to_owned(),
             kind: "tap".to_owned(),
             role: "port".to_owned(),

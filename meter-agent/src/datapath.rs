@@ -12,6 +12,7 @@ mod failure;
 #[cfg(test)]
 pub mod fake;
 mod grace;
+mod here;
 mod hook;
 mod hooks;
 pub mod kernel;
@@ -20,10 +21,12 @@ mod mapped;
 mod maps;
 mod meters;
 mod migrate;
+mod namespaces;
 mod object;
 mod open;
 mod others;
 mod pins;
+mod places;
 mod reading;
 mod record;
 mod remove;
@@ -42,6 +45,10 @@ use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
 pub use self::others::is_shared;
 use crate::{
     meter::{DeviceId, FlowStats, PortId},
+    netdev::{
+        NamespaceId, NetdevId,
+        namespaces::{Entrance, Identity},
+    },
     rules::MeterSet,
     totals::Totals,
 };
@@ -154,9 +161,11 @@ impl fmt::Display for HookKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The netdev.
-    pub ifindex: u32,
+    pub id: NetdevId,
     /// Its name, for messages and for attaching.
     pub netdev: String,
+    /// The name of its namespace, for messages; empty for the host's.
+    pub netns: String,
     /// Whose counters it feeds.
     pub port: PortId,
     /// The family of its meters.
@@ -180,6 +189,16 @@ pub struct Attachment {
     pub egress: HookKind,
     /// Whether a hook of them has vanished, so that it has to be attached again.
     pub lost: bool,
+}
+
+impl Target {
+    /// Returns the netdev as messages name it: `eth0 (ifindex 2)`, and its namespace where that is not the host's.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Self { netdev, netns, id, .. } = self;
+        let place = if netns.is_empty() { String::new() } else { format!(" of namespace {netns}") };
+        format!("{netdev} (ifindex {}){place}", id.ifindex)
+    }
 }
 
 impl Attachment {
@@ -255,7 +274,7 @@ pub struct PortReading {
     /// The family.
     pub class: Class,
     /// The netdev that carries it now.
-    pub ifindex: Option<u32>,
+    pub netdev: Option<NetdevId>,
     /// The device that it belongs to, or did when its netdev went.
     pub device: Option<DeviceId>,
     /// When counting began: nanoseconds since the Unix epoch.
@@ -371,8 +390,18 @@ pub struct Reading {
 ///
 /// A netdev carries one port at a time, and a port is on one netdev.
 pub trait Datapath {
-    /// Returns what is attached, by ifindex; at first what an earlier agent left attached, without the netdevs' names.
-    fn attached(&self) -> &BTreeMap<u32, Attachment>;
+    /// Returns what is attached; at first what an earlier agent left attached, without the netdevs' names.
+    fn attached(&self) -> &BTreeMap<NetdevId, Attachment>;
+
+    /// Returns the number of a network namespace whose netdevs will be attached, that which it has or had.
+    ///
+    /// # Errors
+    ///
+    /// There are as many as can be.
+    fn enter(&mut self, identity: Identity, entrance: Entrance) -> Result<NamespaceId, AttachError>;
+
+    /// Lets go of a namespace in which nothing is attached any more: it may end now, and another get its number.
+    fn leave(&mut self, namespace: NamespaceId);
 
     /// Prepares for the attaches of these targets, which follow: what takes the same work for one and for all is done for all
     /// at once. Nothing that is attached changes.
@@ -405,7 +434,7 @@ pub trait Datapath {
     /// # Errors
     ///
     /// The hooks may still count; the attachment stays known and detaching again is safe.
-    fn detach(&mut self, ifindex: u32) -> Result<(), AttachError>;
+    fn detach(&mut self, id: NetdevId) -> Result<(), AttachError>;
 
     /// Looks whether every hook that is attached is still there; returns those that are not, each once, and marks what is
     /// attached as [`Attachment::lost`] until it is attached again.

@@ -13,7 +13,11 @@ use crate::{
         examine::{self, Finding, Verdict},
     },
     ls,
-    netdev::monitor::{self, MonitorError},
+    netdev::{
+        NamespaceId,
+        monitor::MonitorError,
+        namespaces::{self, Selection},
+    },
     snapshot::NetdevStatus,
     survey::{Policy, Survey},
 };
@@ -33,10 +37,18 @@ pub struct Report {
 /// # Errors
 ///
 /// When neither an agent nor the kernel says which netdevs there are.
-pub async fn report(socket: &Path, options: &Options, policy: &Policy) -> Result<Report, MonitorError> {
+pub async fn report(
+    socket: &Path,
+    options: &Options,
+    policy: &Policy,
+    selection: &Selection,
+) -> Result<Report, MonitorError> {
     let (mut findings, has_tcx) = examine::host(options);
     findings.extend(lockdown(&fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default()));
     findings.push(namespace());
+    if selection.is_on() {
+        findings.push(named_namespaces(selection));
+    }
     let (agent, netdevs) = match control::netdevs(socket).await {
         Ok(netdevs) => {
             (Finding::new(Verdict::Good, "agent", "runs, and is what the hooks below are from"), netdevs)
@@ -44,11 +56,13 @@ pub async fn report(socket: &Path, options: &Options, policy: &Policy) -> Result
         Err(error) => {
             let verdict = if matches!(error, AskError::NoAgent(_)) { Verdict::Note } else { Verdict::Unseen };
             let says = format!("{error}; the hooks below are those that one would make");
-            (Finding::new(verdict, "agent", says), foreseen(options, policy, has_tcx)?)
+            (Finding::new(verdict, "agent", says), foreseen(options, policy, selection, has_tcx)?)
         }
     };
     findings.push(agent);
-    let foreign = netdevs.iter().filter(|netdev| netdev.role != "-").flat_map(|netdev| {
+    // What is asked of a netdev is asked of this namespace.
+    let here = |netdev: &&NetdevStatus| netdev.role != "-" && netdev.netns.is_empty();
+    let foreign = netdevs.iter().filter(here).flat_map(|netdev| {
         let found = examine::foreign(netdev.ifindex, &netdev.netdev, netdev.ingress.as_deref());
         found.into_iter().map(|what| (netdev.netdev.clone(), what))
     });
@@ -60,20 +74,23 @@ pub async fn report(socket: &Path, options: &Options, policy: &Policy) -> Result
 fn foreseen(
     options: &Options,
     policy: &Policy,
+    selection: &Selection,
     has_tcx: Option<bool>,
 ) -> Result<Vec<NetdevStatus>, MonitorError> {
-    let table = monitor::dump()?;
-    let survey = Survey::new(&table, policy);
+    let netdevs = ls::all_netdevs(selection)?;
+    let survey = Survey::new(&netdevs, policy);
     let mut attached = BTreeMap::new();
     let mut failed = BTreeMap::new();
-    for (&ifindex, target) in &survey.desired {
+    // What is asked of a netdev is asked of this namespace.
+    let here = survey.desired.iter().filter(|(id, _)| id.namespace == NamespaceId::HOST);
+    for (&id, target) in here {
         match has_tcx.map(|has_tcx| examine::foresee(target, options.tc, has_tcx)) {
-            Some(Ok(attachment)) => drop(attached.insert(ifindex, attachment)),
-            Some(Err(error)) => drop(failed.insert(ifindex, error.to_string())),
+            Some(Ok(attachment)) => drop(attached.insert(id, attachment)),
+            Some(Err(error)) => drop(failed.insert(id, error.to_string())),
             None => {}
         }
     }
-    Ok(survey.statuses(&table, &attached, |ifindex| failed.get(&ifindex).cloned()))
+    Ok(survey.statuses(&netdevs, &attached, |id| failed.get(&id).cloned()))
 }
 
 /// Returns what to know of the kernel's lockdown, given what it says: `none [integrity] confidentiality`.
@@ -101,6 +118,24 @@ fn namespace() -> Finding {
             "whether it is the host's own can't be seen without root",
         ),
     }
+}
+
+/// Says whether the namespaces that are meant can be followed.
+fn named_namespaces(selection: &Selection) -> Finding {
+    let directory = namespaces::DIRECTORY;
+    let (verdict, says) = match namespaces::dump(Path::new(directory), selection) {
+        Err(error) => (Verdict::Unseen, format!("{directory} can't be looked at: {error}")),
+        Ok((followed, failed)) => match failed.first_key_value() {
+            Some((name, why)) => {
+                (Verdict::Bad, format!("{} can't be followed, such as {name}: {why}", failed.len()))
+            }
+            None if followed.is_empty() => {
+                (Verdict::Note, format!("namespaces.include matches no name in {directory} now"))
+            }
+            None => (Verdict::Good, format!("{} can be entered and asked", followed.len())),
+        },
+    };
+    Finding::new(verdict, "namespaces", says)
 }
 
 impl Report {

@@ -30,6 +30,10 @@
 //!                                    ─► Step::Detach: hooks, then the entry; the port keeps its total
 //! ```
 //!
+//! Where namespaces are followed, [`netdev::namespaces`] does for each of them what the monitor does for the host's, and the
+//! datapath enters a netdev's namespace on a thread that ends with it. A netdev is known by its namespace and its ifindex
+//! ([`netdev::NetdevId`]); its programs are the object loaded once more, with the namespace's number in it.
+//!
 //! Level-triggered: the plan compares what is with what should be, so a lost event, a failed attach and a start are one
 //! case.
 //!

@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use crate::{
     control::{self, AskError},
-    netdev::monitor::{self, MonitorError},
+    netdev::{
+        Netdevs,
+        monitor::{self, MonitorError},
+        namespaces::{self, Selection},
+    },
     snapshot::NetdevStatus,
     survey::{Policy, Survey},
 };
@@ -34,30 +38,53 @@ pub enum LsError {
 /// # Errors
 ///
 /// When neither answers.
-pub async fn netdevs(socket: &Path, policy: &Policy) -> Result<(Witness, Vec<NetdevStatus>), LsError> {
+pub async fn netdevs(
+    socket: &Path,
+    policy: &Policy,
+    selection: &Selection,
+) -> Result<(Witness, Vec<NetdevStatus>), LsError> {
     match control::netdevs(socket).await {
         Ok(netdevs) => Ok((Witness::Agent, netdevs)),
         Err(AskError::NoAgent(_)) => {
-            let table = monitor::dump()?;
-            let statuses = Survey::new(&table, policy).statuses(&table, &BTreeMap::new(), |_| None);
+            let netdevs = all_netdevs(selection)?;
+            let statuses = Survey::new(&netdevs, policy).statuses(&netdevs, &BTreeMap::new(), |_| None);
             Ok((Witness::Nobody, statuses))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Writes the list as a table: one line each, columns as wide as their widest value.
+/// Asks the kernel for the netdevs of this namespace and of those that would be followed, as far as they can be entered.
+pub(crate) fn all_netdevs(selection: &Selection) -> Result<Netdevs, MonitorError> {
+    let host = monitor::dump()?;
+    let others = namespaces::dump(Path::new(namespaces::DIRECTORY), selection);
+    let (namespaces, failed) = others.unwrap_or_else(|error| {
+        tracing::warn!(error = %error, "namespaces not looked at");
+        Default::default()
+    });
+    for (name, why) in failed {
+        tracing::warn!(netns = name, error = why, "namespace not looked at");
+    }
+    Ok(Netdevs { host, namespaces })
+}
+
+/// Writes the list as a table: one line each, columns as wide as their widest value. The column of namespaces is there
+/// where a netdev is in one.
 #[must_use]
 pub fn table(netdevs: &[NetdevStatus]) -> String {
-    const HEAD: [&str; 9] = ["NETDEV", "IFINDEX", "KIND", "ROLE", "HOOKS", "PORT", "DEVICE", "SOURCE", "WHY"];
-    let mut rows = vec![HEAD.map(ToOwned::to_owned)];
-    rows.extend(netdevs.iter().map(row));
+    const HEAD: [&str; 10] =
+        ["NETDEV", "NETNS", "IFINDEX", "KIND", "ROLE", "HOOKS", "PORT", "DEVICE", "SOURCE", "WHY"];
+    let mut rows = vec![HEAD.map(ToOwned::to_owned).to_vec()];
+    rows.extend(netdevs.iter().map(|netdev| row(netdev).to_vec()));
+    if netdevs.iter().all(|netdev| netdev.netns.is_empty()) {
+        rows.iter_mut().for_each(|row| drop(row.remove(1)));
+    }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; HEAD.len()] = std::array::from_fn(width);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        let (why, cells) = row.split_last().expect("a row has nine cells");
-        for (cell, width) in cells.iter().zip(widths) {
+        let (why, cells) = row.split_last().expect("a row has cells");
+        for (cell, width) in cells.iter().zip(&widths) {
             // Writing to a `String` can't fail.
             write!(text, "{cell:width$}  ").unwrap_or_default();
         }
@@ -67,7 +94,7 @@ pub fn table(netdevs: &[NetdevStatus]) -> String {
     text
 }
 
-fn row(netdev: &NetdevStatus) -> [String; 9] {
+fn row(netdev: &NetdevStatus) -> [String; 10] {
     let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     let hooks = match (&netdev.ingress, &netdev.egress) {
         (None, None) => "-".to_owned(),
@@ -76,6 +103,7 @@ fn row(netdev: &NetdevStatus) -> [String; 9] {
     };
     [
         printable(&netdev.netdev),
+        if netdev.netns.is_empty() { "-".to_owned() } else { printable(&netdev.netns) },
         netdev.ifindex.to_string(),
         netdev.kind.clone(),
         netdev.role.clone(),
@@ -101,6 +129,7 @@ mod tests {
         let port = NetdevStatus {
             ifindex: 3,
             netdev: "tap\u{1b}0".to_owned(),
+            netns: String::new(),
             kind: "tap".to_owned(),
             role: "port".to_owned(),
             port: Some("3f2a7c1e-0000-4000-8000-000000000001".to_owned()),

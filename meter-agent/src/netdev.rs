@@ -2,7 +2,9 @@
 //!
 //! Pure: filled by [`monitor`], or by a test.
 
+mod id;
 pub mod monitor;
+pub mod namespaces;
 mod pattern;
 
 use std::{
@@ -10,7 +12,10 @@ use std::{
     net::IpAddr,
 };
 
-pub use self::pattern::{ParsePatternError, Pattern};
+pub use self::{
+    id::{Namespace, NamespaceId, NetdevId, Netdevs},
+    pattern::{Glob, ParsePatternError, Pattern},
+};
 
 /// A netdev's hardware address.
 pub type MacAddress = [u8; 6];

@@ -8,7 +8,7 @@ use crate::{
     binding::{Bound, Conflict},
     datapath::{Attachment, Class, Target},
     meter::PortId,
-    netdev::NetdevTable,
+    netdev::{NetdevId, Netdevs},
     roles::Role,
 };
 
@@ -19,36 +19,38 @@ pub enum Step {
     Exchange(Vec<Target>),
     /// Attach this netdev, or change how it is attached.
     Attach(Target),
-    /// Detach the netdev with this ifindex.
+    /// Detach a netdev.
     Detach {
-        /// Its ifindex.
-        ifindex: u32,
+        /// Which.
+        id: NetdevId,
     },
 }
 
-/// Returns how each netdev should be attached, by ifindex; nothing for what is not metered.
+/// Returns how each netdev should be attached; nothing for what is not metered.
 #[must_use]
 pub fn desired(
-    table: &NetdevTable,
-    bound: &BTreeMap<u32, Result<Bound, Conflict>>,
-    roles: &BTreeMap<u32, Role>,
-) -> BTreeMap<u32, Target> {
-    let target = |netdev: &crate::netdev::Netdev| {
-        let role = roles.get(&netdev.ifindex)?;
+    netdevs: &Netdevs,
+    bound: &BTreeMap<NetdevId, Result<Bound, Conflict>>,
+    roles: &BTreeMap<NetdevId, Role>,
+) -> BTreeMap<NetdevId, Target> {
+    let target = |(id, netns, netdev): (NetdevId, &str, &crate::netdev::Netdev)| {
+        let role = roles.get(&id)?;
         let class = role.class?;
-        let bound = bound.get(&netdev.ifindex)?.as_ref().ok()?;
-        Some(Target {
-            ifindex: netdev.ifindex,
+        let bound = bound.get(&id)?.as_ref().ok()?;
+        let target = Target {
+            id,
             netdev: netdev.name.clone(),
+            netns: netns.to_owned(),
             port: bound.port,
             class,
             // What comes through an uplink or a tunnel was counted for its device where it entered the network.
-            device: bound.device.filter(|_| class == Class::Port),
+            device: if class == Class::Port { bound.device } else { None },
             underlay: role.underlay,
             ingress: role.ingress,
-        })
+        };
+        Some((id, target))
     };
-    table.netdevs.values().filter_map(|netdev| Some((netdev.ifindex, target(netdev)?))).collect()
+    netdevs.all().filter_map(target).collect()
 }
 
 /// Returns the steps: detaches first, since a port's new netdev may wait for its old one; then uplinks, of which there
@@ -58,19 +60,19 @@ pub fn desired(
 /// The netdevs that are `gone` took their hooks along, whatever is attached and whoever has their numbers now.
 #[must_use]
 pub fn plan(
-    desired: &BTreeMap<u32, Target>,
-    attached: &BTreeMap<u32, Attachment>,
-    gone: &BTreeSet<u32>,
+    desired: &BTreeMap<NetdevId, Target>,
+    attached: &BTreeMap<NetdevId, Attachment>,
+    gone: &BTreeSet<NetdevId>,
 ) -> Vec<Step> {
-    let stays = |ifindex: &u32| desired.contains_key(ifindex) && !gone.contains(ifindex);
+    let stays = |id: &NetdevId| desired.contains_key(id) && !gone.contains(id);
     let mut steps: Vec<Step> =
-        attached.keys().filter(|ifindex| !stays(ifindex)).map(|&ifindex| Step::Detach { ifindex }).collect();
-    let staying = attached.iter().filter(|(ifindex, _)| stays(ifindex)).map(|(&ifindex, is)| (ifindex, is));
-    let staying: BTreeMap<u32, &Attachment> = staying.collect();
+        attached.keys().filter(|id| !stays(id)).map(|&id| Step::Detach { id }).collect();
+    let staying = attached.iter().filter(|(id, _)| stays(id)).map(|(&id, is)| (id, is));
+    let staying: BTreeMap<NetdevId, &Attachment> = staying.collect();
     let is_right =
-        |target: &Target| staying.get(&target.ifindex).is_some_and(|is| !is.lost && is.target == *target);
+        |target: &Target| staying.get(&target.id).is_some_and(|is| !is.lost && is.target == *target);
     let mut order = Order {
-        holders: staying.iter().map(|(&ifindex, is)| (is.target.port, ifindex)).collect(),
+        holders: staying.iter().map(|(&id, is)| (is.target.port, id)).collect(),
         waiting: desired
             .iter()
             .filter(|(_, target)| !is_right(target))
@@ -80,7 +82,7 @@ pub fn plan(
         steps: Vec::new(),
     };
     let mut first: Vec<&Target> = order.waiting.values().copied().collect();
-    first.sort_by_key(|target| (!target.underlay, target.ifindex));
+    first.sort_by_key(|target| (!target.underlay, target.id));
     first.into_iter().for_each(|target| order.take(target));
     steps.append(&mut order.steps);
     steps
@@ -88,11 +90,11 @@ pub fn plan(
 
 /// Puts attaches into an order in which every port is free when its netdev takes it.
 struct Order<'a> {
-    staying: BTreeMap<u32, &'a Attachment>,
+    staying: BTreeMap<NetdevId, &'a Attachment>,
     /// Which of them carries a port.
-    holders: BTreeMap<PortId, u32>,
+    holders: BTreeMap<PortId, NetdevId>,
     /// The targets that have no step yet.
-    waiting: BTreeMap<u32, &'a Target>,
+    waiting: BTreeMap<NetdevId, &'a Target>,
     steps: Vec<Step>,
 }
 
@@ -100,7 +102,7 @@ impl<'a> Order<'a> {
     /// Adds the steps for a target: first those of the netdevs that have to leave their ports for it.
     fn take(&mut self, target: &'a Target) {
         let mut chain: Vec<&Target> = Vec::new();
-        let mut next = self.waiting.remove(&target.ifindex);
+        let mut next = self.waiting.remove(&target.id);
         while let Some(target) = next {
             chain.push(target);
             let holder = self.holders.get(&target.port);
@@ -108,14 +110,14 @@ impl<'a> Order<'a> {
         }
         let Some(last) = chain.last() else { return };
         // The last one waits for one of the chain: from there on it goes in a circle.
-        let holder = self.holders.get(&last.port).filter(|holder| **holder != last.ifindex);
-        let circle = holder.and_then(|holder| chain.iter().position(|target| target.ifindex == *holder));
+        let holder = self.holders.get(&last.port).filter(|holder| **holder != last.id);
+        let circle = holder.and_then(|holder| chain.iter().position(|target| target.id == *holder));
         if let Some(circle) = circle {
             let targets = chain.split_off(circle);
             self.steps.push(Step::Exchange(targets.iter().map(|&target| target.clone()).collect()));
             // What more than their ports differs comes after.
             let differs = |target: &&Target| {
-                let is = self.staying.get(&target.ifindex);
+                let is = self.staying.get(&target.id);
                 is.is_none_or(|is| is.lost || is.with_port_of(target) != **target)
             };
             self.steps.extend(targets.into_iter().filter(differs).cloned().map(Step::Attach));

@@ -3,6 +3,7 @@
 //! Pure. Each frame is counted at one netdev of each family: an uplink is the lowest netdev of its path,
 //! and what only passes frames on (a bridge, a bond, a VLAN netdev) is not counted.
 
+mod inside;
 mod underlay;
 
 use std::{
@@ -14,7 +15,7 @@ use self::underlay::{all_below, lowest};
 use crate::{
     binding::{Bound, Conflict, Source},
     datapath::{Class, IngressHook},
-    netdev::{Kind, Netdev, NetdevTable, Pattern},
+    netdev::{Kind, NamespaceId, Netdev, NetdevId, NetdevTable, Pattern},
 };
 
 /// What the operator says of roles. Where nothing is said, the netdevs' kinds, addresses and routes decide.
@@ -58,14 +59,18 @@ impl Role {
 pub struct Judge<'a> {
     table: &'a NetdevTable,
     rules: &'a Rules,
+    namespace: NamespaceId,
     uplinks: BTreeMap<u32, String>,
 }
 
 impl<'a> Judge<'a> {
-    /// Looks at the whole table: what is an uplink depends on more than the netdev itself.
+    /// Looks at the whole table of a namespace: what is an uplink depends on more than the netdev itself. Uplinks are the
+    /// host's alone.
     #[must_use]
-    pub fn new(table: &'a NetdevTable, rules: &'a Rules) -> Self {
-        Self { table, rules, uplinks: uplinks(table, rules) }
+    pub fn new(namespace: NamespaceId, table: &'a NetdevTable, rules: &'a Rules) -> Self {
+        let is_host = namespace == NamespaceId::HOST;
+        let uplinks = if is_host { uplinks(table, rules) } else { BTreeMap::new() };
+        Self { table, rules, namespace, uplinks }
     }
 
     /// Returns whether a netdev is metered if it carries this port.
@@ -74,18 +79,22 @@ impl<'a> Judge<'a> {
         self.role(netdev, bound).class.is_some()
     }
 
-    /// Says of each netdev, by ifindex, what it is. `bound` is [`crate::binding::Bindings::resolve`]'s answer.
+    /// Says of each netdev what it is. `bound` is [`crate::binding::Bindings::resolve`]'s answer.
     #[must_use]
-    pub fn roles(&self, bound: &BTreeMap<u32, Result<Bound, Conflict>>) -> BTreeMap<u32, Role> {
-        let role = |netdev: &Netdev| match bound.get(&netdev.ifindex) {
+    pub fn roles(&self, bound: &BTreeMap<NetdevId, Result<Bound, Conflict>>) -> BTreeMap<NetdevId, Role> {
+        let id = |netdev: &Netdev| NetdevId { namespace: self.namespace, ifindex: netdev.ifindex };
+        let role = |netdev: &Netdev| match bound.get(&id(netdev)) {
             Some(Ok(bound)) => self.role(netdev, bound),
             Some(Err(conflict)) => unless_unmetered(netdev, self.rules, || Role::none(conflict.to_string())),
             None => Role::none("not looked at yet"),
         };
-        self.table.netdevs.values().map(|netdev| (netdev.ifindex, role(netdev))).collect()
+        self.table.netdevs.values().map(|netdev| (id(netdev), role(netdev))).collect()
     }
 
     fn role(&self, netdev: &Netdev, bound: &Bound) -> Role {
+        if self.namespace != NamespaceId::HOST {
+            return inside::role(netdev, bound, self.rules);
+        }
         role(netdev, bound, self.rules, self.uplinks.get(&netdev.ifindex))
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | thread `agent` | [`Agent::run`]: owns all mutable state |
 //! | thread `netdevs` | [`Monitor`]: turns netlink into events |
+//! | thread `namespaces` | [`crate::netdev::namespaces::Watcher`]: the same for named network namespaces, where these are followed |
 //! | tokio | the servers, the audits, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
@@ -12,6 +13,7 @@
 mod activation;
 mod audit;
 mod beans;
+mod namespaces;
 mod notify;
 mod servers;
 mod totals;
@@ -143,8 +145,14 @@ pub fn run(
             _ => tracing::error!(error = %trouble, "the meters that were added at run time don't count"),
         }
     }
-    let agent =
-        Agent::new(datapath, configured(config), added, config.host_name.clone(), Arc::clone(&latest));
+    let agent = Agent::new(
+        datapath,
+        configured(config),
+        added,
+        config.host_name.clone(),
+        config.namespaces.is_on(),
+        Arc::clone(&latest),
+    );
     let (ended, agent_ended) = oneshot::channel::<()>();
     let agent = spawn("agent", move || {
         // Dropped when the thread ends, in whichever way.
@@ -155,6 +163,11 @@ pub fn run(
         let events = events.clone();
         move || watch(monitor, &events)
     })?;
+    if config.namespaces.is_on() {
+        let selection = config.namespaces.clone();
+        let events = events.clone();
+        spawn("namespaces", move || namespaces::follow(&selection, &events))?;
+    }
     let reader = SnapshotReader::new(latest, {
         let events = events.clone();
         // An agent that has ended answers nobody; its reader takes what was published last.
@@ -270,6 +283,7 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
     [
         ("host_name", old.host_name != new.host_name),
         ("datapath or tunnels", old.datapath != new.datapath),
+        ("namespaces", old.namespaces != new.namespaces),
         ("http.listen", old.http_listen != new.http_listen),
         ("http.config_file", old.web_config != new.web_config),
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),

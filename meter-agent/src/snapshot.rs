@@ -12,6 +12,7 @@ use crate::{
     datapath::{Class, HookKind, MapUsage, Repairs, UserMeter},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
+    netdev::NetdevId,
 };
 
 /// A port, an uplink or a tunnel netdev with its totals.
@@ -45,10 +46,12 @@ pub struct Since {
 /// The netdev that carries a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carrier {
-    /// Its ifindex.
-    pub ifindex: u32,
+    /// Which netdev.
+    pub id: NetdevId,
     /// Its name.
     pub netdev: String,
+    /// The name of its namespace, empty for the host's.
+    pub netns: String,
     /// Its kind, by the kernel's word.
     pub kind: String,
     /// Its alias.
@@ -98,6 +101,9 @@ pub struct NetdevStatus {
     pub ifindex: u32,
     /// Its name.
     pub netdev: String,
+    /// The name of its namespace, empty for the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub netns: String,
     /// Its kind, by the kernel's word.
     pub kind: String,
     /// `port`, `uplink`, `tunnel`, or `-` where it is not metered.
@@ -131,6 +137,10 @@ pub struct Health {
     pub attach_pending: u64,
     /// Hooks that were found to have been removed by another tool.
     pub hooks_lost: u64,
+    /// Named network namespaces that are followed; `None` where that is switched off.
+    pub namespaces: Option<u64>,
+    /// Why named namespaces that should be followed are not, by name.
+    pub namespaces_failed: BTreeMap<String, String>,
     /// Times the maps could not be read.
     pub read_failures: u64,
     /// Times that totals could not be written to the state file.

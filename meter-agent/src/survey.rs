@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::{
     binding::{Bindings, Bound, Conflict},
     datapath::{Attachment, Class, Target},
-    netdev::{Netdev, NetdevTable},
+    netdev::{NamespaceId, Netdev, NetdevId, Netdevs},
     reconcile,
     roles::{Judge, Role, Rules},
     snapshot::NetdevStatus,
@@ -22,65 +22,72 @@ pub struct Policy {
     pub rules: Rules,
 }
 
-/// The answer for each netdev, by ifindex.
+/// The answer for each netdev.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     /// Which port it carries.
-    pub bound: BTreeMap<u32, Result<Bound, Conflict>>,
+    pub bound: BTreeMap<NetdevId, Result<Bound, Conflict>>,
     /// What it is, and why.
-    pub roles: BTreeMap<u32, Role>,
+    pub roles: BTreeMap<NetdevId, Role>,
     /// How it should be attached; nothing for what is not metered.
-    pub desired: BTreeMap<u32, Target>,
+    pub desired: BTreeMap<NetdevId, Target>,
 }
 
 impl Survey {
     /// Looks at all netdevs.
     #[must_use]
-    pub fn new(table: &NetdevTable, policy: &Policy) -> Self {
-        let judge = Judge::new(table, &policy.rules);
-        let bound = policy.bindings.resolve(table, |netdev, bound| judge.is_metered(netdev, bound));
-        let roles = judge.roles(&bound);
-        let desired = reconcile::desired(table, &bound, &roles);
+    pub fn new(netdevs: &Netdevs, policy: &Policy) -> Self {
+        let judges: BTreeMap<NamespaceId, Judge<'_>> = netdevs
+            .tables()
+            .map(|(namespace, _, table)| (namespace, Judge::new(namespace, table, &policy.rules)))
+            .collect();
+        let bound = policy.bindings.resolve(netdevs, |id, netdev, bound| {
+            judges.get(&id.namespace).is_some_and(|judge| judge.is_metered(netdev, bound))
+        });
+        let roles = judges.values().flat_map(|judge| judge.roles(&bound)).collect();
+        let desired = reconcile::desired(netdevs, &bound, &roles);
         Self { bound, roles, desired }
     }
 
-    /// Returns the netdevs, by ifindex, that would be metered if their port were not another's.
-    pub fn conflicts(&self) -> impl Iterator<Item = (u32, &Conflict)> {
-        self.bound.iter().filter_map(|(ifindex, bound)| Some((*ifindex, bound.as_ref().err()?)))
+    /// Returns the netdevs that would be metered if their port were not another's.
+    pub fn conflicts(&self) -> impl Iterator<Item = (NetdevId, &Conflict)> {
+        self.bound.iter().filter_map(|(id, bound)| Some((*id, bound.as_ref().err()?)))
     }
 
-    /// Returns what `meter-agent ls` says of each netdev, in the order of their ifindexes.
+    /// Returns what `meter-agent ls` says of each netdev: the host's in the order of their ifindexes, then the others.
     ///
     /// `failed` holds why a netdev that should be attached is not.
     #[must_use]
     pub fn statuses(
         &self,
-        table: &NetdevTable,
-        attached: &BTreeMap<u32, Attachment>,
-        failed: impl Fn(u32) -> Option<String>,
+        netdevs: &Netdevs,
+        attached: &BTreeMap<NetdevId, Attachment>,
+        failed: impl Fn(NetdevId) -> Option<String>,
     ) -> Vec<NetdevStatus> {
-        table
-            .netdevs
-            .values()
-            .map(|netdev| self.status(netdev, attached.get(&netdev.ifindex), &failed))
+        netdevs
+            .all()
+            .map(|(id, netns, netdev)| self.status(id, netns, netdev, attached.get(&id), &failed))
             .collect()
     }
 
     fn status(
         &self,
+        id: NetdevId,
+        netns: &str,
         netdev: &Netdev,
         attachment: Option<&Attachment>,
-        failed: &impl Fn(u32) -> Option<String>,
+        failed: &impl Fn(NetdevId) -> Option<String>,
     ) -> NetdevStatus {
-        let role = self.roles.get(&netdev.ifindex);
+        let role = self.roles.get(&id);
         let class = role.and_then(|role| role.class);
-        let bound = class.and(self.bound.get(&netdev.ifindex)).and_then(|bound| bound.as_ref().ok());
-        let reason = failed(netdev.ifindex)
+        let bound = class.and(self.bound.get(&id)).and_then(|bound| bound.as_ref().ok());
+        let reason = failed(id)
             .or_else(|| role.map(|role| role.reason.clone()))
             .unwrap_or_else(|| "not looked at yet".to_owned());
         NetdevStatus {
             ifindex: netdev.ifindex,
             netdev: netdev.name.clone(),
+            netns: netns.to_owned(),
             kind: netdev.kind.name().to_owned(),
             role: class.map_or("-", Class::name).to_owned(),
             port: bound.map(|bound| bound.port.to_string()),

@@ -4,6 +4,7 @@
 //! Counters wrap modulo 2^64, which no host reaches.
 
 pub mod connection;
+mod namespace;
 mod port;
 mod reason;
 pub mod rules;
@@ -11,6 +12,7 @@ mod slot;
 mod tunnel;
 
 pub use self::{
+    namespace::{NAMESPACE_NETDEVS, NAMESPACES, NamespacePlace, NamespaceTable, namespace_place},
     port::{Member, MemberKey, PortRecord, PortUuid, hooks},
     reason::{Bucket, Buckets, Fault, Faults, MAX_REASONS},
     slot::{SLOT_ENTRIES, SlotRef},
@@ -64,6 +66,9 @@ pub mod map {
     /// Hash: [`MeterName`](super::rules::MeterName) to [`MeterRecord`](super::rules::MeterRecord). Only user space reads
     /// and writes it.
     pub const METERS: &str = "METERS";
+    /// Array: the number of a network namespace to [`NamespaceTable`](super::NamespaceTable). Pinned only where namespaces
+    /// are or were followed. User space writes it by `mmap(2)`.
+    pub const NAMESPACES: &str = "NAMESPACES";
     /// Per-CPU array of [`MeterBlock`](super::rules::MeterBlock).
     pub const METER_COUNTERS: &str = "METER_COUNTERS";
     /// Array of [`Connection`](super::connection::Connection), in their places. User space maps it.
@@ -282,8 +287,8 @@ const _: () = {
 #[cfg(not(target_arch = "bpf"))]
 mod pod {
     use super::{
-        Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef,
-        TunnelBlock, TunnelCounter, TunnelKey,
+        Buckets, Faults, Member, MemberKey, Meta, NamespaceTable, PortRecord, PortUuid, Settings, SlotBlock,
+        SlotRef, TunnelBlock, TunnelCounter, TunnelKey,
         connection::{Connection, ConnectionHints, ConnectionKey},
         rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
     };
@@ -297,7 +302,7 @@ mod pod {
     }
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
-    pod!(TunnelBlock, TunnelCounter, TunnelKey);
+    pod!(NamespaceTable, TunnelBlock, TunnelCounter, TunnelKey);
     pod!(Connection, ConnectionHints, ConnectionKey);
     pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
 }

@@ -7,6 +7,7 @@ mod context;
 mod log;
 mod maps;
 mod meters;
+mod namespace;
 
 use core::mem::MaybeUninit;
 
@@ -62,13 +63,13 @@ impl Encapsulations for Loaded {
 
 #[classifier]
 fn meter_in(context: TcContext) -> i32 {
-    count_port_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_port(Skb::new(context.skb.skb), Direction::Ingress);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 fn meter_out(context: TcContext) -> i32 {
-    count_port_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_port(Skb::new(context.skb.skb), Direction::Egress);
     TC_ACT_UNSPEC
 }
 
@@ -88,14 +89,14 @@ fn meter_up_out(context: TcContext) -> i32 {
 
 #[classifier]
 fn meter_user_in(context: TcContext) -> i32 {
-    count_port_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_port(Skb::new(context.skb.skb), Direction::Ingress);
     count_user_in(context.skb.skb);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 fn meter_user_out(context: TcContext) -> i32 {
-    count_port_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_port(Skb::new(context.skb.skb), Direction::Egress);
     count_user_out(context.skb.skb);
     TC_ACT_UNSPEC
 }
@@ -130,12 +131,17 @@ fn meter_up_xdpf(context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Counts an skb of a port.
+/// Counts an skb of a port of this namespace.
+#[inline(always)]
+fn count_port(skb: Skb, direction: Direction) {
+    count_port_skb(skb, maps::slot_of(&skb), direction);
+}
+
+/// Counts an skb of a port in its slot.
 ///
 /// At once, before anything else of it is read: so a plain frame has nothing to keep across the look-ups.
 #[inline(always)]
-fn count_port_skb(skb: Skb, direction: Direction) {
-    let slot = maps::slot_of(&skb);
+fn count_port_skb(skb: Skb, slot: SlotRef, direction: Direction) {
     let Some(hook) = maps::hook_slot(slot, direction) else { return };
     hook.count(skb.length());
     let gso_size = skb.gso_size();
@@ -160,17 +166,18 @@ fn count_gso(skb: *mut __sk_buff, hook: HookSlot) {
 
 #[inline(never)]
 fn count_user_in(skb: *mut __sk_buff) {
-    count_user(Skb::new(skb), Direction::Ingress);
+    count_user(Skb::new(skb), Direction::Ingress, maps::slot_at);
 }
 
 #[inline(never)]
 fn count_user_out(skb: *mut __sk_buff) {
-    count_user(Skb::new(skb), Direction::Egress);
+    count_user(Skb::new(skb), Direction::Egress, maps::slot_at);
 }
 
-/// Counts an skb of a port, which its hook has counted, in user-defined meters.
+/// Counts an skb of a port, which its hook has counted, in user-defined meters. `slot_at` tells where the counters of a
+/// netdev are.
 #[inline(always)]
-fn count_user(skb: Skb, direction: Direction) {
+fn count_user(skb: Skb, direction: Direction, slot_at: impl Fn(u32) -> SlotRef) {
     let length = skb.length();
     let gso_size = skb.gso_size();
     let extra = if gso_size == 0 {
@@ -182,7 +189,7 @@ fn count_user(skb: Skb, direction: Direction) {
     };
     let extra = with_tags(extra, skb.tag_bytes());
     let bytes = u64::from(length).wrapping_add(extra.bytes);
-    meters::count(skb, direction, Counter { packets: 1 + extra.packets, bytes });
+    meters::count(skb, direction, Counter { packets: 1 + extra.packets, bytes }, slot_at);
 }
 
 /// Computes what a plain TCP super-packet adds on the wire, without its tags.

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use meter_ebpf::{
     abi::{
-        Counter, Direction,
+        Counter, Direction, SlotRef,
         rules::{
             MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
             VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
@@ -21,7 +21,10 @@ use meter_ebpf::{
     rules::{Counts, Fields, classify, fields, plain_fields},
 };
 
-use crate::{connections, context::Skb, maps};
+use crate::{
+    connections,
+    context::{OnNetdev as _, Skb},
+};
 
 /// The rules, or none.
 #[btf_map]
@@ -48,7 +51,7 @@ struct Scratch {
 ///
 /// The rules are asked for once, so that it sees one set as a whole.
 #[inline(always)]
-pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
+pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl Fn(u32) -> SlotRef) {
     let Some(tables) = RULES.get_value(0, &0) else { return };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
@@ -56,7 +59,7 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
     if !is_plain {
         meter_fields(skb.context());
     }
-    let own = maps::slot_of(&skb).slot();
+    let own = slot_at(skb.ifindex()).slot();
     let is_return = tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0;
     // SAFETY: as above; the calls have ended.
     let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
@@ -67,7 +70,7 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter) {
     }
     let (in_slot, out_slot) = match direction {
         Direction::Ingress => (own, 0),
-        Direction::Egress => (maps::slot_at(skb.ingress_ifindex()).slot(), own),
+        Direction::Egress => (slot_at(skb.ingress_ifindex()).slot(), own),
     };
     key.set_hook(direction, in_slot, out_slot);
     key.restrict(tables);

@@ -269,7 +269,8 @@ fn snapshot() -> Snapshot {
         egress: hook(seed + 1),
         device: Some(device(u128::from(seed) % DEVICES)),
         carrier: Some(Carrier {
-            ifindex: seed,
+            id: seed.into(),
+            netns: String::new(),
             netdev: format!("tap{seed:08x}"),
             kind: "tun".to_owned(),
             alias: None,

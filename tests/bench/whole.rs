@@ -22,7 +22,10 @@ use meter_agent::{
         prometheus::Options,
         routes::{self, Pages},
     },
-    netdev::{Kind, Netdev, NetdevEvent, NetdevTable},
+    netdev::{
+        Kind, NamespaceId, Netdev, NetdevEvent, NetdevId, NetdevTable,
+        namespaces::{Entrance, Identity},
+    },
     publish::SnapshotReader,
     roles::Rules,
     rules::MeterSet,
@@ -36,22 +39,27 @@ use uuid::Uuid;
 /// Attaches everything, and reads the same totals each time.
 struct Memory {
     reading: Reading,
-    attached: BTreeMap<u32, Attachment>,
+    attached: BTreeMap<NetdevId, Attachment>,
 }
 
 impl Datapath for Memory {
-    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+    fn attached(&self) -> &BTreeMap<NetdevId, Attachment> {
         &self.attached
     }
 
     fn prepare(&mut self, _: &[Target]) {}
+    fn enter(&mut self, _: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
+        Ok(NamespaceId(1))
+    }
+
+    fn leave(&mut self, _: NamespaceId) {}
 
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         if let Some(port) = self.reading.ports.iter_mut().find(|port| port.port == target.port) {
-            port.ifindex = Some(target.ifindex);
+            port.netdev = Some(target.id);
         }
         let (target, tcx) = (target.clone(), HookKind::Tcx);
-        self.attached.insert(target.ifindex, Attachment { target, ingress: tcx, egress: tcx, lost: false });
+        self.attached.insert(target.id, Attachment { target, ingress: tcx, egress: tcx, lost: false });
         Ok(())
     }
 
@@ -63,7 +71,7 @@ impl Datapath for Memory {
         Vec::new()
     }
 
-    fn detach(&mut self, _ifindex: u32) -> Result<(), AttachError> {
+    fn detach(&mut self, _: NetdevId) -> Result<(), AttachError> {
         Ok(())
     }
 
@@ -105,7 +113,8 @@ impl Whole {
         let datapath = Memory { reading: reading(host), attached: BTreeMap::new() };
         let configured = Configured { policy, meters: MeterSet::default(), read_s: 0 };
         let added = Found { state: State::nowhere(), meters: Vec::new(), trouble: None };
-        let agent = Agent::new(datapath, configured, added, "compute1".to_owned(), Arc::clone(&latest));
+        let agent =
+            Agent::new(datapath, configured, added, "compute1".to_owned(), false, Arc::clone(&latest));
         thread::spawn(move || agent.run(&channel));
         let netdevs = host.ports.iter().filter_map(netdev).map(|netdev| (netdev.ifindex, netdev)).collect();
         let table = NetdevTable { netdevs, ..NetdevTable::default() };
@@ -156,7 +165,7 @@ fn reading(host: &Snapshot) -> Reading {
     let ports = host.ports.iter().map(|port| PortReading {
         port: port.port,
         class: port.class,
-        ifindex: None,
+        netdev: None,
         device: port.device,
         created_ns: port.created_ns,
         totals: SlotCounters { hooks: [port.ingress, port.egress] },
@@ -187,7 +196,7 @@ fn reading(host: &Snapshot) -> Reading {
 fn netdev(port: &meter_agent::snapshot::Port) -> Option<Netdev> {
     let carrier = port.carrier.as_ref()?;
     Some(Netdev {
-        ifindex: carrier.ifindex,
+        ifindex: carrier.id.ifindex,
         name: carrier.netdev.clone(),
         kind: Kind::Tap,
         driver: None,

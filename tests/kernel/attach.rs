@@ -275,13 +275,13 @@ fn netdev_that_has_gone_is_gone_and_its_totals_stay() {
         let error = error.unwrap_err();
         assert_eq!((error.retry, error.reason), (Retry::Gone, "gone"), "{error}");
         assert!(error.message.contains("eth0"), "{error}");
-        meter.detach(target.ifindex);
+        meter.detach(target.id);
         assert_eq!(meter.table(), before);
-        assert_eq!(meter.reading().ports[0].ifindex, None);
+        assert_eq!(meter.reading().ports[0].netdev, None);
 
         // It comes back under another number, and the port goes on.
         pair.host.netns.veth("eth0", &pair.peer, "peer0", 1_500).unwrap();
-        assert_ne!(pair.host.ifindex("eth0"), target.ifindex);
+        assert_ne!(pair.host.ifindex("eth0"), target.id.ifindex);
         meter.attach(&pair.port());
         assert_eq!(meter.table(), before);
         pair.count(&mut meter, Class::Port, "after");
@@ -302,7 +302,7 @@ fn renamed_netdev_goes_on_counting() {
         pair.count(&mut meter, Class::Port, "renamed");
 
         let after = pair.host.target("renamed0", PORT, Class::Port);
-        assert_eq!(after.ifindex, before.ifindex);
+        assert_eq!(after.id, before.id);
         assert_eq!(meter.attach(&after).target, after);
         pair.count(&mut meter, Class::Port, "attached under the new name");
         // The old name names nobody, or somebody else.
@@ -310,7 +310,7 @@ fn renamed_netdev_goes_on_counting() {
         assert_eq!(error.retry, Retry::Gone, "{error}");
         meter.attach(&after);
         pair.count(&mut meter, Class::Port, "attached once more");
-        meter.detach(after.ifindex);
+        meter.detach(after.id);
         assert_eq!(pair.host.hooks(), [""; 0]);
     }
 }

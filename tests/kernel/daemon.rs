@@ -7,6 +7,7 @@ mod doctor;
 mod hooks;
 mod jolokia;
 mod meters;
+mod namespaces;
 mod prometheus;
 mod reboot;
 mod service;

@@ -23,6 +23,7 @@ use meter_agent::{
         kernel::{Before, KernelDatapath, OBJECT, Options, TcMode, remove_all},
     },
     meter::PortId,
+    netdev::NetdevId,
     rules::MeterSet,
     totals::Totals,
 };
@@ -91,8 +92,9 @@ impl Host {
     /// Returns a target for a netdev of this host, whose port's UUID is this number.
     pub(crate) fn target(&self, netdev: &str, port: u128, class: Class) -> Target {
         Target {
-            ifindex: self.ifindex(netdev),
+            id: self.ifindex(netdev).into(),
             netdev: netdev.to_owned(),
+            netns: String::new(),
             port: PortId(Uuid::from_u128(port)),
             class,
             device: None,
@@ -109,7 +111,7 @@ impl Host {
     /// Returns every hook of every netdev here, whoever's it is: `eth0 tcx ingress meter_in` and the like.
     pub(crate) fn hooks(&self) -> Vec<String> {
         let hooks = |netdev: &String| {
-            let hooks = self.hooks_of(netdev);
+            let hooks = hooks_in(&self.netns, netdev);
             // A netdev whose other end went with a guest goes while it is looked at.
             let is_gone = || !self.netns.netdevs().unwrap().contains(netdev);
             hooks.or_else(|error| if is_gone() { Ok(Vec::new()) } else { Err(error) }).unwrap()
@@ -134,39 +136,6 @@ impl Host {
         }
         ids
     }
-
-    fn hooks_of(&self, netdev: &str) -> lab::Result<Vec<String>> {
-        let mut hooks = Vec::new();
-        for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)]
-        {
-            // Before Linux 6.6 there is nothing to ask for.
-            if let Ok((_, programs)) =
-                self.netns.run_in(|| SchedClassifier::query_tcx(netdev, attach_type)).unwrap()
-            {
-                hooks.extend(programs.iter().map(|program| {
-                    format!("{netdev} tcx {direction} {}", program.name_as_str().unwrap_or("?"))
-                }));
-            }
-            let filters = self.netns.run("tc", &["filter", "show", "dev", netdev, direction])?;
-            hooks.extend(filters.lines().filter(|line| line.contains("handle")).map(|line| {
-                // `filter protocol all pref 2 bpf chain 0 handle 0x1 meter_in direct-action …`
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let after = |word| {
-                    let at = words.iter().position(|&other| other == word);
-                    at.and_then(|at| words.get(at + 1)).copied().unwrap_or("?")
-                };
-                format!("{netdev} clsact {direction} {}", after("pref"))
-            }));
-        }
-        let qdiscs = self.netns.run("tc", &["qdisc", "show", "dev", netdev])?;
-        if qdiscs.contains("clsact") {
-            hooks.push(format!("{netdev} qdisc clsact"));
-        }
-        if self.netns.run("ip", &["link", "show", "dev", netdev])?.contains("prog/xdp") {
-            hooks.push(format!("{netdev} xdp"));
-        }
-        Ok(hooks)
-    }
 }
 
 impl Drop for Host {
@@ -180,6 +149,39 @@ impl Drop for Host {
         assert!(!self.pins.exists(), "{} is left", self.pins.display());
         assert_eq!(self.hooks(), [""; 0], "hooks are left");
     }
+}
+
+/// Returns every hook of a netdev of a namespace, whoever's it is.
+pub(crate) fn hooks_in(netns: &Netns, netdev: &str) -> lab::Result<Vec<String>> {
+    let mut hooks = Vec::new();
+    for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
+        // Before Linux 6.6 there is nothing to ask for.
+        if let Ok((_, programs)) = netns.run_in(|| SchedClassifier::query_tcx(netdev, attach_type)).unwrap() {
+            hooks.extend(
+                programs.iter().map(|program| {
+                    format!("{netdev} tcx {direction} {}", program.name_as_str().unwrap_or("?"))
+                }),
+            );
+        }
+        let filters = netns.run("tc", &["filter", "show", "dev", netdev, direction])?;
+        hooks.extend(filters.lines().filter(|line| line.contains("handle")).map(|line| {
+            // `filter protocol all pref 2 bpf chain 0 handle 0x1 meter_in direct-action …`
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let after = |word| {
+                let at = words.iter().position(|&other| other == word);
+                at.and_then(|at| words.get(at + 1)).copied().unwrap_or("?")
+            };
+            format!("{netdev} clsact {direction} {}", after("pref"))
+        }));
+    }
+    let qdiscs = netns.run("tc", &["qdisc", "show", "dev", netdev])?;
+    if qdiscs.contains("clsact") {
+        hooks.push(format!("{netdev} qdisc clsact"));
+    }
+    if netns.run("ip", &["link", "show", "dev", netdev])?.contains("prog/xdp") {
+        hooks.push(format!("{netdev} xdp"));
+    }
+    Ok(hooks)
 }
 
 /// Returns the TC hook that [`TcMode::Auto`] takes in this kernel.
@@ -213,11 +215,11 @@ impl Meter<'_> {
     /// Attaches, in the host's namespace.
     pub(crate) fn try_attach(&mut self, target: &Target) -> Result<Attachment, AttachError> {
         self.netns.run_in(|| self.datapath.attach(target)).unwrap()?;
-        Ok(self.attached()[&target.ifindex].clone())
+        Ok(self.attached()[&target.id].clone())
     }
 
-    /// Returns what is attached, by ifindex.
-    pub(crate) fn attached(&self) -> &BTreeMap<u32, Attachment> {
+    /// Returns what is attached.
+    pub(crate) fn attached(&self) -> &BTreeMap<NetdevId, Attachment> {
         self.datapath.attached()
     }
 
@@ -238,8 +240,9 @@ impl Meter<'_> {
     }
 
     /// Detaches, in the host's namespace.
-    pub(crate) fn detach(&mut self, ifindex: u32) {
-        self.netns.run_in(|| self.datapath.detach(ifindex)).unwrap().unwrap();
+    pub(crate) fn detach(&mut self, id: impl Into<NetdevId>) {
+        let id = id.into();
+        self.netns.run_in(|| self.datapath.detach(id)).unwrap().unwrap();
     }
 
     /// Lets another set of user-defined meters count, in the host's namespace.

@@ -17,7 +17,10 @@ use meter_agent::{
     definitions::state::State,
     http::server::{Limits, serve},
     meter::FlowStats,
-    netdev::{NetdevEvent, NetdevTable},
+    netdev::{
+        NamespaceId, NetdevEvent, NetdevId, NetdevTable,
+        namespaces::{Entrance, Identity},
+    },
     publish::SnapshotReader,
     roles::Rules,
     rules::{Meter, MeterSet, RuleLine},
@@ -31,16 +34,21 @@ use crate::web::curl_is_there;
 /// A datapath that has counted as many frames of 100 bytes for a meter as its name has bytes, and has room for three.
 #[derive(Default)]
 struct Memory {
-    attached: BTreeMap<u32, Attachment>,
+    attached: BTreeMap<NetdevId, Attachment>,
     meters: MeterSet,
 }
 
 impl Datapath for Memory {
-    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+    fn attached(&self) -> &BTreeMap<NetdevId, Attachment> {
         &self.attached
     }
 
     fn prepare(&mut self, _: &[Target]) {}
+    fn enter(&mut self, _: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
+        Ok(NamespaceId(1))
+    }
+
+    fn leave(&mut self, _: NamespaceId) {}
 
     fn attach(&mut self, _: &Target) -> Result<(), AttachError> {
         Ok(())
@@ -50,7 +58,7 @@ impl Datapath for Memory {
         Ok(())
     }
 
-    fn detach(&mut self, _: u32) -> Result<(), AttachError> {
+    fn detach(&mut self, _: NetdevId) -> Result<(), AttachError> {
         Ok(())
     }
 
@@ -111,7 +119,8 @@ impl Host {
         };
         let latest = Arc::default();
         let added = State::open(&path.join("state"));
-        let agent = Agent::new(Memory::default(), configured, added, "host".to_owned(), Arc::clone(&latest));
+        let agent =
+            Agent::new(Memory::default(), configured, added, "host".to_owned(), false, Arc::clone(&latest));
         let (events, channel) = mpsc::channel();
         thread::spawn(move || agent.run(&channel));
         events.send(Event::Netdev(NetdevEvent::All(NetdevTable::default()))).unwrap();

@@ -2,39 +2,39 @@
 
 use std::collections::BTreeMap;
 
-use crate::{datapath::Attachment, snapshot::Since};
+use crate::{datapath::Attachment, netdev::NetdevId, snapshot::Since};
 
 /// Of each netdev whose counting began, or was interrupted, under this agent.
 #[derive(Debug, Default)]
 pub(super) struct Attaches {
-    since: BTreeMap<u32, Since>,
+    since: BTreeMap<NetdevId, Since>,
     last: u64,
 }
 
 impl Attaches {
     /// Remembers what an attach changed.
     pub(super) fn attached(&mut self, before: Option<&Attachment>, is: &Attachment) {
-        let ifindex = is.target.ifindex;
+        let id = is.target.id;
         match before.filter(|before| before.target.port == is.target.port) {
-            None => self.began(ifindex),
+            None => self.began(id),
             Some(before) if before.lost || before.kinds() != is.kinds() => {
-                self.since.entry(ifindex).or_default().gaps += 1;
+                self.since.entry(id).or_default().gaps += 1;
             }
             Some(_) => {}
         }
     }
 
     /// Remembers that a netdev's frames count anew, or for another port.
-    pub(super) fn began(&mut self, ifindex: u32) {
+    pub(super) fn began(&mut self, id: NetdevId) {
         self.last += 1;
-        self.since.insert(ifindex, Since { attach: self.last, gaps: 0 });
+        self.since.insert(id, Since { attach: self.last, gaps: 0 });
     }
 
-    pub(super) fn detached(&mut self, ifindex: u32) {
-        self.since.remove(&ifindex);
+    pub(super) fn detached(&mut self, id: NetdevId) {
+        self.since.remove(&id);
     }
 
-    pub(super) fn of(&self, ifindex: u32) -> Since {
-        self.since.get(&ifindex).copied().unwrap_or_default()
+    pub(super) fn of(&self, id: NetdevId) -> Since {
+        self.since.get(&id).copied().unwrap_or_default()
     }
 }

@@ -10,16 +10,16 @@ use crate::{
     datapath::{Attachment, BucketReading, PortReading, Reading, TunnelReading},
     definitions::Definition,
     meter::PortId,
-    netdev::{Kind, MacAddress, NetdevTable},
+    netdev::{Kind, MacAddress, NetdevId, Netdevs},
     snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
     survey::Survey,
 };
 
 /// What the agent knows beside the counters.
 pub(super) struct Known<'a> {
-    pub(super) table: &'a NetdevTable,
+    pub(super) netdevs: &'a Netdevs,
     pub(super) survey: &'a Survey,
-    pub(super) attached: &'a BTreeMap<u32, Attachment>,
+    pub(super) attached: &'a BTreeMap<NetdevId, Attachment>,
     pub(super) failures: &'a Failures,
     pub(super) health: &'a Health,
     pub(super) definitions: &'a Arc<[Definition]>,
@@ -33,8 +33,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
     let (receive, transmit): (Vec<_>, Vec<_>) =
         reading.tunnels.into_iter().partition(|tunnel| tunnel.direction == Direction::Ingress);
     let parts = parts(&reading.buckets, receive.iter().chain(&transmit));
-    let netdevs =
-        known.survey.statuses(known.table, known.attached, |ifindex| known.failures.reason(ifindex));
+    let netdevs = known.survey.statuses(known.netdevs, known.attached, |id| known.failures.reason(id));
     Snapshot {
         generation,
         host: known.host.to_owned(),
@@ -102,18 +101,19 @@ fn with_carrier(reading: PortReading, known: &Known<'_>) -> Port {
         ingress: *reading.totals.hook(Direction::Ingress),
         egress: *reading.totals.hook(Direction::Egress),
         device: reading.device,
-        carrier: reading.ifindex.and_then(|ifindex| carrier(&reading, ifindex, known)),
+        carrier: reading.netdev.and_then(|id| carrier(&reading, id, known)),
     }
 }
 
 /// Describes the netdev that carries a port; `None` where it went and the datapath was not told yet.
-fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Carrier> {
-    let netdev = known.table.netdevs.get(&ifindex)?;
-    let attachment = known.attached.get(&ifindex)?;
-    let bound = known.survey.bound.get(&ifindex)?.as_ref().ok().filter(|bound| bound.port == reading.port)?;
+fn carrier(reading: &PortReading, id: NetdevId, known: &Known<'_>) -> Option<Carrier> {
+    let netdev = known.netdevs.get(id)?;
+    let attachment = known.attached.get(&id)?;
+    let bound = known.survey.bound.get(&id)?.as_ref().ok().filter(|bound| bound.port == reading.port)?;
     Some(Carrier {
-        ifindex,
+        id,
         netdev: netdev.name.clone(),
+        netns: known.netdevs.name(id.namespace).to_owned(),
         kind: netdev.kind.name().to_owned(),
         alias: netdev.alias.clone(),
         mac: netdev.mac.map(mac_text),
@@ -124,7 +124,7 @@ fn carrier(reading: &PortReading, ifindex: u32, known: &Known<'_>) -> Option<Car
         },
         source: bound.source,
         hooks: (attachment.ingress, attachment.egress),
-        since: known.attaches.of(ifindex),
+        since: known.attaches.of(id),
     })
 }
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::datapath::{AttachError, Retry, Target};
+use crate::{
+    datapath::{AttachError, Retry, Target},
+    netdev::NetdevId,
+};
 
 /// Ticks before the second attempt; each further one waits twice as long.
 const FIRST_WAIT: u32 = 1;
@@ -21,30 +24,31 @@ struct Failure {
 /// The netdevs that should be attached and could not be.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    by_ifindex: BTreeMap<u32, Failure>,
+    by_netdev: BTreeMap<NetdevId, Failure>,
     /// Detaches that failed, with what was said.
-    detaches: BTreeMap<u32, AttachError>,
+    detaches: BTreeMap<NetdevId, AttachError>,
 }
 
 impl Failures {
     pub(super) fn len(&self) -> usize {
-        self.by_ifindex.len()
+        self.by_netdev.len()
     }
 
     /// Returns why a netdev is not attached.
-    pub(super) fn reason(&self, ifindex: u32) -> Option<String> {
-        self.by_ifindex.get(&ifindex).map(|failure| failure.error.message.clone())
+    pub(super) fn reason(&self, id: NetdevId) -> Option<String> {
+        self.by_netdev.get(&id).map(|failure| failure.error.message.clone())
     }
 
     /// Takes note of a failed attach. Logs it when it is new or another than before, and counts on silently.
     pub(super) fn failed(&mut self, target: Target, error: AttachError) {
-        let before = self.by_ifindex.remove(&target.ifindex).filter(|before| before.target == target);
+        let before = self.by_netdev.remove(&target.id).filter(|before| before.target == target);
         let attempt = before.as_ref().map_or(0, |before| before.attempt) + 1;
         if error.retry != Retry::Gone && before.is_none_or(|before| before.error != error) {
             let next = if error.retry == Retry::Never { "not tried again" } else { "will retry" };
             tracing::error!(
                 netdev = %target.netdev,
-                ifindex = target.ifindex,
+                netns = target.netns,
+                ifindex = target.id.ifindex,
                 port = %target.port,
                 attempt,
                 error = %error,
@@ -54,25 +58,25 @@ impl Failures {
         }
         let wait =
             FIRST_WAIT.checked_shl(attempt - 1).unwrap_or(LONGEST_WAIT).clamp(FIRST_WAIT, LONGEST_WAIT);
-        self.by_ifindex.insert(target.ifindex, Failure { target, error, attempt, wait });
+        self.by_netdev.insert(target.id, Failure { target, error, attempt, wait });
     }
 
     /// Takes note of a failed detach, which is tried again at each tick. Logs it when it is new or another than before.
-    pub(super) fn detach_failed(&mut self, ifindex: u32, error: AttachError) {
-        if self.detaches.get(&ifindex) != Some(&error) {
-            tracing::error!(ifindex, error = %error, "detach failed; will retry");
-            self.detaches.insert(ifindex, error);
+    pub(super) fn detach_failed(&mut self, id: NetdevId, error: AttachError) {
+        if self.detaches.get(&id) != Some(&error) {
+            tracing::error!(netdev = %id, error = %error, "detach failed; will retry");
+            self.detaches.insert(id, error);
         }
     }
 
     /// Forgets a detach: it is done, or not wanted any more.
-    pub(super) fn detached(&mut self, ifindex: u32) {
-        self.detaches.remove(&ifindex);
+    pub(super) fn detached(&mut self, id: NetdevId) {
+        self.detaches.remove(&id);
     }
 
     /// Returns whether an attach is to be tried now: it never failed, another one failed, or its time has come.
     pub(super) fn is_due(&self, target: &Target) -> bool {
-        self.by_ifindex.get(&target.ifindex).is_none_or(|failure| {
+        self.by_netdev.get(&target.id).is_none_or(|failure| {
             failure.target != *target || (failure.wait == 0 && failure.error.retry != Retry::Never)
         })
     }
@@ -80,7 +84,7 @@ impl Failures {
     /// Lets a second pass; returns whether something became due.
     pub(super) fn tick(&mut self) -> bool {
         let mut due = !self.detaches.is_empty();
-        for failure in self.by_ifindex.values_mut().filter(|failure| failure.wait > 0) {
+        for failure in self.by_netdev.values_mut().filter(|failure| failure.wait > 0) {
             failure.wait -= 1;
             due |= failure.wait == 0 && failure.error.retry != Retry::Never;
         }
@@ -88,15 +92,15 @@ impl Failures {
     }
 
     /// Forgets those that nobody wants attached any more.
-    pub(super) fn keep(&mut self, desired: &BTreeMap<u32, Target>) {
-        self.by_ifindex.retain(|ifindex, _| desired.contains_key(ifindex));
+    pub(super) fn keep(&mut self, desired: &BTreeMap<NetdevId, Target>) {
+        self.by_netdev.retain(|id, _| desired.contains_key(id));
     }
 
-    pub(super) fn forget(&mut self, ifindex: u32) {
-        self.by_ifindex.remove(&ifindex);
+    pub(super) fn forget(&mut self, id: NetdevId) {
+        self.by_netdev.remove(&id);
     }
 
     pub(super) fn forget_all(&mut self) {
-        self.by_ifindex.clear();
+        self.by_netdev.clear();
     }
 }

@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::{
     datapath::{AttachError, Datapath, Retry, Target},
+    netdev::NetdevId,
     reconcile::Step,
 };
 
@@ -12,9 +13,9 @@ impl<D: Datapath> Agent<D> {
         match step {
             Step::Exchange(targets) => self.exchange(targets),
             // Not before what it had under this number is put away.
-            Step::Attach(target) if self.gone.contains(&target.ifindex) => {}
+            Step::Attach(target) if self.gone.contains(&target.id) => {}
             Step::Attach(target) => self.attach(target),
-            Step::Detach { ifindex } => self.detach(ifindex),
+            Step::Detach { id } => self.detach(id),
         }
         self.health.attach_pending = self.pending();
     }
@@ -23,10 +24,10 @@ impl<D: Datapath> Agent<D> {
         match self.datapath.exchange(&targets) {
             Ok(()) => {
                 for target in targets {
-                    self.attaches.began(target.ifindex);
-                    let Target { netdev, ifindex, port, .. } = target;
-                    tracing::info!(netdev = %netdev, ifindex, port = %port, "exchanged ports");
-                    self.failures.forget(ifindex);
+                    self.attaches.began(target.id);
+                    let Target { netdev, id, netns, port, .. } = target;
+                    tracing::info!(netdev = %netdev, netns, ifindex = id.ifindex, port = %port, "exchanged ports");
+                    self.failures.forget(id);
                 }
             }
             Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
@@ -34,19 +35,20 @@ impl<D: Datapath> Agent<D> {
     }
 
     fn attach(&mut self, target: Target) {
-        let before = self.datapath.attached().get(&target.ifindex).cloned();
+        let before = self.datapath.attached().get(&target.id).cloned();
         let attached = self.datapath.attach(&target);
-        if let Some(is) = self.datapath.attached().get(&target.ifindex) {
+        if let Some(is) = self.datapath.attached().get(&target.id) {
             self.attaches.attached(before.as_ref(), is);
         }
         match attached {
             Ok(()) => {
-                self.failures.forget(target.ifindex);
-                self.failures.detached(target.ifindex);
-                let is = self.datapath.attached().get(&target.ifindex);
+                self.failures.forget(target.id);
+                self.failures.detached(target.id);
+                let is = self.datapath.attached().get(&target.id);
                 tracing::info!(
                     netdev = %target.netdev,
-                    ifindex = target.ifindex,
+                    netns = target.netns,
+                    ifindex = target.id.ifindex,
                     port = %target.port,
                     class = target.class.name(),
                     ingress = is.map(|is| is.ingress.name()),
@@ -61,26 +63,26 @@ impl<D: Datapath> Agent<D> {
     fn failed(&mut self, target: Target, error: AttachError) {
         *self.health.attach_failures.entry(error.reason).or_default() += 1;
         if error.retry == Retry::Gone {
-            tracing::debug!(ifindex = target.ifindex, error = %error, "netdev went while it was attached");
+            tracing::debug!(netdev = %target.id, error = %error, "netdev went while it was attached");
         }
         self.failures.failed(target, error);
     }
 
-    fn detach(&mut self, ifindex: u32) {
-        let is = self.datapath.attached().get(&ifindex).map(|is| is.target.clone());
-        match self.datapath.detach(ifindex) {
+    fn detach(&mut self, id: NetdevId) {
+        let is = self.datapath.attached().get(&id).map(|is| is.target.clone());
+        match self.datapath.detach(id) {
             Ok(()) => {
-                if let Some(Target { netdev, port, .. }) = is {
-                    tracing::info!(netdev = %netdev, ifindex, port = %port, "detached");
+                if let Some(Target { netdev, netns, port, .. }) = is {
+                    tracing::info!(netdev = %netdev, netns, ifindex = id.ifindex, port = %port, "detached");
                 }
-                self.gone.remove(&ifindex);
-                self.attaches.detached(ifindex);
-                self.failures.forget(ifindex);
-                self.failures.detached(ifindex);
+                self.gone.remove(&id);
+                self.attaches.detached(id);
+                self.failures.forget(id);
+                self.failures.detached(id);
             }
             Err(error) => {
                 *self.health.attach_failures.entry(error.reason).or_default() += 1;
-                self.failures.detach_failed(ifindex, error);
+                self.failures.detach_failed(id, error);
             }
         }
     }

@@ -1,4 +1,5 @@
 mod meters;
+mod namespaces;
 mod sequences;
 
 use std::{
@@ -22,7 +23,7 @@ use crate::{
     },
     definitions::state::{Found, State},
     meter::PortId,
-    netdev::{Kind, Netdev, NetdevEvent, NetdevTable},
+    netdev::{Kind, Netdev, NetdevEvent, NetdevId, NetdevTable},
     roles::Rules,
     rules::MeterSet,
     snapshot::{Health, SharedSnapshot, Snapshot},
@@ -42,16 +43,16 @@ impl Bench {
         Self::adopting(BTreeMap::new())
     }
 
-    fn adopting(attached: BTreeMap<u32, Attachment>) -> Self {
+    fn adopting(attached: BTreeMap<NetdevId, Attachment>) -> Self {
         let datapath = FakeDatapath::adopting(attached);
-        Self::on(datapath, MeterSet::default(), nothing_added())
+        Self::on(datapath, MeterSet::default(), nothing_added(), false)
     }
 
     /// Makes one with these user-defined meters.
-    fn on(datapath: FakeDatapath, meters: MeterSet, added: Found) -> Self {
+    fn on(datapath: FakeDatapath, meters: MeterSet, added: Found, follows: bool) -> Self {
         let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let configured = Configured { policy: policy(vec![]), meters, read_s: 7 };
-        let agent = Agent::new(datapath, configured, added, "host".to_owned(), Arc::clone(&latest));
+        let agent = Agent::new(datapath, configured, added, "host".to_owned(), follows, Arc::clone(&latest));
         let (events, channel) = channel();
         Self { agent, events, channel, latest }
     }
@@ -117,7 +118,7 @@ fn port(number: u128) -> PortId {
 }
 
 fn binding(netdev: &str, port: PortId) -> Binding {
-    Binding { netdev: Some(netdev.parse().unwrap()), mac: None, port: Some(port), device: None }
+    Binding { netdev: Some(netdev.parse().unwrap()), mac: None, netns: None, port: Some(port), device: None }
 }
 
 fn tap(ifindex: u32, name: &str) -> Netdev {
@@ -238,10 +239,11 @@ fn wrong_configuration_leaves_the_old_one_in_force() {
 
 #[test]
 fn what_an_earlier_agent_left_is_taken_over_or_put_away() {
-    let left = |ifindex| Attachment {
+    let left = |ifindex: u32| Attachment {
         target: Target {
-            ifindex,
+            id: ifindex.into(),
             netdev: String::new(),
+            netns: String::new(),
             port: port(u128::from(ifindex)),
             class: Class::Port,
             device: None,
@@ -252,7 +254,7 @@ fn what_an_earlier_agent_left_is_taken_over_or_put_away() {
         egress: HookKind::Tcx,
         lost: false,
     };
-    let mut bench = Bench::adopting([2, 8].map(|ifindex| (ifindex, left(ifindex))).into());
+    let mut bench = Bench::adopting([2, 8].map(|ifindex| (ifindex.into(), left(ifindex))).into());
     bench.send(Event::Tick).settle();
     assert_eq!(bench.calls(), [""; 0], "before the first dump everything would look gone");
     bench.netdevs(&[(2, "tap0")]).settle();
@@ -349,21 +351,21 @@ fn hook_that_another_tool_removed_is_noticed_at_the_next_dump() {
     let mut bench = Bench::new();
     let netdevs = [(2, "tap0"), (3, "tap1")];
     bench.netdevs(&netdevs).settle();
-    bench.agent.datapath.removed.insert(3);
+    bench.agent.datapath.removed.insert(3.into());
     bench.ticks(10);
     assert_eq!(bench.calls(), ["attach tap0", "attach tap1"], "nobody has looked yet");
     bench.netdevs(&netdevs).settle();
     assert_eq!(bench.calls(), ["attach tap1"]);
     assert_eq!(bench.snapshot().health.hooks_lost, 1);
     // A second dump at once doesn't look again at once.
-    bench.agent.datapath.removed.insert(2);
+    bench.agent.datapath.removed.insert(2.into());
     bench.netdevs(&netdevs).settle();
     assert_eq!(bench.calls(), [""; 0]);
     bench.ticks(10);
     assert_eq!(bench.calls(), ["attach tap0"]);
     assert_eq!(bench.snapshot().health.hooks_lost, 2);
     // Without any dump it takes a minute.
-    bench.agent.datapath.removed.insert(2);
+    bench.agent.datapath.removed.insert(2.into());
     let ticks = (1..).find(|_| !bench.ticks(1).calls().is_empty()).unwrap();
     assert_eq!(ticks, 60);
 }

@@ -7,7 +7,10 @@ use super::{
     base::{Base, FCS, NO_ETHERNET, Range, Relations, SKB, WHOLE, WIRE, received_or_sent},
     word,
 };
-use crate::{datapath::Class, netdev::NetdevSample};
+use crate::{
+    datapath::Class,
+    netdev::{NetdevId, NetdevSample},
+};
 
 /// Headers of a frame that a super-packet has once: Ethernet, IPv4 and UDP at least; tags, IPv6 and TCP's options at most.
 const FRAME_HEADERS: [i64; 2] = [42, 134];
@@ -61,7 +64,7 @@ pub(super) struct Judged {
 pub(super) fn judge(
     bracket: &Bracket<'_>,
     base: &mut Base,
-    is_shared: &dyn Fn(u32, Direction) -> bool,
+    is_shared: &dyn Fn(NetdevId, Direction) -> bool,
 ) -> Judged {
     let rows = Direction::ALL.map(|direction| row(bracket, base, direction, is_shared));
     let closures = closures(bracket, base);
@@ -77,7 +80,7 @@ fn row(
     bracket: &Bracket<'_>,
     base: &mut Base,
     direction: Direction,
-    is_shared: &dyn Fn(u32, Direction) -> bool,
+    is_shared: &dyn Fn(NetdevId, Direction) -> bool,
 ) -> Row {
     let mut blamed = std::mem::take(&mut base.blamed[direction as usize]);
     let metered = bracket.second;
@@ -112,7 +115,8 @@ fn row(
         id: metered.port.to_string(),
         class: metered.class.name().to_owned(),
         netdev: metered.netdev.clone(),
-        ifindex: metered.ifindex,
+        netns: metered.netns.clone(),
+        ifindex: metered.netdev_id.ifindex,
         direction: word(direction).to_owned(),
         ours: kernel - sum,
         kernel,
@@ -185,7 +189,7 @@ struct Case<'a> {
     direction: Direction,
     bracket: &'a Bracket<'a>,
     base: &'a Base,
-    is_shared: &'a dyn Fn(u32, Direction) -> bool,
+    is_shared: &'a dyn Fn(NetdevId, Direction) -> bool,
 }
 
 impl Case<'_> {
@@ -340,7 +344,7 @@ impl Case<'_> {
         let sample = self.bracket.kernel[1];
         let has_xdp = sample.has_xdp && !self.bracket.second.by_xdp;
         let was_missing = self.bracket.second.gaps != self.base.gaps;
-        let is_shared = || (self.is_shared)(self.bracket.second.ifindex, self.direction);
+        let is_shared = || (self.is_shared)(self.bracket.second.netdev_id, self.direction);
         match self.direction {
             _ if packets > 0 && was_missing => Cause::HookLost,
             Direction::Ingress if packets > 0 && has_xdp => Cause::Xdp,

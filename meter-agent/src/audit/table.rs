@@ -4,23 +4,28 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{Cause, Report, Row};
 
-const HEAD: [&str; 7] = ["NETDEV", "DIRECTION", "OURS", "KERNEL", "DRIFT", "CAUSE", "BYTES"];
+const HEAD: [&str; 8] = ["NETDEV", "NETNS", "DIRECTION", "OURS", "KERNEL", "DRIFT", "CAUSE", "BYTES"];
 
 /// Writes a report as a table: a line for each netdev and direction, or for each cause where there are more; then what
 /// the causes mean, and uplinks whose tunnels and buckets do not add up.
 #[must_use]
 pub fn table(report: &Report) -> String {
-    let mut rows = vec![HEAD.map(ToOwned::to_owned)];
-    rows.extend(report.rows.iter().flat_map(lines));
+    let mut rows = vec![HEAD.map(ToOwned::to_owned).to_vec()];
+    rows.extend(report.rows.iter().flat_map(lines).map(Vec::from));
+    // The column of namespaces is there where a netdev is in one.
+    if report.rows.iter().all(|row| row.netns.is_empty()) {
+        rows.iter_mut().for_each(|row| drop(row.remove(1)));
+    }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; HEAD.len()] = std::array::from_fn(width);
+    let columns = rows[0].len();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
             // Writing to a `String` can't fail.
-            let written = match column {
-                2..=4 => write!(text, "{cell:>width$}  "),
-                6 => writeln!(text, "{cell}"),
+            let written = match columns - column {
+                3..=5 => write!(text, "{cell:>width$}  "),
+                1 => writeln!(text, "{cell}"),
                 _ => write!(text, "{cell:width$}  "),
             };
             written.unwrap_or_default();
@@ -48,11 +53,12 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-fn lines(row: &Row) -> Vec<[String; 7]> {
+fn lines(row: &Row) -> Vec<[String; 8]> {
     let line = |drift: i64, cause: &str, bytes: i64| {
         let signed = |number: i64| if number == 0 { "0".to_owned() } else { format!("{number:+}") };
         [
             printable(&row.netdev),
+            if row.netns.is_empty() { "-".to_owned() } else { printable(&row.netns) },
             row.direction.clone(),
             row.ours.to_string(),
             row.kernel.to_string(),

@@ -23,8 +23,9 @@ impl Netdev {
         let metered = Metered {
             port: PortId(Uuid::from_u128(5)),
             class,
-            ifindex: 3,
+            netdev_id: 3.into(),
             netdev: "netdev3".to_owned(),
+            netns: String::new(),
             kind: kind.to_owned(),
             attach: 1,
             gaps: 0,
@@ -67,10 +68,10 @@ impl Netdev {
     fn sample(&self) -> Sample {
         Sample {
             at_s: 7,
-            kernel_first: [(3, self.kernel)].into(),
+            kernel_first: [(3.into(), self.kernel)].into(),
             ours_first: vec![self.metered.clone()],
             ours_second: vec![self.metered.clone()],
-            kernel_second: [(3, self.kernel)].into(),
+            kernel_second: [(3.into(), self.kernel)].into(),
         }
     }
 }
@@ -361,7 +362,7 @@ fn sample(frames: &[Frame], at: i64) -> Sample {
         let (rx_packets, rx_bytes) =
             counted.fold((0, 0), |(packets, sum), (_, _, bytes, _)| (packets + 1, sum + bytes));
         let stats = NetdevStats { rx_packets, rx_bytes, ..NetdevStats::default() };
-        BTreeMap::from([(3, NetdevSample { stats, ..NetdevSample::default() })])
+        BTreeMap::from([(3.into(), NetdevSample { stats, ..NetdevSample::default() })])
     };
     let ours = |at: i64| {
         let mut netdev = Netdev::new("veth", Class::Port).metered;

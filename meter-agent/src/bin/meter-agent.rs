@@ -119,7 +119,8 @@ fn log(config: &Config) -> Result<()> {
 fn list(config: &Config, json: bool) -> Result<()> {
     let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (witness, netdevs) = runtime.block_on(ls::netdevs(&config.control_socket, &policy))?;
+    let (witness, netdevs) =
+        runtime.block_on(ls::netdevs(&config.control_socket, &policy, &config.namespaces))?;
     if witness == Witness::Nobody {
         eprintln!(
             "no agent runs with the socket {}; this is what one would do",
@@ -207,7 +208,12 @@ fn explain(
 fn doctor(config: &Config) -> Result<bool> {
     let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(doctor::report(&config.control_socket, &config.datapath, &policy))?;
+    let report = runtime.block_on(doctor::report(
+        &config.control_socket,
+        &config.datapath,
+        &policy,
+        &config.namespaces,
+    ))?;
     print(&report.text())?;
     Ok(report.is_well())
 }

@@ -16,12 +16,14 @@ use super::{
     document::type_of,
     report::{quote, shorten},
 };
-use crate::netdev::{MacAddress, Pattern};
+use crate::netdev::{Glob, MacAddress, Pattern};
 
 /// Bytes of the longest pattern.
 const MAX_PATTERN: usize = 128;
 /// Bytes of the longest name of a netdev: `IFNAMSIZ` without its NUL.
 const MAX_NAME: usize = 15;
+/// Bytes of the longest name of a namespace: `NAME_MAX`.
+const MAX_NETNS: usize = 255;
 /// Bytes of the longest log directive.
 const MAX_LEVEL: usize = 1024;
 /// Bytes of the longest host name, by RFC 1035.
@@ -119,6 +121,21 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
         return Err(format!("{} matches no netdev: their names have at most {MAX_NAME} bytes", quote(text)));
     }
     text.parse::<Pattern>().map_err(|error| error.to_string())
+}
+
+/// Reads a pattern of names of network namespaces, which are names of files.
+pub(super) fn netns(text: &str) -> Result<Glob, String> {
+    if text.is_empty() || text.bytes().filter(|&byte| byte != b'*').count() > MAX_NETNS {
+        let length = text.len();
+        return Err(format!("{} has {length} bytes, and a namespace's name 1 to {MAX_NETNS}", quote(text)));
+    }
+    if text.contains(|c: char| c == '/' || c.is_control()) {
+        return Err(format!(
+            "{} matches no namespace: give its name below /run/netns, such as \"qrouter-*\"",
+            quote(text)
+        ));
+    }
+    Ok(Glob::new(text))
 }
 
 /// Returns whether a pattern can match more than one netdev.

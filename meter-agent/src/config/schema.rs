@@ -20,7 +20,7 @@ use super::{
 use crate::{
     binding::Bindings,
     datapath::{IngressHook, Options, TcMode},
-    netdev::Pattern,
+    netdev::{Pattern, namespaces::Selection},
     roles::Rules,
 };
 
@@ -67,6 +67,7 @@ fn not_utf8(bytes: &[u8], origin: &str, offset: usize) -> Mistakes {
 fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut Report<'_>) -> Config {
     let datapath = datapath(document, flags, report);
     let rules = rules(document, flags, report);
+    let namespaces = namespaces(document, report);
     let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);
@@ -100,6 +101,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         log,
         bindings,
         rules,
+        namespaces,
         meters,
     }
 }
@@ -196,6 +198,15 @@ fn rules(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Rul
         uplinks: values(uplinks),
         uplink_ingress: or(ingress, IngressHook::default()).value,
     }
+}
+
+fn namespaces(document: &Document<'_>, report: &mut Report<'_>) -> Selection {
+    let section = document.section("namespaces", report);
+    let globs = |report: &mut Report<'_>, key| {
+        let list = section.list(report, key, MAX_PATTERNS, check::string(check::netns));
+        values(list.unwrap_or_default())
+    };
+    Selection { include: globs(report, "include"), exclude: globs(report, "exclude") }
 }
 
 fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 3] {

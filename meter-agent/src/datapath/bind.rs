@@ -12,7 +12,7 @@ use super::{
     maps::LiveSlots,
     record::{class_number, device_uuid, port_uuid, reported_device},
 };
-use crate::meter::PortId;
+use crate::{meter::PortId, netdev::NetdevId};
 
 impl KernelDatapath {
     /// Gives the port its counters and points the netdev at them, in one write: a frame counts for the port from before
@@ -26,7 +26,7 @@ impl KernelDatapath {
         let claimed = match (self.claim(target)?, from) {
             (Err(Full::Slots), Some(port)) => {
                 // The slot that it leaves is the last one. Until it is bound again its frames are nobody's.
-                self.unbind(target.ifindex, port);
+                self.unbind(target.id, port);
                 self.claim(target)?
             }
             (claimed, _) => claimed,
@@ -35,10 +35,10 @@ impl KernelDatapath {
         self.meters_expect_no_more(target);
         self.meter_ports_changed();
         self.maps
-            .set_slot(target.ifindex, claimed.slot)
+            .set_slot(target.id, claimed.slot)
             .map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
         if let Some(port) = from {
-            self.release(target.ifindex, port);
+            self.release(target.id, port);
         }
         let fits =
             Target { underlay: claimed.underlay, device: reported_device(claimed.device), ..target.clone() };
@@ -50,7 +50,7 @@ impl KernelDatapath {
         let claim = Claim {
             port: port_uuid(target.port),
             class: class_number(target.class),
-            ifindex: target.ifindex,
+            netdev: target.id,
             device: device_uuid(target.device),
             underlay: target.underlay,
         };
@@ -71,18 +71,18 @@ impl KernelDatapath {
     }
 
     /// Takes the netdev away from its port. The port keeps its totals.
-    pub(super) fn unbind(&mut self, ifindex: u32, port: PortId) {
-        if let Err(error) = self.maps.set_slot(ifindex, SlotRef::UNBOUND) {
-            tracing::error!(ifindex, port = %port, error = %describe(&error), "netdev not unbound");
+    pub(super) fn unbind(&mut self, id: NetdevId, port: PortId) {
+        if let Err(error) = self.maps.set_slot(id, SlotRef::UNBOUND) {
+            tracing::error!(netdev = %id, port = %port, error = %describe(&error), "netdev not unbound");
         }
-        self.release(ifindex, port);
+        self.release(id, port);
     }
 
     /// Remembers that the netdev does not carry the port any more.
-    pub(super) fn release(&mut self, ifindex: u32, port: PortId) {
-        let write = self.ledger.release(port_uuid(port), ifindex);
+    pub(super) fn release(&mut self, id: NetdevId, port: PortId) {
+        let write = self.ledger.release(port_uuid(port), id);
         if let Some(Err(error)) = write.map(|write| self.maps.write(&write)) {
-            tracing::error!(ifindex, port = %port, error = %describe(&error), "release failed");
+            tracing::error!(netdev = %id, port = %port, error = %describe(&error), "release failed");
         }
     }
 

@@ -29,15 +29,13 @@ pub(super) fn errno(error: &ProgramError) -> Option<i32> {
 
 /// Makes the error of a netdev that can't be attached, or not as it should be.
 pub(super) fn netdev_error(target: &Target, why: &str, reason: &'static str, retry: Retry) -> AttachError {
-    let Target { netdev, ifindex, .. } = target;
-    AttachError { message: format!("attach {netdev} (ifindex {ifindex}): {why}"), reason, retry }
+    AttachError { message: format!("attach {}: {why}", target.describe()), reason, retry }
 }
 
 /// Makes the error of a port that can't get its counters.
 pub(super) fn bind_error(target: &Target, why: &str, reason: &'static str) -> AttachError {
-    let Target { netdev, ifindex, port, .. } = target;
     AttachError {
-        message: format!("bind {netdev} (ifindex {ifindex}) to port {port}: {why}"),
+        message: format!("bind {} to port {}: {why}", target.describe(), target.port),
         reason,
         retry: Retry::Later,
     }

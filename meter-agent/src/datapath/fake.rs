@@ -12,6 +12,10 @@ use super::{
 };
 use crate::{
     meter::{FlowStats, PortId},
+    netdev::{
+        NamespaceId, NetdevId,
+        namespaces::{Entrance, Identity},
+    },
     rules::MeterSet,
     totals::{SavedPort, Totals},
 };
@@ -23,7 +27,7 @@ pub const NO_PORT: &str = "ports_full";
 #[derive(Debug, Default)]
 pub struct FakeDatapath {
     /// What is attached, by ifindex.
-    pub attached: BTreeMap<u32, Attachment>,
+    pub attached: BTreeMap<NetdevId, Attachment>,
     /// Every call that changed something, in order: `attach tap0`, `exchange tap0 tap1`, `detach 3`.
     pub calls: Vec<String>,
     /// Netdevs whose attaches were prepared for last.
@@ -31,7 +35,9 @@ pub struct FakeDatapath {
     /// What the next attaches of a netdev end in, by its name; without an entry they succeed.
     pub attach_errors: BTreeMap<String, VecDeque<AttachError>>,
     /// Netdevs of which another tool removed the hooks.
-    pub removed: BTreeSet<u32>,
+    pub removed: BTreeSet<NetdevId>,
+    /// The namespaces that were entered and not left, by number.
+    pub entered: BTreeMap<NamespaceId, Identity>,
     /// Whether the next detaches fail.
     pub detach_fails: bool,
     /// Whether readings fail.
@@ -51,16 +57,17 @@ pub struct FakeDatapath {
 
 impl FakeDatapath {
     /// Makes one on which an earlier agent left this attached.
-    pub fn adopting(attached: BTreeMap<u32, Attachment>) -> Self {
+    pub fn adopting(attached: BTreeMap<NetdevId, Attachment>) -> Self {
         Self { attached, ..Self::default() }
     }
 
     /// Lets a netdev receive frames; nobody counts them where it is not attached.
-    pub fn receive(&mut self, ifindex: u32, packets: u64, bytes: u64) {
-        if self.removed.contains(&ifindex) {
+    pub fn receive(&mut self, id: impl Into<NetdevId>, packets: u64, bytes: u64) {
+        let id = id.into();
+        if self.removed.contains(&id) {
             return;
         }
-        let Some(attachment) = self.attached.get(&ifindex) else { return };
+        let Some(attachment) = self.attached.get(&id) else { return };
         if let Some(reading) = self.totals.get_mut(&attachment.target.port) {
             let counter = HookCounter { skb_packets: packets, skb_bytes: bytes, ..HookCounter::default() };
             reading.totals.hooks[Direction::Ingress as usize].add(&counter);
@@ -80,38 +87,38 @@ impl FakeDatapath {
         let reading = self.totals.entry(target.port).or_insert_with(|| PortReading {
             port: target.port,
             class: target.class,
-            ifindex: None,
+            netdev: None,
             device: None,
             created_ns: 1,
             totals: SlotCounters::default(),
         });
-        reading.ifindex = Some(target.ifindex);
+        reading.netdev = Some(target.id);
         reading.device = target.device;
-        if let Some(before) = self.attached.insert(target.ifindex, attachment)
+        if let Some(before) = self.attached.insert(target.id, attachment)
             && before.target.port != target.port
         {
-            self.release(before.target.port, target.ifindex);
+            self.release(before.target.port, target.id);
         }
     }
 
-    fn release(&mut self, port: PortId, ifindex: u32) {
+    fn release(&mut self, port: PortId, id: NetdevId) {
         if let Some(reading) = self.totals.get_mut(&port)
-            && reading.ifindex == Some(ifindex)
+            && reading.netdev == Some(id)
         {
-            reading.ifindex = None;
+            reading.netdev = None;
         }
     }
 
-    fn remove(&mut self, ifindex: u32) {
-        self.removed.remove(&ifindex);
-        if let Some(attachment) = self.attached.remove(&ifindex) {
-            self.release(attachment.target.port, ifindex);
+    fn remove(&mut self, id: NetdevId) {
+        self.removed.remove(&id);
+        if let Some(attachment) = self.attached.remove(&id) {
+            self.release(attachment.target.port, id);
         }
     }
 }
 
 impl Datapath for FakeDatapath {
-    fn attached(&self) -> &BTreeMap<u32, Attachment> {
+    fn attached(&self) -> &BTreeMap<NetdevId, Attachment> {
         &self.attached
     }
 
@@ -119,26 +126,39 @@ impl Datapath for FakeDatapath {
         self.prepared = targets.iter().map(|target| target.netdev.clone()).collect();
     }
 
+    fn enter(&mut self, identity: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
+        let known = self.entered.iter().find(|(_, known)| **known == identity).map(|(number, _)| *number);
+        let free = (1..).map(NamespaceId).find(|number| !self.entered.contains_key(number));
+        let number = known.or(free).unwrap_or_default();
+        self.entered.insert(number, identity);
+        Ok(number)
+    }
+
+    fn leave(&mut self, namespace: NamespaceId) {
+        self.calls.push(format!("leave {}", namespace.0));
+        self.entered.remove(&namespace);
+    }
+
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
         self.calls.push(format!("attach {}", target.netdev));
         let carries_port = |other: &&Attachment| other.target.port == target.port;
-        let others = self.attached.values().filter(carries_port).map(|other| other.target.ifindex);
-        if let Some(other) = others.clone().find(|other| *other != target.ifindex) {
+        let others = self.attached.values().filter(carries_port).map(|other| other.target.id);
+        if let Some(other) = others.clone().find(|other| *other != target.id) {
             self.detach(other)?;
         }
-        let before = self.attached.get(&target.ifindex).cloned();
-        let before = before.filter(|_| !self.removed.contains(&target.ifindex));
+        let before = self.attached.get(&target.id).cloned();
+        let before = before.filter(|_| !self.removed.contains(&target.id));
         if let Some(error) = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front) {
             match before.filter(|_| error.reason != NO_PORT) {
                 Some(before) => {
                     self.carry(Attachment { target: before.with_port_of(target), lost: false, ..before });
                 }
-                None => self.remove(target.ifindex),
+                None => self.remove(target.id),
             }
             return Err(error);
         }
         let ingress = if target.ingress == IngressHook::Xdp { HookKind::Xdp } else { HookKind::Tcx };
-        self.removed.remove(&target.ifindex);
+        self.removed.remove(&target.id);
         self.carry(Attachment { target: target.clone(), ingress, egress: HookKind::Tcx, lost: false });
         Ok(())
     }
@@ -147,25 +167,27 @@ impl Datapath for FakeDatapath {
         let names: Vec<&str> = targets.iter().map(|target| target.netdev.as_str()).collect();
         self.calls.push(format!("exchange {}", names.join(" ")));
         for target in targets {
-            let Some(before) = self.attached.get(&target.ifindex).cloned() else { continue };
+            let Some(before) = self.attached.get(&target.id).cloned() else { continue };
             self.carry(Attachment { target: before.with_port_of(target), ..before });
         }
         Ok(())
     }
 
-    fn detach(&mut self, ifindex: u32) -> Result<(), AttachError> {
-        self.calls.push(format!("detach {ifindex}"));
+    fn detach(&mut self, id: NetdevId) -> Result<(), AttachError> {
+        let place =
+            if id.namespace == NamespaceId::HOST { String::new() } else { format!(" of {}", id.namespace.0) };
+        self.calls.push(format!("detach {}{place}", id.ifindex));
         if self.detach_fails {
             return Err(error("detach", Retry::Later));
         }
-        self.remove(ifindex);
+        self.remove(id);
         Ok(())
     }
 
     fn verify(&mut self) -> Vec<Lost> {
         let mut lost = Vec::new();
-        for (ifindex, attachment) in &mut self.attached {
-            if self.removed.contains(ifindex) && !attachment.lost {
+        for (id, attachment) in &mut self.attached {
+            if self.removed.contains(id) && !attachment.lost {
                 attachment.lost = true;
                 let (target, kind) = (attachment.target.clone(), attachment.ingress);
                 lost.push(Lost { target, direction: Direction::Ingress, kind });

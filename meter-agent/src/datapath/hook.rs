@@ -13,16 +13,18 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{ProgramError, Xdp},
 };
 use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Class, HookKind, Retry, Target, clsact,
     failure::{describe, errno},
+    namespaces::{Loaded, NAMESPACE_METER_PROGRAMS, NAMESPACE_PROGRAMS},
     pins,
     sys::{self, LinkPlace},
 };
+use crate::netdev::{NamespaceId, NetdevId};
 
 /// Attempts to load a program.
 const LOAD_ATTEMPTS: usize = 10;
@@ -53,16 +55,19 @@ impl Hook<'_> {
     /// # Errors
     ///
     /// What was here may be gone.
-    pub(super) fn attach(&self, ebpf: &mut Ebpf, kind: HookKind) -> Result<(), AttachError> {
+    pub(super) fn attach(&self, loaded: &mut Loaded<'_>, kind: HookKind) -> Result<(), AttachError> {
         match kind {
-            HookKind::Tcx => self.attach_tcx(self.tc_program(ebpf)?),
+            HookKind::Tcx => self.attach_tcx(self.tc_program(loaded)?),
             HookKind::Clsact => {
                 self.unpin()?;
-                let program = self.tc_program(ebpf)?;
-                clsact::set_filter(self.target.ifindex, self.direction, program, self.program_name())
+                let program = self.tc_program(loaded)?;
+                clsact::set_filter(self.target.id.ifindex, self.direction, program, self.program_name())
                     .map_err(|error| self.kernel_error(&error))
             }
-            HookKind::Xdp => self.attach_xdp(ebpf),
+            HookKind::Xdp => match loaded {
+                Loaded::Host(ebpf) => self.attach_xdp(ebpf),
+                Loaded::Namespace(_) => Err(self.no_program("meter_up_xdp")),
+            },
         }
     }
 
@@ -79,7 +84,7 @@ impl Hook<'_> {
             HookKind::Tcx => self.tcx_place(),
             HookKind::Xdp => LinkPlace::Xdp,
             HookKind::Clsact => {
-                let found = clsact::filter_program(self.target.ifindex, self.direction)
+                let found = clsact::filter_program(self.target.id.ifindex, self.direction)
                     .map_err(|error| self.kernel_error(&error))?;
                 return Ok(found.is_some_and(|found| program.is_none_or(|program| program == found)));
             }
@@ -103,12 +108,12 @@ impl Hook<'_> {
     /// takes no program twice.
     fn create_tcx(&self, program: BorrowedFd<'_>, place: LinkPlace) -> io::Result<OwnedFd> {
         for _ in 1..LINK_ATTEMPTS {
-            match sys::create_link(program, self.target.ifindex, place) {
+            match sys::create_link(program, self.target.id.ifindex, place) {
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => thread::sleep(LINK_REST),
                 other => return other,
             }
         }
-        sys::create_link(program, self.target.ifindex, place)
+        sys::create_link(program, self.target.id.ifindex, place)
     }
 
     fn attach_xdp(&self, ebpf: &mut Ebpf) -> Result<(), AttachError> {
@@ -140,7 +145,7 @@ impl Hook<'_> {
         // Whether the driver takes XDP is known only by trying. A program that counts nothing tries it beside the hook
         // of TC, which goes on counting if it doesn't.
         let pass = sys::load_xdp_pass(fragments).map_err(|error| self.kernel_error(&error))?;
-        let link = sys::create_link(pass.as_fd(), self.target.ifindex, LinkPlace::Xdp)
+        let link = sys::create_link(pass.as_fd(), self.target.id.ifindex, LinkPlace::Xdp)
             .map_err(|error| self.xdp_error(&error))?;
         let counts = self
             .detach()
@@ -155,7 +160,7 @@ impl Hook<'_> {
 
     /// Removes our filter, if it is there.
     fn remove_filter(&self) -> Result<(), AttachError> {
-        clsact::remove_filter(self.target.ifindex, self.direction).map(drop).map_err(|error| {
+        clsact::remove_filter(self.target.id.ifindex, self.direction).map(drop).map_err(|error| {
             self.error(&format!("remove the clsact filter: {error}"), "detach", Retry::Later)
         })
     }
@@ -168,7 +173,7 @@ impl Hook<'_> {
     }
 
     /// Removes the pin and with it the link.
-    fn unpin(&self) -> Result<(), AttachError> {
+    pub(super) fn unpin(&self) -> Result<(), AttachError> {
         let path = self.link_path();
         match remove_link(&path) {
             Ok(()) => Ok(()),
@@ -199,16 +204,20 @@ impl Hook<'_> {
             }
         };
         let netdev = sys::link_netdev(link.as_fd(), place).map_err(|error| self.kernel_error(&error))?;
-        Ok((netdev == Some(self.target.ifindex)).then_some(link))
+        Ok((netdev == Some(self.target.id.ifindex)).then_some(link))
     }
 
     fn link_path(&self) -> PathBuf {
-        self.links.join(link_name(self.target.ifindex, self.direction))
+        self.links.join(link_name(self.target.id, self.direction))
     }
 
     /// Returns the name of the TC program for this hook.
     pub(super) fn program_name(&self) -> &'static str {
         let meters = self.meters && self.target.class == Class::Port;
+        if self.target.id.namespace != NamespaceId::HOST {
+            let [ingress, egress] = if meters { NAMESPACE_METER_PROGRAMS } else { NAMESPACE_PROGRAMS };
+            return if self.direction == Direction::Ingress { ingress } else { egress };
+        }
         match (meters, self.target.underlay, self.direction) {
             (false, false, Direction::Ingress) => "meter_in",
             (false, false, Direction::Egress) => "meter_out",
@@ -221,13 +230,9 @@ impl Hook<'_> {
         }
     }
 
-    fn tc_program<'a>(&self, ebpf: &'a Ebpf) -> Result<BorrowedFd<'a>, AttachError> {
+    fn tc_program<'a>(&self, loaded: &'a Loaded<'_>) -> Result<BorrowedFd<'a>, AttachError> {
         let name = self.program_name();
-        let program: &SchedClassifier = ebpf
-            .program(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| self.no_program(name))?;
-        Ok(program.fd().map_err(|error| self.program_error(&error))?.as_fd())
+        loaded.tc_program(name).ok_or_else(|| self.no_program(name))
     }
 
     const fn tcx_place(&self) -> LinkPlace {
@@ -299,9 +304,8 @@ impl Hook<'_> {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         };
-        let Target { netdev, ifindex, .. } = self.target;
         AttachError {
-            message: format!("attach {direction} of {netdev} (ifindex {ifindex}): {why}"),
+            message: format!("attach {direction} of {}: {why}", self.target.describe()),
             reason,
             retry,
         }
@@ -320,10 +324,14 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
 }
 
 /// Returns the name under which a link is pinned. bpffs refuses dots.
-fn link_name(ifindex: u32, direction: Direction) -> String {
-    match direction {
-        Direction::Ingress => format!("{ifindex}_in"),
-        Direction::Egress => format!("{ifindex}_out"),
+pub(super) fn link_name(NetdevId { namespace, ifindex }: NetdevId, direction: Direction) -> String {
+    let direction = match direction {
+        Direction::Ingress => "in",
+        Direction::Egress => "out",
+    };
+    match namespace {
+        NamespaceId::HOST => format!("{ifindex}_{direction}"),
+        NamespaceId(number) => format!("n{number}_{ifindex}_{direction}"),
     }
 }
 

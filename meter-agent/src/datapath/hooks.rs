@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, io, path::Path};
 
-use aya::Ebpf;
 use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, IngressHook, Retry, Target, TcMode, clsact, failure::netdev_error,
-    hook::Hook,
+    hook::Hook, namespaces::Loaded,
 };
 
 /// The ids of the loaded TC programs, by name.
@@ -53,7 +52,7 @@ pub(super) fn kinds(target: &Target, mode: TcMode, has_tcx: bool) -> Result<[Hoo
 /// Refuses a netdev that has another name by now: it may be another netdev.
 pub(super) fn check_name(target: &Target) -> Result<(), AttachError> {
     match nix::net::if_::if_nametoindex(target.netdev.as_str()) {
-        Ok(ifindex) if ifindex == target.ifindex => Ok(()),
+        Ok(ifindex) if ifindex == target.id.ifindex => Ok(()),
         Ok(_) => Err(netdev_error(target, "it was renamed meanwhile", "renamed", Retry::Later)),
         Err(errno) => {
             let why = format!("the netdev is gone ({})", io::Error::from(errno));
@@ -70,7 +69,7 @@ pub(super) fn is_netdev(ifindex: u32) -> bool {
 /// Returns whether the netdev has a clsact qdisc. Refuses another one at its place: an `ingress` qdisc takes the filter
 /// of egress for one of ingress.
 pub(super) fn has_clsact(target: &Target) -> Result<bool, AttachError> {
-    match clsact::qdisc_kind(target.ifindex)
+    match clsact::qdisc_kind(target.id.ifindex)
         .map_err(|error| qdisc_error(target, "ask for", &error))?
         .as_deref()
     {
@@ -88,7 +87,7 @@ pub(super) fn has_clsact(target: &Target) -> Result<bool, AttachError> {
 
 /// Makes the clsact qdisc; returns whether it is ours, and not another's that came meanwhile.
 pub(super) fn add_clsact(target: &Target) -> Result<bool, AttachError> {
-    clsact::add_qdisc(target.ifindex).map_err(|error| qdisc_error(target, "make", &error))
+    clsact::add_qdisc(target.id.ifindex).map_err(|error| qdisc_error(target, "make", &error))
 }
 
 fn qdisc_error(target: &Target, doing: &str, error: &io::Error) -> AttachError {
@@ -127,15 +126,15 @@ pub(super) fn missing(
 
 /// Makes the hooks of a target what they should be. When one is refused, those from `before` are made again.
 pub(super) fn change(
-    ebpf: &mut Ebpf,
+    loaded: &mut Loaded<'_>,
     site: Site<'_>,
     target: &Target,
     kinds: [HookKind; 2],
     before: Option<&Attachment>,
 ) -> Result<(), Refused> {
     for (hook, kind) in both(target, site).into_iter().zip(kinds) {
-        if let Err(error) = hook.attach(ebpf, kind) {
-            let kept = before.is_some_and(|before| restore(ebpf, site, before, hook.direction));
+        if let Err(error) = hook.attach(loaded, kind) {
+            let kept = before.is_some_and(|before| restore(loaded, site, before, hook.direction));
             return Err(Refused { error, kept });
         }
     }
@@ -143,7 +142,7 @@ pub(super) fn change(
 }
 
 /// Makes the hooks again that were there before, up to and with the one of this direction; returns whether they are.
-fn restore(ebpf: &mut Ebpf, site: Site<'_>, before: &Attachment, last: Direction) -> bool {
+fn restore(loaded: &mut Loaded<'_>, site: Site<'_>, before: &Attachment, last: Direction) -> bool {
     let changed = both(&before.target, site).into_iter().filter(|hook| hook.direction <= last);
     for hook in changed {
         let kind = before.kind(hook.direction);
@@ -152,7 +151,7 @@ fn restore(ebpf: &mut Ebpf, site: Site<'_>, before: &Attachment, last: Direction
         if is_untouched {
             continue;
         }
-        if let Err(error) = hook.attach(ebpf, kind) {
+        if let Err(error) = hook.attach(loaded, kind) {
             tracing::error!(error = %error, "the hook from before could not be made again");
             return false;
         }

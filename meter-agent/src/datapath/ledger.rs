@@ -10,6 +10,9 @@ use meter_ebpf::abi::{
     UNBOUND_SLOT,
 };
 
+use super::record::netdev_of;
+use crate::netdev::{NamespaceId, NetdevId};
+
 /// Something that a port needs has run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
@@ -28,7 +31,7 @@ pub(crate) enum Full {
 pub(crate) struct Claim {
     pub(crate) port: PortUuid,
     pub(crate) class: u32,
-    pub(crate) ifindex: u32,
+    pub(crate) netdev: NetdevId,
     pub(crate) device: PortUuid,
     pub(crate) underlay: bool,
 }
@@ -113,19 +116,19 @@ impl Ledger {
     /// it. `slot_of` tells at which slot a netdev counts.
     ///
     /// Also returns the ports that are left without.
-    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(u32) -> u32) -> (Vec<Write>, Vec<PortUuid>) {
+    pub(crate) fn one_port_each(&mut self, slot_of: impl Fn(NetdevId) -> u32) -> (Vec<Write>, Vec<PortUuid>) {
         let carried = self.records.iter().filter(|(_, record)| record.ifindex != 0);
-        let mut ports: BTreeMap<u32, Vec<PortUuid>> = BTreeMap::new();
-        carried.for_each(|(port, record)| ports.entry(record.ifindex).or_default().push(*port));
+        let mut ports: BTreeMap<NetdevId, Vec<PortUuid>> = BTreeMap::new();
+        carried.for_each(|(port, record)| ports.entry(netdev_of(record)).or_default().push(*port));
         ports.retain(|_, ports| ports.len() > 1);
         let (mut writes, mut left) = (Vec::new(), Vec::new());
-        for (ifindex, ports) in ports {
+        for (netdev, ports) in ports {
             let counts =
-                |port: &PortUuid| self.records.get(port).map(|record| record.slot) == Some(slot_of(ifindex));
+                |port: &PortUuid| self.records.get(port).map(|record| record.slot) == Some(slot_of(netdev));
             let keeper = ports.iter().copied().find(counts).unwrap_or(ports[0]);
             let others = ports.into_iter().filter(|port| *port != keeper);
             for port in others {
-                writes.extend(self.release(port, ifindex));
+                writes.extend(self.release(port, netdev));
                 left.push(port);
             }
         }
@@ -141,11 +144,11 @@ impl Ledger {
     }
 
     /// Lets an idle port with a slot be carried by a netdev, as it is; `None` where it is not so.
-    pub(crate) fn carry(&mut self, port: PortUuid, ifindex: u32, hooks: u32) -> Option<(SlotRef, Write)> {
+    pub(crate) fn carry(&mut self, port: PortUuid, netdev: NetdevId, hooks: u32) -> Option<(SlotRef, Write)> {
         let idle = self.idle.iter().position(|idle| *idle == port)?;
         let record = self.records.get_mut(&port)?;
         self.idle.remove(idle);
-        record.ifindex = ifindex;
+        set_netdev(record, netdev);
         record.hooks = hooks;
         Some((SlotRef::new(record.slot, record.uplink), Write::Port(port, *record)))
     }
@@ -222,7 +225,7 @@ impl Ledger {
             record.device = claim.device;
         }
         record.class = claim.class;
-        record.ifindex = claim.ifindex;
+        set_netdev(&mut record, claim.netdev);
         writes.push(Write::Port(claim.port, record));
         Ok(Claimed {
             slot: SlotRef::new(record.slot, record.uplink),
@@ -321,12 +324,12 @@ impl Ledger {
 
     /// Takes this netdev away from the port; nothing changes if another one carries it by now. The port keeps its
     /// slot, so what a program on another CPU counts at this moment is counted for it.
-    pub(crate) fn release(&mut self, port: PortUuid, ifindex: u32) -> Option<Write> {
+    pub(crate) fn release(&mut self, port: PortUuid, netdev: NetdevId) -> Option<Write> {
         let record = self.records.get_mut(&port)?;
-        if record.ifindex == 0 || record.ifindex != ifindex {
+        if record.ifindex == 0 || netdev_of(record) != netdev {
             return None;
         }
-        record.ifindex = 0;
+        set_netdev(record, NetdevId::default());
         record.hooks = 0;
         self.idle.push_back(port);
         self.unsettled.insert(port);
@@ -385,6 +388,11 @@ impl Ledger {
         let taken: BTreeSet<u32> = self.records.values().map(|record| record.uplink).collect();
         (1..MAX_UPLINKS).find(|index| !taken.contains(index))
     }
+}
+
+fn set_netdev(record: &mut PortRecord, NetdevId { namespace: NamespaceId(number), ifindex }: NetdevId) {
+    record.namespace = number;
+    record.ifindex = ifindex;
 }
 
 /// Returns the total of a port.

@@ -14,9 +14,9 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, Queue},
 };
 use meter_ebpf::abi::{
-    Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid,
-    SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef, TUNNELS_PER_BLOCK, TunnelBlock,
-    TunnelCounter, TunnelKey, UNBOUND_SLOT,
+    Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, NAMESPACE_NETDEVS, NAMESPACES,
+    NamespaceTable, PortRecord, PortUuid, SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef,
+    TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, UNBOUND_SLOT,
     connection::{Connection, ConnectionHints, ConnectionKey},
     map,
     rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
@@ -30,9 +30,11 @@ use super::{
     ledger::{Slots, Write},
     meters::METER_NAMES,
     open::{OpenError, pin_error},
+    places::PlaceTable,
     slots::{self, SlotTable},
     sys, tunnels,
 };
+use crate::netdev::{NamespaceId, NetdevId};
 
 /// Netdevs whose ifindex `SLOTS` does not reach.
 const SLOT_HIGH_ENTRIES: u32 = 65_536;
@@ -94,6 +96,17 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         .collect()
 }
 
+/// Returns what the map of namespaces must be like, which is made only where one is followed.
+pub(super) const fn namespaces_spec() -> Spec {
+    Spec {
+        name: map::NAMESPACES,
+        kind: MapType::Array,
+        key_size: 4,
+        value_size: size_of::<NamespaceTable>(),
+        max_entries: NAMESPACES,
+    }
+}
+
 /// Checks what is pinned for this map, and returns its number of entries; `None` where nothing is pinned.
 ///
 /// aya takes over whatever it finds at a pin path. A map of other sizes would end in a verifier error, or in numbers
@@ -128,7 +141,8 @@ pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
         ));
     }
-    if matches!(spec.name, map::SLOTS | map::CONNECTIONS) && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
+    let is_mapped = matches!(spec.name, map::SLOTS | map::CONNECTIONS | map::NAMESPACES);
+    if is_mapped && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
         return Err("a map that can't be mapped into memory".to_owned());
     }
     Ok(())
@@ -138,6 +152,8 @@ pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
 pub(super) struct Maps {
     slots: SlotTable,
     slots_high: HashMap<MapData, u32, SlotRef>,
+    /// The netdevs of namespaces, where any are or were followed.
+    pub(super) places: Option<PlaceTable>,
     counters: PerCpuArray<MapData, SlotBlock>,
     ports: HashMap<MapData, PortUuid, PortRecord>,
     members: HashMap<MapData, MemberKey, Member>,
@@ -165,6 +181,7 @@ impl Maps {
         let sizes = specs.iter().map(|spec| (spec.name, capacity(spec), memory(spec))).collect();
         let mut maps = Self {
             slots,
+            places: None,
             slots_high: typed(&mut from, map::SLOTS_HIGH)?,
             counters: typed(&mut from, map::COUNTERS)?,
             ports: typed(&mut from, map::PORTS)?,
@@ -241,12 +258,22 @@ impl Maps {
     }
 
     /// Returns where the netdev's counters are.
-    pub(super) fn slot(&self, ifindex: u32) -> Result<SlotRef, MapError> {
+    pub(super) fn slot(&self, id: NetdevId) -> Result<SlotRef, MapError> {
+        let ifindex = id.ifindex;
+        if id.namespace != NamespaceId::HOST {
+            return Ok(self.places.as_ref().map_or(SlotRef::UNBOUND, |places| places.get(id)));
+        }
         self.slots.get(ifindex).map_or_else(|| self.slots_high.get(&ifindex, 0), Ok)
     }
 
     /// Says where the netdev's counters are; the default for nowhere.
-    pub(super) fn set_slot(&mut self, ifindex: u32, slot: SlotRef) -> Result<(), MapError> {
+    pub(super) fn set_slot(&mut self, id: NetdevId, slot: SlotRef) -> Result<(), MapError> {
+        let ifindex = id.ifindex;
+        if id.namespace != NamespaceId::HOST {
+            let is_set = self.places.as_ref().is_some_and(|places| places.set(id, slot));
+            let full = MapError::OutOfBounds { index: NAMESPACE_NETDEVS, max_entries: NAMESPACE_NETDEVS };
+            return if is_set || slot == SlotRef::UNBOUND { Ok(()) } else { Err(full) };
+        }
         if self.slots.set(ifindex, slot) {
             return Ok(());
         }
@@ -263,17 +290,19 @@ impl Maps {
     }
 
     /// Returns every netdev that has counters, as far as `SLOTS` reaches.
-    pub(super) fn bound(&self) -> Vec<(u32, SlotRef)> {
+    pub(super) fn bound(&self) -> Vec<(NetdevId, SlotRef)> {
         let slots = (0_u32..).zip(self.slots.bits());
-        let slots = slots.map(|(ifindex, bits)| (ifindex, SlotRef::from_bits(bits)));
-        slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).collect()
+        let slots = slots.map(|(ifindex, bits)| (ifindex.into(), SlotRef::from_bits(bits)));
+        let others = self.places.iter().flat_map(PlaceTable::bound);
+        slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).chain(others).collect()
     }
 
     /// Returns where each netdev's counters are, by ifindex.
-    pub(super) fn all_bound(&self) -> Result<Vec<(u32, SlotRef)>, ReadError> {
+    pub(super) fn all_bound(&self) -> Result<Vec<(NetdevId, SlotRef)>, ReadError> {
         let mut bound = self.bound();
         for entry in self.slots_high.iter() {
-            bound.push(entry.map_err(unreadable(map::SLOTS_HIGH))?);
+            let (ifindex, slot) = entry.map_err(unreadable(map::SLOTS_HIGH))?;
+            bound.push((ifindex.into(), slot));
         }
         Ok(bound)
     }

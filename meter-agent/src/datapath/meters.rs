@@ -35,12 +35,14 @@ use super::{
     hooks,
     kernel::KernelDatapath,
     maps::{LiveSlots, take, typed, unreadable},
+    namespaces::loaded,
     object::{METER_PROGRAMS, load_programs},
     open::OpenError,
     record::{class_number, class_of, port_id, port_uuid, reported_device},
 };
 use crate::{
     meter::{DeviceId, FlowStats},
+    netdev::NetdevId,
     rules::{MeterSet, SlotPort},
     totals::SavedMeter,
 };
@@ -357,29 +359,38 @@ impl KernelDatapath {
 
     /// Puts the programs that ports now need into the place of those that they have, each atomically.
     fn swap_programs(&mut self) {
-        let attached: BTreeSet<u32> = self.attached.keys().copied().collect();
-        attached.into_iter().for_each(|ifindex| self.swap_programs_of(ifindex));
+        let attached: BTreeSet<NetdevId> = self.attached.keys().copied().collect();
+        attached.into_iter().for_each(|id| self.swap_programs_of(id));
     }
 
     /// The same for one netdev. One whose programs can't be changed is taken for lost, and attached anew later.
-    pub(super) fn swap_programs_of(&mut self, ifindex: u32) {
-        let Some(attachment) = self.attached.get(&ifindex).filter(|attachment| !attachment.lost) else {
+    pub(super) fn swap_programs_of(&mut self, id: NetdevId) {
+        let Some(attachment) = self.attached.get(&id).filter(|attachment| !attachment.lost) else {
             return;
         };
         let attachment = attachment.clone();
-        let site = hooks::Site { links: &self.links, meters: self.meters.on };
-        let hooks = hooks::both(&attachment.target, site);
-        let changed = hooks.into_iter().try_for_each(|hook| match attachment.kind(hook.direction) {
-            // A program of XDP asks for no rules.
-            HookKind::Xdp => Ok(()),
-            kind => hook.attach(&mut self.ebpf, kind),
+        let target = &attachment.target;
+        let changed = self.prepare_programs(target).and_then(|()| {
+            let swapped = self.within(target, |this| {
+                let site = hooks::Site { links: &this.links, meters: this.meters.on };
+                let mut loaded = loaded(&mut this.ebpf, &this.namespaces, target);
+                hooks::both(target, site).into_iter().try_for_each(|hook| {
+                    match attachment.kind(hook.direction) {
+                        // A program of XDP asks for no rules.
+                        HookKind::Xdp => Ok(()),
+                        kind => hook.attach(&mut loaded, kind),
+                    }
+                })
+            })?;
+            // A namespace that has gone took its hooks along.
+            swapped.unwrap_or(Ok(()))
         });
         match changed {
             Ok(()) => {}
             Err(error) if error.retry == Retry::Gone => {}
             Err(error) => {
                 tracing::error!(error = %error, "programs not changed");
-                self.attached.insert(ifindex, Attachment { lost: true, ..attachment });
+                self.attached.insert(id, Attachment { lost: true, ..attachment });
             }
         }
     }

@@ -19,26 +19,27 @@ use std::{
 };
 
 use aya::maps::{Map, MapData};
-use meter_ebpf::abi::{PortRecord, SlotCounters, SlotRef, map};
+use meter_ebpf::abi::{Direction, PortRecord, SlotCounters, SlotRef, map};
 use nix::fcntl::Flock;
 
 use super::{
     Attachment, HookKind, Options, Retry,
     carried::carry,
     failure::describe,
-    hook::remove_link,
+    hook::{link_name, remove_link},
     hooks,
     kernel::KernelDatapath,
     ledger::Write,
     maps::{self, Maps, Spec},
     meters,
+    namespaces::loaded,
     open::{OpenError, load_error, lock, path_error},
     pins::{self, Directories},
     saved,
     slots::SlotTable,
     sys,
 };
-use crate::totals::Totals;
+use crate::{netdev::NetdevId, totals::Totals};
 
 /// Maps of an earlier version.
 pub(super) struct Earlier {
@@ -96,11 +97,11 @@ impl Earlier {
                 maps.write(&Write::Port(port, record)).map_err(failed(map::PORTS))?;
             }
         }
-        for (ifindex, slot) in earlier.all_bound()? {
-            if maps.slot(ifindex).is_ok_and(|known| known != SlotRef::UNBOUND) {
+        for (netdev, slot) in earlier.all_bound()? {
+            if maps.slot(netdev).is_ok_and(|known| known != SlotRef::UNBOUND) {
                 continue;
             }
-            maps.set_slot(ifindex, slot).map_err(failed(map::SLOTS))?;
+            maps.set_slot(netdev, slot).map_err(failed(map::SLOTS))?;
         }
         for (name, path) in entries(&self.directories.links)? {
             let to = links.join(name);
@@ -195,7 +196,10 @@ impl KernelDatapath {
                 if kind != HookKind::Xdp && !hook.is_there(kind, None).unwrap_or(true) {
                     continue;
                 }
-                let Err(error) = hook.attach(&mut self.ebpf, kind) else { continue };
+                let Err(error) = hook.attach(&mut loaded(&mut self.ebpf, &self.namespaces, target), kind)
+                else {
+                    continue;
+                };
                 if error.retry == Retry::Gone {
                     continue;
                 }
@@ -203,7 +207,7 @@ impl KernelDatapath {
                 if let Err(error) = hook.detach() {
                     tracing::error!(error = %error, "nor can it be removed");
                 }
-                self.attached.insert(target.ifindex, Attachment { lost: true, ..attachment.clone() });
+                self.attached.insert(target.id, Attachment { lost: true, ..attachment.clone() });
             }
         }
         self.remove_strays();
@@ -211,11 +215,11 @@ impl KernelDatapath {
 
     /// Removes links of netdevs that no record names.
     fn remove_strays(&self) {
-        let known: BTreeSet<String> = self.attached.keys().map(ToString::to_string).collect();
+        let names = |id: &NetdevId| Direction::ALL.map(|direction| link_name(*id, direction));
+        let known: BTreeSet<String> = self.attached.keys().flat_map(names).collect();
         for (name, path) in entries(&self.links).unwrap_or_default() {
-            let ifindex = name.split('_').next().unwrap_or_default();
             let is_link = || sys::open_pin(&path).is_ok_and(|link| sys::is_link(link.as_fd()));
-            if known.contains(ifindex) || !is_link() {
+            if known.contains(&name) || !is_link() {
                 continue;
             }
             match remove_link(&path) {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     meter::{DeviceId, FlowStats},
+    netdev::{NamespaceId, NetdevId},
     rules::router_of,
 };
 
@@ -55,8 +56,12 @@ impl KernelDatapath {
         }
         let tunnel_use = tunnels::Use::of(&tunnels, self.tunnel_places);
         let mut usage = self.maps.usage(|name, capacity| match name {
-            map::SLOTS => count(self.attached.range(..SLOT_ENTRIES).count()),
-            map::SLOTS_HIGH => count(self.attached.range(SLOT_ENTRIES..).count()),
+            map::SLOTS => count(self.attached.range(..NetdevId::from(SLOT_ENTRIES)).count()),
+            map::SLOTS_HIGH => count(
+                self.attached
+                    .range(NetdevId::from(SLOT_ENTRIES)..NetdevId { namespace: NamespaceId(1), ifindex: 0 })
+                    .count(),
+            ),
             map::COUNTERS => {
                 count(self.ledger.slots_used()).div_ceil(u64::from(meter_ebpf::abi::SLOTS_PER_BLOCK))
             }

@@ -9,10 +9,13 @@ use super::{
     Attachment, Class, HookKind, IngressHook, PortReading, Target,
     ledger::{Ledger, Slots, total},
 };
-use crate::meter::{DeviceId, PortId};
+use crate::{
+    meter::{DeviceId, PortId},
+    netdev::{NamespaceId, NetdevId},
+};
 
 /// Rebuilds what an earlier agent attached from its records.
-pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<u32, Attachment> {
+pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<NetdevId, Attachment> {
     ledger
         .records()
         .iter()
@@ -21,15 +24,21 @@ pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<u32, Attachment> {
             let ingress = hook_kind(record.hooks, hooks::INGRESS_CLSACT, hooks::INGRESS_XDP);
             let egress = hook_kind(record.hooks, hooks::EGRESS_CLSACT, 0);
             let target = recorded_target(*uuid, record);
-            (record.ifindex, Attachment { target, ingress, egress, lost: false })
+            (netdev_of(record), Attachment { target, ingress, egress, lost: false })
         })
         .collect()
 }
 
+/// Returns the netdev of a record that has one.
+pub(super) fn netdev_of(record: &PortRecord) -> NetdevId {
+    NetdevId { namespace: NamespaceId(record.namespace), ifindex: record.ifindex }
+}
+
 pub(super) fn recorded_target(uuid: PortUuid, record: &PortRecord) -> Target {
     Target {
-        ifindex: record.ifindex,
+        id: netdev_of(record),
         netdev: String::new(),
+        netns: String::new(),
         port: port_id(uuid),
         class: class_of(record.class),
         device: reported_device(record.device),
@@ -63,7 +72,7 @@ pub(super) fn port_reading(uuid: PortUuid, record: &PortRecord, slots: &impl Slo
     PortReading {
         port: port_id(uuid),
         class: class_of(record.class),
-        ifindex: (record.ifindex != 0).then_some(record.ifindex),
+        netdev: (record.ifindex != 0).then_some(netdev_of(record)),
         device: reported_device(record.device),
         created_ns: record.created_ns,
         totals,

@@ -10,6 +10,7 @@ use super::{
     failure::describe,
     hook::remove_link,
     hooks::remove_qdisc,
+    namespaces,
     open::{OpenError, lock, path_error, pin_error},
     pins::{self, Directories},
 };
@@ -54,7 +55,17 @@ fn remove_version(directories: &Directories, removed: &mut Removed) -> Result<()
             }
             other => other?,
         };
-        removed.hooks += remove_clsact(&records)?;
+        removed.hooks += remove_clsact(records.iter().filter(|record| record.namespace == 0))?;
+        for (number, entrance) in namespaces::entrances(map_pins)? {
+            let there = records.iter().filter(|record| record.namespace == number.0);
+            match entrance.enter(|| remove_clsact(there)) {
+                Ok(hooks) => removed.hooks += hooks?,
+                // Links need no namespace to be entered.
+                Err(error) => {
+                    tracing::warn!(namespace = number.0, error = %error, "filters in a namespace are left in place");
+                }
+            }
+        }
     }
     removed.hooks += remove_files(links, remove_link)?;
     removed.maps += remove_files(map_pins, |path| fs::remove_file(path))?;
@@ -83,7 +94,7 @@ fn pinned_records(path: &Path) -> Result<Vec<PortRecord>, OpenError> {
 
 /// Removes our filters wherever they are in this network namespace, whatever the records tell of them, and the qdiscs
 /// that they say are ours; returns how many filters.
-fn remove_clsact(records: &[PortRecord]) -> Result<usize, OpenError> {
+fn remove_clsact<'a>(records: impl Iterator<Item = &'a PortRecord>) -> Result<usize, OpenError> {
     let failed = |doing: &'static str| {
         move |error: io::Error| OpenError::Object(format!("{doing} of clsact: {error}"))
     };
@@ -94,7 +105,7 @@ fn remove_clsact(records: &[PortRecord]) -> Result<usize, OpenError> {
             removed += usize::from(is_ours);
         }
     }
-    for record in records.iter().filter(|record| record.hooks & hooks::CLSACT_OURS != 0) {
+    for record in records.filter(|record| record.hooks & hooks::CLSACT_OURS != 0) {
         remove_qdisc(record.ifindex);
     }
     Ok(removed)

@@ -21,8 +21,8 @@ pub(super) use self::{
         LinkPlace, create_link, detach_link, is_link, link_netdev, link_program, tcx_programs, update_link,
     },
     map::{
-        BPF_F_MMAPABLE, create_array, create_array_of_maps, create_map, delete_entry, inner_map,
-        lookup_batch, map_id, open_map, set_inner_map,
+        BPF_F_MMAPABLE, create_array, create_array_of_maps, create_map, create_mapped_array, delete_entry,
+        inner_map, lookup_batch, map_id, open_map, set_inner_map,
     },
     program::load_xdp_pass,
 };

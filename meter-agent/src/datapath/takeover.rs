@@ -13,6 +13,7 @@ use super::{
     maps::{self, Maps, Spec, take},
     meters::Meters,
     migrate::Earlier,
+    namespaces::{self, Namespaces, Recipe},
     object::{METER_PROGRAMS, OBJECT, Pinned, has_tcx, load_object, load_programs, settings},
     open::{OpenError, check_kernel, load_error, lock, make_directory},
     pins::{self, Directories},
@@ -85,6 +86,7 @@ impl KernelDatapath {
         let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
 
         let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
+        maps.places = namespaces::places(map_pins)?;
         let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE))?;
         let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
         if let Some(totals) = before.totals
@@ -122,21 +124,24 @@ impl KernelDatapath {
         if lost.contains(map::MEMBERS) {
             writes.extend(ledger.members_lost());
         }
-        let (released, left) =
-            ledger.one_port_each(|ifindex| maps.slot(ifindex).map_or(0, |slot| slot.slot()));
+        let (released, left) = ledger.one_port_each(|netdev| maps.slot(netdev).map_or(0, |slot| slot.slot()));
         writes.extend(released);
         for write in writes {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
         unrecorded::record(&mut maps, &mut ledger, links, left);
+        namespaces::settle(&mut maps, &mut ledger, links)?;
         let attached = adopted(&ledger);
+        let namespaces =
+            Namespaces::new(Recipe { specs: specs.clone(), settings, map_pins: map_pins.clone() });
         let mut datapath = Self {
             ebpf,
             maps,
             tunnel_places,
             ledger,
             attached,
+            namespaces,
             tc: options.tc,
             has_tcx,
             programs,

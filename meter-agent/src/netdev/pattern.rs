@@ -66,6 +66,30 @@ impl Pattern {
     }
 }
 
+/// Which names are meant: `*` stands for any run of characters, `?` for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glob(String);
+
+impl Glob {
+    /// Takes a text for a pattern of names; each is one.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// Returns whether the name is meant.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        glob_matches(&self.0, name)
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Matches greedily and goes back to the last `*` only, which is enough: time is at most the product of the lengths.
 fn glob_matches(glob: &str, text: &str) -> bool {
     let (glob, text): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());

@@ -7,11 +7,13 @@ use super::{Step, plan as plan_with};
 use crate::{
     datapath::{Attachment, Class, HookKind, IngressHook, Target},
     meter::PortId,
+    netdev::NetdevId,
 };
 
 fn target(ifindex: u32, port: u8, underlay: bool) -> Target {
     Target {
-        ifindex,
+        id: ifindex.into(),
+        netns: String::new(),
         netdev: format!("tap{ifindex}"),
         port: PortId(Uuid::from_u128(port.into())),
         class: if underlay { Class::Uplink } else { Class::Port },
@@ -21,11 +23,11 @@ fn target(ifindex: u32, port: u8, underlay: bool) -> Target {
     }
 }
 
-fn by_ifindex(targets: impl IntoIterator<Item = Target>) -> BTreeMap<u32, Target> {
-    targets.into_iter().map(|target| (target.ifindex, target)).collect()
+fn by_ifindex(targets: impl IntoIterator<Item = Target>) -> BTreeMap<NetdevId, Target> {
+    targets.into_iter().map(|target| (target.id, target)).collect()
 }
 
-fn attached(targets: &BTreeMap<u32, Target>) -> BTreeMap<u32, Attachment> {
+fn attached(targets: &BTreeMap<NetdevId, Target>) -> BTreeMap<NetdevId, Attachment> {
     targets
         .iter()
         .map(|(&ifindex, target)| {
@@ -36,7 +38,7 @@ fn attached(targets: &BTreeMap<u32, Target>) -> BTreeMap<u32, Attachment> {
 }
 
 /// What is to be done where no netdev is known to be gone.
-fn plan(desired: &BTreeMap<u32, Target>, attached: &BTreeMap<u32, Attachment>) -> Vec<Step> {
+fn plan(desired: &BTreeMap<NetdevId, Target>, attached: &BTreeMap<NetdevId, Attachment>) -> Vec<Step> {
     plan_with(desired, attached, &BTreeSet::new())
 }
 
@@ -46,7 +48,7 @@ fn detaches_come_first_and_uplinks_before_ports() {
     let should = by_ifindex([target(2, 1, false), target(5, 2, false), target(7, 3, true)]);
     assert_eq!(
         plan(&should, &is),
-        [Step::Detach { ifindex: 9 }, Step::Attach(target(7, 3, true)), Step::Attach(target(2, 1, false)),]
+        [Step::Detach { id: 9.into() }, Step::Attach(target(7, 3, true)), Step::Attach(target(2, 1, false)),]
     );
 }
 
@@ -69,7 +71,7 @@ fn port_is_left_before_it_is_taken() {
     let is = attached(&by_ifindex([target(2, 1, false), target(3, 2, false)]));
     // 2 takes the port of 3, which takes a new one; 1 is new and takes the one that 2 leaves.
     let should = by_ifindex([target(1, 1, false), target(2, 2, false), target(3, 3, false)]);
-    let order = [3, 2, 1].map(|ifindex| Step::Attach(should[&ifindex].clone()));
+    let order = [3, 2, 1].map(|ifindex| Step::Attach(should[&NetdevId::from(ifindex)].clone()));
     assert_eq!(plan(&should, &is), order);
 }
 
@@ -86,20 +88,20 @@ fn ports_that_go_in_a_circle_are_exchanged() {
 fn netdev_that_is_gone_is_detached_whoever_has_its_number() {
     let should = by_ifindex([target(2, 1, false), target(3, 2, false)]);
     let is = attached(&should);
-    let steps = [Step::Detach { ifindex: 2 }, Step::Attach(target(2, 1, false))];
-    assert_eq!(plan_with(&should, &is, &BTreeSet::from([2, 9])), steps);
+    let steps = [Step::Detach { id: 2.into() }, Step::Attach(target(2, 1, false))];
+    assert_eq!(plan_with(&should, &is, &BTreeSet::from([2.into(), 9.into()])), steps);
 }
 
 #[test]
 fn lost_hooks_are_attached_again() {
     let should = by_ifindex([target(2, 1, false), target(3, 2, false)]);
     let mut is = attached(&should);
-    is.get_mut(&3).unwrap().lost = true;
+    is.get_mut(&3.into()).unwrap().lost = true;
     assert_eq!(plan(&should, &is), [Step::Attach(target(3, 2, false))]);
 }
 
 /// Netdevs with a port each, which no two of them share.
-fn tables() -> impl Strategy<Value = BTreeMap<u32, Target>> {
+fn tables() -> impl Strategy<Value = BTreeMap<NetdevId, Target>> {
     let row = (1..9u32, 0..10u8, any::<bool>());
     proptest::collection::vec(row, 0..12).prop_map(|rows| {
         let ports: BTreeMap<u8, (u32, bool)> =
@@ -109,28 +111,28 @@ fn tables() -> impl Strategy<Value = BTreeMap<u32, Target>> {
 }
 
 /// Takes the steps by the datapath's law; no step takes a port from a netdev that stays.
-fn take(steps: Vec<Step>, is: &mut BTreeMap<u32, Attachment>) {
+fn take(steps: Vec<Step>, is: &mut BTreeMap<NetdevId, Attachment>) {
     for step in steps {
         match step {
             Step::Attach(target) => {
                 let holder = is.values().find(|is| is.target.port == target.port);
-                assert!(holder.is_none_or(|is| is.target.ifindex == target.ifindex), "{target:?} {holder:?}");
+                assert!(holder.is_none_or(|is| is.target.id == target.id), "{target:?} {holder:?}");
                 is.extend(attached(&by_ifindex([target])));
             }
             Step::Exchange(targets) => {
                 let exchanged = targets.iter().map(|target| {
-                    let before = is[&target.ifindex].clone();
-                    (target.ifindex, Attachment { target: before.with_port_of(target), ..before })
+                    let before = is[&target.id].clone();
+                    (target.id, Attachment { target: before.with_port_of(target), ..before })
                 });
                 let exchanged: Vec<_> = exchanged.collect();
                 let ports = |targets: &mut dyn Iterator<Item = PortId>| targets.collect::<BTreeSet<_>>();
                 assert_eq!(
-                    ports(&mut targets.iter().map(|target| is[&target.ifindex].target.port)),
+                    ports(&mut targets.iter().map(|target| is[&target.id].target.port)),
                     ports(&mut targets.iter().map(|target| target.port))
                 );
                 is.extend(exchanged);
             }
-            Step::Detach { ifindex } => drop(is.remove(&ifindex)),
+            Step::Detach { id } => drop(is.remove(&id)),
         }
     }
 }
@@ -145,10 +147,11 @@ proptest! {
         gone in proptest::collection::btree_set(1..9u32, 0..3),
     ) {
         let mut is = attached(&before);
+        let gone = gone.into_iter().map(NetdevId::from).collect();
         let steps = plan_with(&should, &is, &gone);
         for step in &steps {
-            if let Step::Detach { ifindex } = step {
-                prop_assert!(!should.contains_key(ifindex) || gone.contains(ifindex));
+            if let Step::Detach { id } = step {
+                prop_assert!(!should.contains_key(id) || gone.contains(id));
             }
         }
         take(steps, &mut is);

@@ -10,7 +10,7 @@ use crate::{
     binding::{Binding, Bindings},
     datapath::{Class, IngressHook},
     meter::PortId,
-    netdev::{Kind, Netdev, NetdevTable, TunnelNetdev},
+    netdev::{Kind, Namespace, NamespaceId, Netdev, NetdevId, NetdevTable, Netdevs, Pattern, TunnelNetdev},
 };
 
 /// A host, netdev by netdev.
@@ -51,22 +51,28 @@ impl Host {
         self
     }
 
-    fn roles(&self) -> BTreeMap<u32, Role> {
+    fn roles(&self) -> BTreeMap<NetdevId, Role> {
         let bindings = Bindings { configured: self.configured.clone(), host_id: Uuid::from_u128(1) };
-        let judge = Judge::new(&self.table, &self.rules);
-        judge.roles(&bindings.resolve(&self.table, |netdev, bound| judge.is_metered(netdev, bound)))
+        let judge = Judge::new(NamespaceId::HOST, &self.table, &self.rules);
+        let netdevs = self.table.clone().into();
+        judge.roles(&bindings.resolve(&netdevs, |_, netdev, bound| judge.is_metered(netdev, bound)))
     }
 
     /// The roles as words: `uplink`, `port`, `port+underlay`, `tunnel`, `-`, each with `/xdp` where so.
     fn words(&self) -> Vec<String> {
-        let word = |role: &Role| {
-            let class = role.class.map_or("-", Class::name);
-            let underlay = if role.underlay && role.class != Some(Class::Uplink) { "+underlay" } else { "" };
-            let xdp = if role.ingress == IngressHook::Xdp { "/xdp" } else { "" };
-            format!("{class}{underlay}{xdp}")
-        };
         self.roles().values().map(word).collect()
     }
+}
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn word(role: &Role) -> String {
+    let class = role.class.map_or("-", Class::name);
+    let underlay = if role.underlay && role.class != Some(Class::Uplink) { "+underlay" } else { "" };
+    let xdp = if role.ingress == IngressHook::Xdp { "/xdp" } else { "" };
+    format!("{class}{underlay}{xdp}")
 }
 
 fn vxlan(local: Option<&str>) -> Kind {
@@ -198,7 +204,6 @@ fn configuration_overrides_what_the_kinds_say() {
             .netdev(5, "dummy0", Kind::Dummy)
             .default_route(2)
     };
-    let patterns = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let rules = |rules: Rules| Host { rules, ..netdevs() };
     assert_eq!(netdevs().words(), ["uplink", "-", "port", "-"]);
     let named = rules(Rules { uplinks: patterns(&["eth1"]), ..Rules::default() });
@@ -213,6 +218,7 @@ fn configuration_overrides_what_the_kinds_say() {
         configured: vec![Binding {
             netdev: Some("eth1".parse().unwrap()),
             mac: None,
+            netns: None,
             port: Some(PortId(Uuid::from_u128(9))),
             device: None,
         }],
@@ -236,7 +242,7 @@ fn named_uplinks_that_lie_on_one_another_count_once() {
             .master(4, 5)
     };
     assert_eq!(host.words(), ["uplink", "-", "-", "-", "uplink"]);
-    assert!(host.roles()[&5].reason.contains("below it"), "{}", host.roles()[&5].reason);
+    assert!(host.roles()[&5.into()].reason.contains("below it"), "{}", host.roles()[&5.into()].reason);
     let upper = Host { rules: Rules { uplinks: vec!["br0".parse().unwrap()], ..Rules::default() }, ..host };
     assert_eq!(upper.words(), ["-", "-", "-", "uplink", "-"], "the operator's word where nothing overlaps");
 }
@@ -248,7 +254,7 @@ fn xdp_is_for_physical_netdevs_and_the_reason_says_so() {
         ..Host::default().netdev(2, "eth0", GUEST_VETH).default_route(2)
     };
     assert_eq!(host.words(), ["uplink"]);
-    assert!(host.roles()[&2].reason.contains("XDP"), "{}", host.roles()[&2].reason);
+    assert!(host.roles()[&2.into()].reason.contains("XDP"), "{}", host.roles()[&2.into()].reason);
 }
 
 #[test]
@@ -272,10 +278,10 @@ fn second_netdev_of_a_port_is_not_metered_and_says_who_is() {
         .change(3, |netdev| netdev.altnames = vec![uuid.to_owned()]);
     assert_eq!(host.words(), ["port", "-"]);
     assert_eq!(
-        host.roles()[&3].reason,
+        host.roles()[&3.into()].reason,
         format!("its port {uuid} (by altname) is carried by tap0; give one of them another")
     );
-    let ifindexes: BTreeSet<u32> = host.roles().into_keys().collect();
+    let ifindexes: BTreeSet<u32> = host.roles().into_keys().map(|id| id.ifindex).collect();
     assert_eq!(ifindexes, BTreeSet::from([2, 3]));
 }
 
@@ -302,5 +308,39 @@ fn netdev_that_is_not_metered_keeps_no_other_from_its_port() {
     // Of two that are metered one is told of the other.
     let host = host.netdev(6, "tap1", Kind::Tap).change(6, claims);
     assert_eq!(host.words(), ["-", "-", "-", "-", "-", "port"]);
-    assert!(host.roles()[&5].reason.contains("is carried by tap1"), "{:?}", host.roles()[&5]);
+    assert!(host.roles()[&5.into()].reason.contains("is carried by tap1"), "{:?}", host.roles()[&5.into()]);
+}
+
+#[test]
+fn in_a_namespace_what_leads_out_of_it_is_a_port_and_nothing_is_an_uplink() {
+    let table = Host::default()
+        .netdev(1, "lo", Kind::Loopback)
+        .netdev(2, "qr-3f2a1b6c-0d", Kind::Other("openvswitch".to_owned()))
+        .netdev(3, "eth0", Kind::Veth { peer_elsewhere: true })
+        .netdev(4, "qg-5c", Kind::Dummy)
+        .netdev(5, "dummy0", Kind::Dummy)
+        .netdev(6, "inner0", Kind::Veth { peer_elsewhere: false })
+        .netdev(7, "net1", Kind::Macvlan)
+        .netdev(8, "eth0.7", Kind::Vlan)
+        .lower(8, 3)
+        .netdev(9, "br0", Kind::Bridge)
+        .netdev(10, "vxlan7", vxlan(Some("192.0.2.1")))
+        .netdev(11, "ens3", Kind::Physical)
+        .netdev(12, "tun0", Kind::Layer3)
+        .address(11, "192.0.2.1")
+        .default_route(3)
+        .table;
+    let rules = Rules { uplinks: patterns(&["eth0"]), ignore: patterns(&["net*"]), ..Rules::default() };
+    let words = |rules: &Rules| -> Vec<String> {
+        let namespace = Namespace { name: "red".to_owned(), table: table.clone() };
+        let netdevs = Netdevs { namespaces: [(NamespaceId(1), namespace)].into(), ..Netdevs::default() };
+        let judge = Judge::new(NamespaceId(1), &table, rules);
+        let bindings = Bindings { configured: Vec::new(), host_id: Uuid::from_u128(1) };
+        let bound = bindings.resolve(&netdevs, |_, netdev, bound| judge.is_metered(netdev, bound));
+        judge.roles(&bound).values().map(word).collect()
+    };
+    let all = ["-", "port", "port", "port", "-", "-", "port", "-", "-", "tunnel", "port", "-"];
+    assert_eq!(words(&Rules::default()), all);
+    let ignored = ["-", "port", "port", "port", "-", "-", "-", "-", "-", "tunnel", "port", "-"];
+    assert_eq!(words(&rules), ignored);
 }

@@ -4,7 +4,8 @@
 //! its being attached, or later on a busy host: the task rests between two samples [`REST`] times as long as one took.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -20,7 +21,11 @@ use crate::{
     audit::{Auditor, Metered, Report, Sample},
     control::Audits,
     datapath::{HookKind, is_shared},
-    netdev::monitor::{MonitorError, Sampler},
+    netdev::{
+        NamespaceId, NetdevId, NetdevSample,
+        monitor::{MonitorError, Sampler},
+        namespaces,
+    },
     publish::SnapshotReader,
     snapshot::{Carrier, Port, SharedSnapshot, Snapshot},
 };
@@ -124,7 +129,8 @@ impl Task {
 
     /// Takes a sample and judges it; `None` where it could not be taken.
     async fn look(&mut self) -> Option<Report> {
-        let known: BTreeSet<u32> = metered(&self.reader.latest()).map(|metered| metered.ifindex).collect();
+        let known: BTreeMap<NetdevId, String> =
+            metered(&self.reader.latest()).map(|metered| (metered.netdev_id, metered.netns)).collect();
         let kernel_first = self.kernel(&known)?;
         let before = self.reader.latest().generation;
         sleep(PAUSE).await;
@@ -144,24 +150,44 @@ impl Task {
             ours_second: metered(&ours_second).collect(),
             kernel_second,
         };
-        let is_shared = |ifindex, direction| {
-            hook(&ours_second, ifindex, direction).is_some_and(|ours| is_shared(ifindex, direction, ours))
+        let is_shared = |id: NetdevId, direction| {
+            let Some(ours) = hook(&ours_second, id, direction) else { return false };
+            let ask = || is_shared(id.ifindex, direction, ours);
+            match known.get(&id) {
+                Some(netns) if !netns.is_empty() => in_namespace(netns, ask).unwrap_or(false),
+                _ => ask(),
+            }
         };
         Some(block_in_place(|| self.auditor.judge(&sample, &is_shared)))
     }
 
-    fn kernel(
-        &mut self,
-        netdevs: &BTreeSet<u32>,
-    ) -> Option<std::collections::BTreeMap<u32, crate::netdev::NetdevSample>> {
+    fn kernel(&mut self, netdevs: &BTreeMap<NetdevId, String>) -> Option<BTreeMap<NetdevId, NetdevSample>> {
+        let mut by_namespace: BTreeMap<NamespaceId, (&str, BTreeSet<u32>)> = BTreeMap::new();
+        for (id, netns) in netdevs {
+            by_namespace.entry(id.namespace).or_insert((netns, BTreeSet::new())).1.insert(id.ifindex);
+        }
+        let (_, here) = by_namespace.remove(&NamespaceId::HOST).unwrap_or_default();
         let sampled = block_in_place(|| -> Result<_, MonitorError> {
             let mut sampler = match self.sampler.take() {
                 Some(sampler) => sampler,
                 None => Sampler::open()?,
             };
-            let sample = sampler.sample(netdevs)?;
+            let sample = sampler.sample(&here)?;
             self.sampler = Some(sampler);
-            Ok(sample)
+            let mut all: BTreeMap<NetdevId, NetdevSample> =
+                sample.into_iter().map(|(ifindex, sample)| (ifindex.into(), sample)).collect();
+            for (namespace, (netns, there)) in by_namespace {
+                // A socket that stays would keep the namespace alive. One that has gone is left to the next audit.
+                match in_namespace(netns, || Sampler::open()?.sample(&there)) {
+                    Some(Ok(sample)) => {
+                        let id = |ifindex| NetdevId { namespace, ifindex };
+                        all.extend(sample.into_iter().map(|(ifindex, sample)| (id(ifindex), sample)));
+                    }
+                    Some(Err(error)) => tracing::debug!(netns, error = %error, "namespace not audited"),
+                    None => {}
+                }
+            }
+            Ok(all)
         });
         match sampled {
             Ok(sample) => {
@@ -181,6 +207,12 @@ impl Task {
     }
 }
 
+/// Returns what `ask` returns in a named namespace; `None` where that is gone or can't be entered.
+fn in_namespace<T: Send>(name: &str, ask: impl FnOnce() -> T + Send) -> Option<T> {
+    let entrance = namespaces::open(Path::new(namespaces::DIRECTORY), name)?;
+    entrance.enter(ask).inspect_err(|error| tracing::debug!(netns = name, error = %error, "not entered")).ok()
+}
+
 /// Returns what is metered now.
 fn metered(snapshot: &Snapshot) -> impl Iterator<Item = Metered> {
     snapshot.ports.iter().filter_map(|port| Some(one(snapshot, port, port.carrier.as_ref()?)))
@@ -192,8 +224,9 @@ fn one(snapshot: &Snapshot, port: &Port, carrier: &Carrier) -> Metered {
     Metered {
         port: port.port,
         class: port.class,
-        ifindex: carrier.ifindex,
+        netdev_id: carrier.id,
         netdev: carrier.netdev.clone(),
+        netns: carrier.netns.clone(),
         kind: carrier.kind.clone(),
         attach: carrier.since.attach,
         gaps: carrier.since.gaps,
@@ -203,9 +236,9 @@ fn one(snapshot: &Snapshot, port: &Port, carrier: &Carrier) -> Metered {
     }
 }
 
-fn hook(snapshot: &SharedSnapshot, ifindex: u32, direction: Direction) -> Option<HookKind> {
+fn hook(snapshot: &SharedSnapshot, id: NetdevId, direction: Direction) -> Option<HookKind> {
     let carriers = snapshot.ports.iter().filter_map(|port| port.carrier.as_ref());
-    let hooks = carriers.filter(|carrier| carrier.ifindex == ifindex).map(|carrier| carrier.hooks).next()?;
+    let hooks = carriers.filter(|carrier| carrier.id == id).map(|carrier| carrier.hooks).next()?;
     Some(match direction {
         Direction::Ingress => hooks.0,
         Direction::Egress => hooks.1,

@@ -265,6 +265,7 @@ mod tests {
     fn status_counts_what_is_metered_and_says_what_is_wrong() {
         let netdev = |role: &str, ingress: Option<&str>| NetdevStatus {
             ifindex: 1,
+            netns: String::new(),
             netdev: "tap0".to_owned(),
             kind: "tap".to_owned(),
             role: role.to_owned(),

@@ -30,8 +30,9 @@ pub struct PortRecord {
     pub class: u32,
     /// How it is attached: see [`hooks`].
     pub hooks: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// The number of the network namespace that the netdev is in, 0 for the host's: see
+    /// [`NamespaceTable`](super::NamespaceTable).
+    pub namespace: u32,
     /// When the first packet could be counted: nanoseconds since the Unix epoch.
     pub created_ns: u64,
     /// What to add to the slot's counters.

@@ -191,7 +191,7 @@ fn xdp_program_of_another_is_left_in_place() {
         let (frames, ()) = pair.while_sending(|| (0..20).for_each(|_| refused(&mut meter)));
         meter.expect(&before, &moved(Class::Uplink, frames, frames), "while XDP is refused");
         assert_eq!(pair.host.hooks(), all, "the hooks from before are kept");
-        let kept = &meter.attached()[&pair.host.ifindex("eth0")];
+        let kept = &meter.attached()[&pair.host.ifindex("eth0").into()];
         assert_eq!((&kept.target, kept.kinds()), (&pair.uplink(IngressHook::Tc), [kind; 2]));
 
         let seen = foreign.seen(Direction::Ingress);

@@ -89,7 +89,7 @@ fn come_and_go(label: &str, tc: TcMode, kind: HookKind) {
         }
     });
     becomes(|| meter.table().since(&before), super::moved(Class::Port, frames, frames));
-    meter.detach(pair.port().ifindex);
+    meter.detach(pair.port().id);
     assert_eq!(pair.host.hooks(), [""; 0]);
 }
 

@@ -103,7 +103,7 @@ fn netdevs_that_exchange_their_ports_lose_no_frame() {
             5 * BYTES,
         );
         meter.expect(&before, &expected, "after the exchange");
-        crossed.iter().for_each(|target| meter.detach(target.ifindex));
+        crossed.iter().for_each(|target| meter.detach(target.id));
         assert_eq!(pair.host.hooks(), [""; 0]);
     }
 }
@@ -160,7 +160,7 @@ fn agent_that_was_killed_in_an_exchange_leaves_no_netdev_without_a_port() {
             let ports = if counts { [OTHER, PORT] } else { [PORT, OTHER] };
             let kind = if tc == TcMode::Auto { auto_kind() } else { HookKind::Clsact };
             for (ifindex, port) in [eth0, eth1].into_iter().zip(ports) {
-                let is = &meter.attached()[&ifindex];
+                let is = &meter.attached()[&ifindex.into()];
                 assert_eq!((is.target.port.0.as_u128(), is.kinds()), (port, [kind; 2]), "{tc:?} {counts}");
             }
             let before = meter.table();

@@ -26,7 +26,7 @@ fn driver_without_xdp_goes_on_by_tc() {
         let error = meter.try_attach(&Target { ingress: IngressHook::Xdp, ..uplink.clone() }).unwrap_err();
         assert_eq!((error.reason, error.retry), ("xdp_unsupported", Retry::Never), "{error}");
         assert_eq!(pair.host.hooks(), all);
-        assert_eq!(meter.attached()[&uplink.ifindex].target, uplink);
+        assert_eq!(meter.attached()[&uplink.id].target, uplink);
     }
 }
 
@@ -50,7 +50,7 @@ fn refused_change_to_clsact_keeps_xdp_and_tcx() {
     });
     meter.expect(&before, &moved(Class::Uplink, frames, frames), "while it is refused");
     assert_eq!(pair.host.hooks(), all);
-    assert_eq!(meter.attached()[&uplink.ifindex].kinds(), [HookKind::Xdp, HookKind::Tcx]);
+    assert_eq!(meter.attached()[&uplink.id].kinds(), [HookKind::Xdp, HookKind::Tcx]);
 
     pair.host.netns.run("tc", &["qdisc", "del", "dev", "eth0", "ingress"]).unwrap();
     meter.attach(&pair.uplink(IngressHook::Tc));
@@ -82,7 +82,7 @@ fn port_without_room_for_its_device_counts_on() {
     assert!(error.message.contains("it counts, but not for its device"), "{error}");
     pair.count(&mut meter, Class::Port, "of no device");
     assert_eq!(devices(&mut meter), [(11, 3), (12, 3)]);
-    assert_eq!(meter.attached()[&pair.host.ifindex("eth0")].target, pair.port());
+    assert_eq!(meter.attached()[&pair.host.ifindex("eth0").into()].target, pair.port());
     meter.attach(&of(11));
     counts(&mut meter, &[(11, 6), (12, 3)]);
     let [packets, ..] = meter.table().get(&format!("port {PORT} Ingress"));
@@ -111,7 +111,7 @@ fn uplink_without_room_for_its_tunnels_counts_on() {
         5 * BYTES,
     );
     meter.expect(&before, &expected, "without tunnels");
-    let is = &meter.attached()[&pair.host.ifindex("eth0")].target;
+    let is = &meter.attached()[&pair.host.ifindex("eth0").into()].target;
     assert_eq!((is.class, is.underlay), (Class::Uplink, false));
 }
 

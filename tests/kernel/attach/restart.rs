@@ -21,7 +21,7 @@ fn die_and_go_on(label: &str, tc: TcMode, target: impl Fn(&Pair) -> Target, kind
     pair.send(3, 5);
     let mut meter = pair.host.open_with(&options);
     meter.expect(&before, &moved(target.class, 3, 5), "between the agents");
-    let adopted = &meter.attached()[&target.ifindex];
+    let adopted = &meter.attached()[&target.id];
     assert_eq!([adopted.ingress, adopted.egress], kinds);
     assert_eq!(adopted.target, Target { netdev: String::new(), ..target.clone() });
     pair.count(&mut meter, target.class, "adopted");
@@ -48,7 +48,7 @@ fn die_and_go_on(label: &str, tc: TcMode, target: impl Fn(&Pair) -> Target, kind
 
     // What an earlier agent attached can be detached without being attached first.
     let before = meter.table();
-    meter.detach(target.ifindex);
+    meter.detach(target.id);
     assert_eq!(pair.host.hooks(), [""; 0]);
     assert_eq!(meter.table(), before);
     drop(meter);

@@ -54,14 +54,14 @@ fn hook_that_another_tool_removed_is_noticed_and_made_again() {
         assert_eq!(meter.verify(), [""; 0], "way {way}");
         remove(&pair);
         assert_eq!(meter.verify(), lost, "way {way}");
-        assert!(meter.attached()[&target.ifindex].lost, "way {way}");
+        assert!(meter.attached()[&target.id].lost, "way {way}");
         assert_eq!(meter.verify(), [""; 0], "said once");
 
         assert_eq!(meter.attach(&target).kinds(), kinds);
         assert_eq!(pair.host.hooks(), all, "way {way}");
         assert_eq!(meter.verify(), [""; 0], "way {way}");
         pair.count(&mut meter, Class::Uplink, "made again");
-        meter.detach(target.ifindex);
+        meter.detach(target.id);
         assert_eq!(pair.host.hooks(), [""; 0], "way {way}");
     }
 }
@@ -163,7 +163,7 @@ fn netdev_that_came_again_with_its_number_or_was_away_is_hooked_again() {
             assert_eq!(pair.host.hooks(), all);
             pair.count(&mut meter, Class::Uplink, "without having looked");
             assert_eq!(meter.table().get(&format!("port {PORT} Ingress"))[0], 9);
-            meter.detach(target.ifindex);
+            meter.detach(target.id);
             assert_eq!(pair.host.hooks(), [""; 0]);
         }
     }

@@ -133,25 +133,25 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --boundin
     --inh-caps="-all,$CAPS" --ambient-caps="-all,$CAPS" "$PROGRAM" "$@"
 "#;
 
-const LINE: &[&str] = &["unshare", "--mount", "sh", "-c", AS_THE_UNIT, "sh"];
-const NEEDED: [&str; 3] = ["bpf", "net_admin", "perfmon"];
+pub(super) const LINE: &[&str] = &["unshare", "--mount", "sh", "-c", AS_THE_UNIT, "sh"];
+pub(super) const NEEDED: [&str; 3] = ["bpf", "net_admin", "perfmon"];
 
 /// Returns whether capabilities can be given to a user here.
-fn can_give() -> bool {
+pub(super) fn can_give() -> bool {
     let lists = Command::new("setpriv").arg("--list-caps").output();
     let knows = lists.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("perfmon"));
     require::met("setpriv", knows, "a setpriv that knows CAP_PERFMON (util-linux 2.37)")
 }
 
 /// What the service user needs to find: a program that it may run, pins and a directory of its own.
-struct Place {
+pub(super) struct Place {
     program: PathBuf,
     pins: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Place {
-    fn new(host: &Host, daemon: &Daemon<'_>) -> Self {
+    pub(super) fn new(host: &Host, daemon: &Daemon<'_>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = directory.path().join("meter-agent");
@@ -163,7 +163,7 @@ impl Place {
         Self { program, pins: host.pins.clone(), _directory: directory }
     }
 
-    fn prepare(&self, command: &mut Command, capabilities: &[&str]) {
+    pub(super) fn prepare(&self, command: &mut Command, capabilities: &[&str]) {
         let capabilities: Vec<String> =
             capabilities.iter().map(|capability| format!("+{capability}")).collect();
         command.env("PINS", &self.pins).env("PROGRAM", &self.program).env("CAPS", capabilities.join(","));

@@ -131,7 +131,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("command", &["config"]),
     ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
     ("control", &["audit", "definitions", "http", "publish", "snapshot"]),
-    ("datapath", &["meter", "rules", "totals"]),
+    ("datapath", &["meter", "netdev", "rules", "totals"]),
     ("definitions", &["aside", "rules"]),
     ("doctor", &["control", "datapath", "ls", "netdev", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
@@ -146,7 +146,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("reconcile", &["binding", "datapath", "meter", "netdev", "roles"]),
     ("roles", &["binding", "datapath", "meter", "netdev"]),
     ("rules", &["meter", "netdev"]),
-    ("snapshot", &["audit", "binding", "datapath", "definitions", "meter"]),
+    ("snapshot", &["audit", "binding", "datapath", "definitions", "meter", "netdev"]),
     ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
     ("totals", &[]),
 ];
@@ -163,6 +163,7 @@ const UNSAFE: &[&str] = &[
     "meter-ebpf/src/main.rs",
     "meter-ebpf/src/maps.rs",
     "meter-ebpf/src/meters.rs",
+    "meter-ebpf/src/namespace.rs",
     "tests/",
 ];
 

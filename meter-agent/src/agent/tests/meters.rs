@@ -20,7 +20,7 @@ fn set(meters: Vec<Meter>) -> MeterSet {
 
 /// A bench with a meter of the configuration, and what a directory keeps.
 fn bench(datapath: FakeDatapath, directory: &Path) -> Bench {
-    Bench::on(datapath, set(vec![a("web", "proto 6 dst-port 80")]), State::open(directory))
+    Bench::on(datapath, set(vec![a("web", "proto 6 dst-port 80")]), State::open(directory), false)
 }
 
 fn refusal() -> MetersError {

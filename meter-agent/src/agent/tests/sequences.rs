@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
 use super::{Bench, Event, NetdevEvent, PortId, Retry, Target, binding, error, policy, port, read, tap};
-use crate::datapath::fake::NO_PORT;
+use crate::{datapath::fake::NO_PORT, netdev::NetdevId};
 
 /// What may happen to a host with four netdevs.
 #[derive(Debug, Clone)]
@@ -56,8 +56,8 @@ fn happen(bench: &mut Bench, here: &mut BTreeSet<u32>, happening: Happening) {
         }
         Happening::Replaced(netdev) => {
             if here.contains(&netdev) {
-                if bench.agent.datapath.attached.contains_key(&(netdev + 2)) {
-                    bench.agent.datapath.removed.insert(netdev + 2);
+                if bench.agent.datapath.attached.contains_key(&(netdev + 2).into()) {
+                    bench.agent.datapath.removed.insert((netdev + 2).into());
                 }
                 bench.send(Event::Netdev(NetdevEvent::Gone(netdev + 2)));
                 bench.send(Event::Netdev(NetdevEvent::New(tap(netdev + 2, &ifname(netdev)))));
@@ -69,8 +69,8 @@ fn happen(bench: &mut Bench, here: &mut BTreeSet<u32>, happening: Happening) {
             bench.send(read(policy(bound.collect()), 9));
         }
         Happening::Removed(netdev) => {
-            if bench.agent.datapath.attached.contains_key(&(netdev + 2)) {
-                bench.agent.datapath.removed.insert(netdev + 2);
+            if bench.agent.datapath.attached.contains_key(&(netdev + 2).into()) {
+                bench.agent.datapath.removed.insert((netdev + 2).into());
             }
         }
         Happening::Fails(netdev, port) => {
@@ -96,12 +96,12 @@ fn books_agree(bench: &mut Bench) {
     let ports: BTreeSet<PortId> = attached.values().map(|is| is.target.port).collect();
     assert_eq!(ports.len(), attached.len(), "a port is on one netdev: {attached:?}");
     let snapshot = bench.snapshot();
-    let listed: Vec<u32> =
-        snapshot.netdevs.iter().filter(|row| row.ingress.is_some()).map(|row| row.ifindex).collect();
+    let listed: Vec<NetdevId> =
+        snapshot.netdevs.iter().filter(|row| row.ingress.is_some()).map(|row| row.ifindex.into()).collect();
     assert_eq!(listed, attached.keys().copied().collect::<Vec<_>>());
     for port in &snapshot.ports {
         if let Some(carrier) = &port.carrier {
-            assert_eq!(attached[&carrier.ifindex].target.port, port.port);
+            assert_eq!(attached[&carrier.id].target.port, port.port);
         }
     }
 }
@@ -122,12 +122,12 @@ proptest! {
         happen(&mut bench, &mut here, Happening::Dump);
         bench.ticks(70);
         books_agree(&mut bench);
-        let targets: BTreeMap<u32, Target> =
+        let targets: BTreeMap<NetdevId, Target> =
             bench.agent.datapath.attached.iter().map(|(i, is)| (*i, is.target.clone())).collect();
         prop_assert_eq!(&targets, &bench.agent.survey.desired);
         let received = |bench: &mut Bench| -> BTreeMap<PortId, u64> { bench.received().into_iter().collect() };
         let before = received(&mut bench);
-        targets.keys().for_each(|&ifindex| bench.agent.datapath.receive(ifindex, 1, 1 << ifindex));
+        targets.keys().for_each(|&id| bench.agent.datapath.receive(id, 1, 1 << id.ifindex));
         let after = received(&mut bench);
         let gained: BTreeMap<PortId, u64> = after
             .into_iter()
@@ -135,7 +135,7 @@ proptest! {
             .filter(|(_, bytes)| *bytes > 0)
             .collect();
         let expected: BTreeMap<PortId, u64> =
-            targets.iter().map(|(ifindex, target)| (target.port, 1 << ifindex)).collect();
+            targets.iter().map(|(id, target)| (target.port, 1 << id.ifindex)).collect();
         prop_assert_eq!(gained, expected);
     }
 }

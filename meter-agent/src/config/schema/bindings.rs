@@ -10,17 +10,21 @@ use crate::{
         report::{Origin, Placed, Report},
     },
     meter::{DeviceId, PortId},
-    netdev::{MacAddress, Pattern},
+    netdev::{Glob, MacAddress, Pattern},
 };
 
 /// One table as it was read.
 struct Entry {
     netdev: Option<Placed<Pattern>>,
     mac: Option<Placed<MacAddress>>,
+    netns: Option<Placed<Glob>>,
     port: Option<Placed<PortId>>,
     device: Option<Placed<DeviceId>>,
     origin: Origin,
 }
+
+/// What a binding is about: netdev, hardware address, namespace.
+type About = (Option<String>, Option<MacAddress>, Option<String>);
 
 /// Reads all bindings.
 pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> Vec<Binding> {
@@ -29,9 +33,10 @@ pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> Vec<Bind
     reject_repeated(&entries, report);
     entries
         .into_iter()
-        .map(|Entry { netdev, mac, port, device, .. }| Binding {
+        .map(|Entry { netdev, mac, netns, port, device, .. }| Binding {
             netdev: netdev.map(|netdev| netdev.value),
             mac: mac.map(|mac| mac.value),
+            netns: netns.map(|netns| netns.value),
             port: port.map(|port| port.value),
             device: device.map(|device| device.value),
         })
@@ -41,6 +46,7 @@ pub(super) fn read(document: &Document<'_>, report: &mut Report<'_>) -> Vec<Bind
 fn entry(section: &Section<'_>, report: &mut Report<'_>) -> Entry {
     let netdev = section.one(report, "netdev", check::string(check::pattern));
     let mac = section.one(report, "mac", check::string(check::mac));
+    let netns = section.one(report, "netns", check::string(check::netns));
     let port = section.one(report, "port", check::string(|text| check::uuid(text).map(PortId)));
     let device = section.one(report, "device", check::string(|text| check::uuid(text).map(DeviceId)));
     // A key whose value is wrong has been reported; it isn't missing as well.
@@ -61,14 +67,23 @@ fn entry(section: &Section<'_>, report: &mut Report<'_>) -> Entry {
         );
         report.key(port.origin, "binding.port", what);
     }
-    Entry { netdev, mac, port, device, origin: section.origin }
+    if let (Some(netns), Some(port)) = (&netns, &port)
+        && netns.value.to_string().contains(['*', '?'])
+    {
+        let what = format!(
+            "\"{}\" can match many namespaces, and a port is in one; leave out port, or name the namespace",
+            netns.value
+        );
+        report.key(port.origin, "binding.port", what);
+    }
+    Entry { netdev, mac, netns, port, device, origin: section.origin }
 }
 
 /// Reports ports that are bound twice, bindings that can never count because an earlier one says the same, and devices
 /// whose meter would be a port's as well.
 fn reject_repeated(entries: &[Entry], report: &mut Report<'_>) {
     let mut ports: HashMap<PortId, Origin> = HashMap::new();
-    let mut netdevs: HashMap<(Option<String>, Option<MacAddress>), Origin> = HashMap::new();
+    let mut netdevs: HashMap<About, Origin> = HashMap::new();
     for entry in entries {
         if let Some(port) = &entry.port {
             let first = *ports.entry(port.value).or_insert(port.origin);
@@ -82,7 +97,8 @@ fn reject_repeated(entries: &[Entry], report: &mut Report<'_>) {
         if netdev.is_none() && mac.is_none() {
             continue;
         }
-        let first = *netdevs.entry((netdev, mac)).or_insert(entry.origin);
+        let netns = entry.netns.as_ref().map(|netns| netns.value.to_string());
+        let first = *netdevs.entry((netdev, mac, netns)).or_insert(entry.origin);
         if let Some(line) = another_line(first, entry.origin, report) {
             let what =
                 format!("is about the same netdev as the one in line {line}, which counts; make them one");

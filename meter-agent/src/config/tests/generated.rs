@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::*;
 use crate::{
-    netdev::Pattern,
+    netdev::{Glob, Pattern, namespaces::Selection},
     rules::{
         Attribute, Meter, Router,
         tests::strategies::{conditions, every_group},
@@ -71,15 +71,24 @@ fn patterns(prefix: &'static str) -> impl Strategy<Value = Vec<Pattern>> {
     glob.prop_map(move |globs| globs.iter().map(|glob| format!("{prefix}{glob}").parse().unwrap()).collect())
 }
 
+fn selections() -> impl Strategy<Value = Selection> {
+    let globs = || {
+        let texts = prop::sample::subsequence(vec!["qrouter-*", "a b", "é?", "*"], 0..4);
+        texts.prop_map(|texts| texts.into_iter().map(Glob::new).collect())
+    };
+    (globs(), globs()).prop_map(|(include, exclude)| Selection { include, exclude })
+}
+
 fn bindings() -> impl Strategy<Value = Vec<Binding>> {
-    let one = (any::<bool>(), any::<bool>(), any::<bool>());
+    let one = any::<[bool; 4]>();
     prop::collection::vec(one, 0..6).prop_map(|all| {
-        let binding = |(index, (by_name, by_mac, with_port)): (usize, (bool, bool, bool))| {
+        let binding = |(index, [by_name, by_mac, inside, with_port]): (usize, [bool; 4])| {
             let number = u8::try_from(index).unwrap();
             let uuid = Uuid::from_u128(1 + u128::from(number));
             Binding {
                 netdev: (by_name || !by_mac).then(|| format!("tap{number}").parse().unwrap()),
                 mac: by_mac.then_some([2, 0, 0, 0, 0, number]),
+                netns: inside.then(|| Glob::new(&format!("qdhcp-{number}"))),
                 port: with_port.then_some(PortId(uuid)),
                 device: (!with_port || by_mac).then_some(DeviceId(Uuid::from_u128(!uuid.as_u128()))),
             }
@@ -126,6 +135,7 @@ prop_compose! {
         log in prop::sample::select(vec![("off", LogFormat::Json), ("info,hyper=warn", LogFormat::Text)]),
         (ignore, ports, uplinks) in (patterns("kind:"), patterns("driver:"), patterns("")),
         xdp in any::<bool>(),
+        namespaces in selections(),
         configured in bindings(),
         meters in meter_sets(),
     ) -> Config {
@@ -159,6 +169,7 @@ prop_compose! {
                 uplinks,
                 uplink_ingress: if xdp { IngressHook::Xdp } else { IngressHook::Tc },
             },
+            namespaces,
             meters,
         }
     }
@@ -219,7 +230,7 @@ fn written(config: &Config) -> String {
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
          \n[connections]\nmax_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
-         ignore = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
+         ignore = {}\n\n[namespaces]\ninclude = {}\nexclude = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
          [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n\
@@ -238,6 +249,8 @@ fn written(config: &Config) -> String {
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),
+        strings(&config.namespaces.include),
+        strings(&config.namespaces.exclude),
         strings(&config.http_listen),
         config.web_config.as_ref().map_or(toml::Value::from(""), |path| string(path)),
         strings(&config.jolokia_listen),
@@ -254,12 +267,13 @@ fn written(config: &Config) -> String {
         config.state_interval.unwrap_or_default().as_secs(),
         log.level,
     );
-    for Binding { netdev, mac, port, device } in &bindings.configured {
+    for Binding { netdev, mac, netns, port, device } in &bindings.configured {
         text.push_str("\n[[binding]]\n");
         let mac = mac.map(|[a, b, c, d, e, f]| format!("{a:02x}:{b:02X}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
         let fields = [
             ("netdev", netdev.as_ref().map(ToString::to_string)),
             ("mac", mac),
+            ("netns", netns.as_ref().map(ToString::to_string)),
             ("port", port.map(|port| port.to_string())),
             ("device", device.map(|device| device.to_string())),
         ];

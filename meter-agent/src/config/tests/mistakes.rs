@@ -68,8 +68,8 @@ fn keys_that_are_unknown() {
         (
             "listen = 1",
             &[
-                "a.toml:1:1: unknown key listen; known are: host_id, host_name, datapath, tunnels, connections, uplinks, ports, http, \
-               jolokia, metrics, compat, audit, control, state, log, binding, meter, router, port_group, ip_address_group",
+                "a.toml:1:1: unknown key listen; known are: host_id, host_name, datapath, tunnels, connections, uplinks, ports, \
+               namespaces, http, jolokia, metrics, compat, audit, control, state, log, binding, meter, router, port_group, ip_address_group",
             ],
         ),
         (
@@ -80,7 +80,29 @@ fn keys_that_are_unknown() {
         ("[control]\n\"a\\nb\" = 1", &["a.toml:2:1: unknown key control.\"a\\nb\"; known are: socket"]),
         (
             "[[binding]]\nnetdev = \"tap0\"\nname = \"x\"\ndevice = \"3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c\"",
-            &["a.toml:3:1: unknown key binding.name; known are: netdev, mac, port, device"],
+            &["a.toml:3:1: unknown key binding.name; known are: netdev, mac, netns, port, device"],
+        ),
+    ]);
+}
+
+#[test]
+fn namespaces_that_no_name_is_of() {
+    check(&[
+        (
+            "[namespaces]\ninclude = [\"\", \"/run/netns/a\", 3]\nexclude = \"a\"",
+            &[
+                "a.toml:2:12: namespaces.include: \"\" has 0 bytes, and a namespace's name 1 to 255",
+                "a.toml:2:16: namespaces.include: \"/run/netns/a\" matches no namespace: give its name below /run/netns, such as \"qrouter-*\"",
+                "a.toml:2:32: namespaces.include: expected a string, found an integer",
+                "a.toml:3:1: namespaces.exclude: expected an array, found a string",
+            ],
+        ),
+        (
+            "[[binding]]\nnetdev = \"eth0\"\nnetns = \"qdhcp-*\"\nport = \"3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c\"",
+            &[
+                "a.toml:4:1: binding.port: \"qdhcp-*\" can match many namespaces, and a port is in one; leave out port, or name \
+               the namespace",
+            ],
         ),
     ]);
 }

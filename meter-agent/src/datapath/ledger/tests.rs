@@ -50,7 +50,13 @@ fn uuid(number: u8) -> PortUuid {
 }
 
 fn claim(port: u8, device: u8) -> Claim {
-    Claim { port: uuid(port), class: 0, ifindex: u32::from(port), device: uuid(device), underlay: false }
+    Claim {
+        port: uuid(port),
+        class: 0,
+        netdev: u32::from(port).into(),
+        device: uuid(device),
+        underlay: false,
+    }
 }
 
 fn empty() -> Ledger {
@@ -66,7 +72,7 @@ fn slot_of_a_port_that_went_serves_another_and_both_keep_their_totals() {
         slots.receive(claimed.slot.slot(), 1, 100 * u64::from(port));
     }
     assert_eq!(ledger.claimed(&claim(4, 0), 7, &slots).unwrap_err(), Full::Slots);
-    ledger.release(uuid(2), 2);
+    ledger.release(uuid(2), 2.into());
     let Claimed { slot, writes, .. } = ledger.claimed(&claim(4, 0), 7, &slots).unwrap();
     assert!(matches!(writes[0], Write::Port(port, _) if port == uuid(2)), "the old owner is saved first");
     slots.receive(slot.slot(), 5, 5);
@@ -84,7 +90,7 @@ fn frame_that_is_on_the_way_to_a_slot_counts_for_the_port_that_had_it() {
     }
     let slot = ledger.records()[&uuid(2)].slot;
     slots.on_the_way.borrow_mut().push((slot, 1, 60));
-    ledger.release(uuid(2), 2);
+    ledger.release(uuid(2), 2.into());
     assert_eq!(ledger.claimed(&claim(4, 0), 7, &slots).unwrap().slot.slot(), slot);
     let bytes = [2, 4].map(|port| total(&ledger.records()[&uuid(port)], &slots).hooks[0].wire().bytes);
     assert_eq!(bytes, [60, 0]);
@@ -97,7 +103,7 @@ fn claim_that_is_not_taken_up_changes_nothing() {
     for port in 1..=3 {
         ledger.claimed(&claim(port, 10), 7, &slots).unwrap();
     }
-    ledger.release(uuid(2), 2);
+    ledger.release(uuid(2), 2.into());
     let known = |ledger: &Ledger| (ledger.records().clone(), ledger.member_records().clone());
     let before = known(&ledger);
     // Where the counters can't be read, or the records not be written.
@@ -136,7 +142,7 @@ fn ports_begin_anew_without_what_their_slots_held() {
         slots.receive(slot.slot(), 1, 100 * u64::from(port));
     }
     // The slot of the first goes to another port, and what it counted is saved.
-    ledger.release(uuid(1), 1);
+    ledger.release(uuid(1), 1.into());
     ledger.claimed(&claim(4, 11), 7, &slots).unwrap();
     ledger.claimed(&claim(2, 11), 7, &slots).unwrap();
     slots = FakeSlots::default();
@@ -207,21 +213,21 @@ fn netdev_of_two_ports_stays_with_the_one_that_it_counts_for() {
     let slots = FakeSlots::default();
     let mut ledger = empty();
     let [first, second] = [1, 2].map(|port| {
-        let claim = Claim { ifindex: 5, ..claim(port, 0) };
+        let claim = Claim { netdev: 5.into(), ..claim(port, 0) };
         ledger.claimed(&claim, 7, &slots).unwrap().slot.slot()
     });
     assert_ne!(first, second);
-    let (writes, left) = ledger.one_port_each(|ifindex| if ifindex == 5 { second } else { 0 });
+    let (writes, left) = ledger.one_port_each(|netdev| if netdev == 5.into() { second } else { 0 });
     assert_eq!((writes.len(), left), (1, vec![uuid(1)]));
     let netdevs: Vec<u32> = ledger.records().values().map(|record| record.ifindex).collect();
     assert_eq!(netdevs, [0, 5]);
     assert_eq!(ledger.one_port_each(|_| 0), (Vec::new(), Vec::new()));
     // The one that is left may have another netdev, and once only.
     assert_eq!(ledger.idle_port_of(first), Some(uuid(1)));
-    let (slot, write) = ledger.carry(uuid(1), 6, 9).unwrap();
+    let (slot, write) = ledger.carry(uuid(1), 6.into(), 9).unwrap();
     assert_eq!((slot.slot(), write), (first, Write::Port(uuid(1), ledger.records()[&uuid(1)])));
     assert_eq!(ledger.records()[&uuid(1)].ifindex, 6);
-    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7, 9)), (None, None));
+    assert_eq!((ledger.idle_port_of(first), ledger.carry(uuid(1), 7.into(), 9)), (None, None));
 }
 
 #[derive(Debug, Clone)]
@@ -256,7 +262,7 @@ proptest! {
                     Ok(claimed) => claimed.writes,
                     Err(_) => continue,
                 },
-                Action::Release(port) => ledger.release(uuid(port), u32::from(port)).into_iter().collect(),
+                Action::Release(port) => ledger.release(uuid(port), u32::from(port).into()).into_iter().collect(),
                 Action::Receive(port, bytes) => {
                     if let Some(record) = ledger.records().get(&uuid(port))
                         && record.ifindex != 0

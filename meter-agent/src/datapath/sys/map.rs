@@ -147,6 +147,21 @@ pub(in super::super) fn create_array(name: &str, value_size: usize, flags: u32) 
     create(name, MapAttr { map_type: BPF_MAP_TYPE_ARRAY, value_size, map_flags: flags, ..ONE_ENTRY })
 }
 
+/// Makes an array of so many values that can be mapped into memory.
+///
+/// # Errors
+///
+/// What the kernel says, such as `EPERM`.
+pub(in super::super) fn create_mapped_array(
+    name: &str,
+    value_size: usize,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    let value_size = u32::try_from(value_size).map_err(io::Error::other)?;
+    let map_type = BPF_MAP_TYPE_ARRAY;
+    create(name, MapAttr { map_type, value_size, max_entries, map_flags: BPF_F_MMAPABLE, ..ONE_ENTRY })
+}
+
 /// Makes an array of one map that is of the same type and sizes as this one.
 ///
 /// # Errors

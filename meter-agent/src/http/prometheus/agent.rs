@@ -200,10 +200,24 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
     families.gauge(
         &Family::new(
             "meter_agent_attach_pending",
-            "Netdevs that are not metered, or not as they should be, now; meter-agent ls says why.",
+            "Netdevs that are not metered, or not as they should be, now, and namespaces that can't be followed; meter-agent \
+             ls and the log say why.",
         ),
         health.attach_pending,
     )?;
+    if let Some(namespaces) = health.namespaces {
+        families.gauge(
+            &Family::new("meter_agent_namespaces", "Named network namespaces that are followed."),
+            namespaces,
+        )?;
+        families.gauge(
+            &Family::new(
+                "meter_agent_namespaces_failed",
+                "Named network namespaces that should be followed and can't be; the log says which, and why.",
+            ),
+            number(health.namespaces_failed.len()),
+        )?;
+    }
     for (name, help, value) in [
         (
             "meter_agent_hooks_lost",

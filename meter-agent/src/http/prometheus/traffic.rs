@@ -116,13 +116,14 @@ fn netdevs(families: &mut Families<'_>, snapshot: &Snapshot, choice: &Choice, cl
 }
 
 /// Returns what describes a port, an uplink or a tunnel netdev while a netdev carries it.
-fn info<'a>(label: &'static str, port: &'a Port) -> Option<Labels<'a, 12>> {
+fn info<'a>(label: &'static str, port: &'a Port) -> Option<Labels<'a, 13>> {
     let carrier = port.carrier.as_ref()?;
     let (ingress, egress) = carrier.hooks;
     Some(Labels([
         (label, Value::Uuid(port.port.0)),
         ("netdev", Value::Text(&carrier.netdev)),
-        ("ifindex", Value::Number(carrier.ifindex)),
+        ("netns", Value::Text(&carrier.netns)),
+        ("ifindex", Value::Number(carrier.id.ifindex)),
         ("kind", Value::Text(&carrier.kind)),
         ("vni", carrier.vni.map_or(Value::Text(""), Value::Number)),
         ("mac", Value::text(carrier.mac.as_deref())),

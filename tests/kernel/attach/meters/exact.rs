@@ -91,7 +91,7 @@ fn counters_that_serve_other_meters_keep_every_total() {
         check(&mut meter, of_set, expected[of_set]);
     }
     // What was saved is there when the counters are lost; what was in them is not.
-    meter.detach(pair.port().ifindex);
+    meter.detach(pair.port().id);
     drop(meter);
     std::fs::remove_file(pair.host.pins.join(format!("v{VERSION}/maps/{}", map::METER_COUNTERS))).unwrap();
     let mut meter = pair.host.open();

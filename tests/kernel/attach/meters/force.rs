@@ -120,7 +120,7 @@ fn rules_are_compiled_once_for_ports_that_are_attached_together() {
     pair.count(&mut meter, Class::Port, "all ports are known");
     assert_eq!(meter.meters(), [("by port".to_owned(), [3, 3 * BYTES])].into());
     // One that comes by itself has its rules as well.
-    meter.detach(targets[0].ifindex);
+    meter.detach(targets[0].id);
     meter.attach(&pair.host.target("eth0", 99, Class::Port));
     meter.attach(&pair.port());
     assert!(meter.meters_in_force());

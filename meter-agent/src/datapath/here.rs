@@ -1,0 +1,162 @@
+//! What the datapath does to netdevs of the calling thread's network namespace: attach, detach, look.
+
+use meter_ebpf::abi::hooks as bits;
+
+use super::{
+    AttachError, Attachment, Class, HookKind, Lost, Target,
+    hooks::{self, Refused, Site, remove_qdisc},
+    kernel::KernelDatapath,
+    namespaces::loaded,
+    record::hook_bits,
+};
+use crate::netdev::NamespaceId;
+
+impl KernelDatapath {
+    /// Attaches a netdev of the calling thread's namespace.
+    pub(super) fn attach_here(&mut self, target: &Target) -> Result<(), AttachError> {
+        let known = self.attached.get(&target.id).cloned();
+        let ours =
+            known.as_ref().is_some_and(|known| self.recorded(known.target.port) & bits::CLSACT_OURS != 0);
+        let bound = self.bind(target, known.as_ref());
+        let (fits, lacks) = match bound {
+            Ok(bound) => bound,
+            Err(error) => {
+                self.let_go(target, ours);
+                return Err(error);
+            }
+        };
+        // Hooks that have vanished are nothing to go back to.
+        let before = known.filter(|known| hooks::missing(known, self.site(), None).is_empty());
+        match self.hang(&fits, before.as_ref(), ours) {
+            Ok([ingress, egress]) => {
+                let attachment = Attachment { target: fits, ingress, egress, lost: false };
+                self.attached.insert(target.id, attachment);
+                lacks.map_or(Ok(()), Err)
+            }
+            Err(Refused { error, kept }) => {
+                match before.filter(|_| kept) {
+                    Some(before) => self.keep(before, &fits, ours),
+                    None => self.let_go(target, ours),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the hooks of a netdev of the calling thread's namespace, and the clsact qdisc where it is `recorded` as ours.
+    pub(super) fn detach_here(&self, target: &Target, recorded: u32) -> Result<(), AttachError> {
+        hooks::both(target, self.site()).into_iter().try_for_each(|hook| hook.detach())?;
+        if recorded & bits::CLSACT_OURS != 0 {
+            remove_qdisc(target.id.ifindex);
+        }
+        Ok(())
+    }
+
+    /// Looks at the hooks of netdevs of the calling thread's namespace.
+    pub(super) fn verify_here(&mut self, known: &[Attachment]) -> Vec<Lost> {
+        let mut all_lost = Vec::new();
+        for known in known {
+            let ids = match known.target.id.namespace {
+                NamespaceId::HOST => &self.programs,
+                namespace => &self.namespaces.programs(namespace).ids,
+            };
+            let missing = hooks::missing(known, self.site(), Some(ids));
+            if missing.is_empty() || !hooks::is_netdev(known.target.id.ifindex) {
+                // A netdev that has gone took its hooks along.
+                continue;
+            }
+            let target = &known.target;
+            let filters = known.kinds().into_iter().filter(|kind| *kind == HookKind::Clsact).count();
+            let absent = hooks::missing(known, self.site(), None);
+            if filters == absent.iter().filter(|(_, kind)| *kind == HookKind::Clsact).count() {
+                // Where every filter of ours has gone, the qdisc has, and the one that is there may be another's.
+                let hooks = self.recorded(target.port) & !bits::CLSACT_OURS;
+                if let Err(error) = self.record(target, hooks) {
+                    tracing::debug!(error = %error, "lost qdisc not recorded");
+                }
+            }
+            let lost = |(direction, kind)| Lost { target: target.clone(), direction, kind };
+            all_lost.extend(missing.into_iter().map(lost));
+            self.attached.insert(target.id, Attachment { lost: true, ..known.clone() });
+        }
+        all_lost
+    }
+
+    /// Goes on with the hooks from before, for the port that the target has now.
+    fn keep(&mut self, before: Attachment, target: &Target, ours: bool) {
+        let target = before.with_port_of(target);
+        if target.underlay
+            && let Err(error) = self.bind(&target, None)
+        {
+            // Without an uplink's index its frames count, but not its tunnels.
+            tracing::debug!(error = %error, "uplink not bound again");
+        }
+        if let Err(error) = self.record(&target, hook_bits(before.kinds(), ours)) {
+            tracing::error!(error = %error, "hooks not recorded");
+        }
+        self.attached.insert(target.id, Attachment { target, lost: false, ..before });
+    }
+
+    /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its
+    /// clsact qdisc is.
+    fn hang(
+        &mut self,
+        target: &Target,
+        before: Option<&Attachment>,
+        ours: bool,
+    ) -> Result<[HookKind; 2], Refused> {
+        let refused = |error| Refused { error, kept: before.is_some() };
+        let kinds = hooks::kinds(target, self.tc, self.has_tcx).map_err(refused)?;
+        let mut ours = ours;
+        if before.is_some_and(|before| is_the_same(before, target, kinds)) {
+            // The same programs: only the names or the counters are others.
+            self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
+            return Ok(kinds);
+        }
+        let adds = kinds.contains(&HookKind::Clsact) && !hooks::has_clsact(target).map_err(refused)?;
+        // The intention goes first: whoever comes after a crash knows what there may be to remove.
+        let old = before.map_or(0, |before| hook_bits(before.kinds(), false));
+        self.record(target, old | hook_bits(kinds, ours || adds)).map_err(refused)?;
+        if adds {
+            ours = hooks::add_clsact(target).map_err(refused)?;
+        }
+        let mut loaded = loaded(&mut self.ebpf, &self.namespaces, target);
+        let site = Site { links: &self.links, meters: self.meters.on };
+        let changed = hooks::change(&mut loaded, site, target, kinds, before);
+        let in_use = kinds.contains(&HookKind::Clsact);
+        if ours && ((!in_use && changed.is_ok()) || (adds && changed.is_err())) {
+            remove_qdisc(target.id.ifindex);
+            ours = false;
+        }
+        changed?;
+        self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
+        Ok(kinds)
+    }
+
+    /// Removes every hook of the netdev and the clsact qdisc where it is ours, as far as that is possible, after an
+    /// attach that failed: that has an error to return already.
+    fn let_go(&mut self, target: &Target, ours: bool) {
+        for hook in hooks::both(target, self.site()) {
+            if let Err(error) = hook.detach() {
+                tracing::error!(error = %error, "detach failed");
+            }
+        }
+        if ours {
+            remove_qdisc(target.id.ifindex);
+        }
+        let before = self.attached.remove(&target.id);
+        if let Some(before) = before.filter(|before| before.target.port != target.port) {
+            self.release(target.id, before.target.port);
+        }
+        self.unbind(target.id, target.port);
+    }
+}
+
+/// Returns whether hooks that are there run the programs of the target already.
+fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
+    !before.lost
+        && !before.target.netdev.is_empty()
+        && (before.target.class == Class::Port) == (target.class == Class::Port)
+        && before.target.underlay == target.underlay
+        && before.kinds() == kinds
+}

@@ -1,0 +1,304 @@
+//! Netdevs in other network namespaces: the programs that each namespace has, and the way in.
+//!
+//! Everything that attaches, detaches or looks at a hook does it in the netdev's namespace, on a thread that ends with it.
+//! Where nobody follows a namespace nothing of this is made or loaded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, PortUuid, Settings, map};
+
+use super::{
+    AttachError, Retry, Target,
+    failure::{describe, netdev_error},
+    hook::{link_name, load, remove_link},
+    hooks::ProgramIds,
+    kernel::KernelDatapath,
+    ledger::Ledger,
+    maps::{Maps, Spec, check_pin, namespaces_spec},
+    object::OBJECT,
+    open::{OpenError, load_error, path_error},
+    pins::set_aside,
+    places::PlaceTable,
+    record::netdev_of,
+};
+use crate::netdev::{
+    NamespaceId, NetdevId,
+    namespaces::{DIRECTORY, Entrance, Identity, find},
+};
+
+/// Programs of ports in namespaces, and the same beside user-defined meters.
+pub(super) const NAMESPACE_PROGRAMS: [&str; 2] = ["meter_ns_in", "meter_ns_out"];
+pub(super) const NAMESPACE_METER_PROGRAMS: [&str; 2] = ["meter_user_nin", "meter_user_nout"];
+
+/// What loading the programs of one more namespace takes.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    pub(super) specs: Vec<Spec>,
+    pub(super) settings: Settings,
+    pub(super) map_pins: PathBuf,
+}
+
+/// The programs of one namespace.
+#[derive(Debug, Default)]
+pub(super) struct Programs {
+    fds: BTreeMap<&'static str, OwnedFd>,
+    pub(super) ids: ProgramIds,
+}
+
+/// Where the programs of a netdev come from.
+pub(super) enum Loaded<'a> {
+    /// The host's own namespace.
+    Host(&'a mut Ebpf),
+    /// Another one.
+    Namespace(&'a Programs),
+}
+
+impl Loaded<'_> {
+    /// Returns a TC program; `None` where it is not loaded.
+    pub(super) fn tc_program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Host(ebpf) => {
+                let program: &SchedClassifier = ebpf.program(name)?.try_into().ok()?;
+                program.fd().ok().map(|fd| fd.as_fd())
+            }
+            Self::Namespace(programs) => programs.fds.get(name).map(|fd| fd.as_fd()),
+        }
+    }
+}
+
+/// One namespace that is followed.
+#[derive(Debug)]
+struct Known {
+    entrance: Entrance,
+    programs: Programs,
+}
+
+/// The namespaces that are followed.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    recipe: Recipe,
+    known: BTreeMap<NamespaceId, Known>,
+    none: Programs,
+}
+
+impl Namespaces {
+    pub(super) fn new(recipe: Recipe) -> Self {
+        Self { recipe, known: BTreeMap::new(), none: Programs::default() }
+    }
+
+    /// Returns the programs of a namespace that is not the host's.
+    pub(super) fn programs(&self, namespace: NamespaceId) -> &Programs {
+        self.known.get(&namespace).map_or(&self.none, |known| &known.programs)
+    }
+
+    /// Loads the programs that a netdev of the namespace takes, those that aren't yet.
+    fn prepare(&mut self, namespace: NamespaceId, meters: bool) -> Result<(), OpenError> {
+        let Some(known) = self.known.get_mut(&namespace) else { return Ok(()) };
+        let wanted = [NAMESPACE_PROGRAMS.as_slice(), if meters { &NAMESPACE_METER_PROGRAMS } else { &[] }];
+        let missing: Vec<&'static str> =
+            wanted.concat().into_iter().filter(|name| !known.programs.fds.contains_key(name)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.recipe.load(namespace, &missing, &mut known.programs)
+    }
+}
+
+impl Recipe {
+    /// Where the map of namespaces is pinned.
+    pub(super) fn pin(&self) -> PathBuf {
+        pin(&self.map_pins)
+    }
+
+    /// Loads the object once more, over the same maps and with the namespace's number, and keeps these programs of it.
+    fn load(
+        &self,
+        namespace: NamespaceId,
+        names: &[&'static str],
+        programs: &mut Programs,
+    ) -> Result<(), OpenError> {
+        let mut loader = EbpfLoader::new();
+        // `SLOTS` is not theirs, and what aya makes for it goes with the object.
+        for spec in self.specs.iter().filter(|spec| spec.name != map::SLOTS) {
+            loader.map_max_entries(spec.name, spec.max_entries);
+            loader.map_pin_path(spec.name, self.map_pins.join(spec.name));
+        }
+        loader.map_max_entries(map::NAMESPACES, NAMESPACES);
+        loader.map_pin_path(map::NAMESPACES, self.pin());
+        loader.override_global("SETTINGS", &self.settings, true);
+        loader.override_global("NAMESPACE", &namespace.0, true);
+        let mut ebpf =
+            loader.load(OBJECT).map_err(|error| load_error("load the object for a namespace", &error))?;
+        for &name in names {
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
+            let failed = |error| load_error(&format!("load program {name}"), &error);
+            load(|| program.load()).map_err(failed)?;
+            programs.ids.insert(name, program.info().map_err(failed)?.id());
+            let fd = program.fd().map_err(failed)?.as_fd();
+            let fd = fd
+                .try_clone_to_owned()
+                .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;
+            programs.fds.insert(name, fd);
+        }
+        Ok(())
+    }
+}
+
+/// Returns where the map of namespaces is pinned.
+pub(super) fn pin(map_pins: &Path) -> PathBuf {
+    map_pins.join(map::NAMESPACES)
+}
+
+impl KernelDatapath {
+    /// Gives a namespace a number, that which it had under an earlier agent if it had one.
+    pub(super) fn enter_namespace(
+        &mut self,
+        identity: Identity,
+        entrance: Entrance,
+    ) -> Result<NamespaceId, AttachError> {
+        let error = |why: String, reason| AttachError { message: why, reason, retry: Retry::Later };
+        if self.maps.places.is_none() {
+            let made = PlaceTable::make(&self.namespaces.recipe.pin());
+            self.maps.places = Some(made.map_err(|why| error(why.to_string(), "namespaces"))?);
+        }
+        let number = self.maps.places.as_ref().and_then(|places| places.number(identity));
+        let full = || {
+            error(format!("{} namespaces have a number, and no more can", NAMESPACES - 1), "namespaces_full")
+        };
+        let number = number.ok_or_else(full)?;
+        match self.namespaces.known.get_mut(&number) {
+            Some(known) => known.entrance = entrance,
+            None => {
+                self.namespaces.known.insert(number, Known { entrance, programs: Programs::default() });
+            }
+        }
+        Ok(number)
+    }
+
+    /// Lets go of a namespace, and gives its number back where nothing is attached under it.
+    pub(super) fn leave_namespace(&mut self, namespace: NamespaceId) {
+        if self.attached.keys().any(|id| id.namespace == namespace) {
+            return;
+        }
+        self.namespaces.known.remove(&namespace);
+        if let Some(places) = &self.maps.places {
+            places.free(namespace);
+        }
+    }
+
+    /// Returns the way into a namespace: one that is followed, or one of an earlier agent that has a name still.
+    fn entrance(&self, namespace: NamespaceId) -> Option<Entrance> {
+        match self.namespaces.known.get(&namespace) {
+            Some(known) => Some(known.entrance.clone()),
+            None => find(Path::new(DIRECTORY), self.maps.places.as_ref()?.identity(namespace)?),
+        }
+    }
+
+    /// Returns what `work` returns in the namespace of a netdev; `None` where the namespace has gone.
+    pub(super) fn within<T: Send>(
+        &mut self,
+        target: &Target,
+        work: impl FnOnce(&mut Self) -> T + Send,
+    ) -> Result<Option<T>, AttachError> {
+        if target.id.namespace == NamespaceId::HOST {
+            return Ok(Some(work(self)));
+        }
+        let Some(entrance) = self.entrance(target.id.namespace) else { return Ok(None) };
+        entrance.enter(|| work(self)).map(Some).map_err(|error| {
+            let why = match error.raw_os_error() {
+                Some(libc::EPERM) => {
+                    "entering its namespace is not permitted: it takes CAP_SYS_ADMIN".to_owned()
+                }
+                _ => format!("enter its namespace: {error}"),
+            };
+            netdev_error(target, &why, "namespace", Retry::Later)
+        })
+    }
+
+    /// Has the programs for a netdev, and a place for its counters.
+    pub(super) fn prepare_programs(&mut self, target: &Target) -> Result<(), AttachError> {
+        if target.id.namespace == NamespaceId::HOST {
+            return Ok(());
+        }
+        if !self.maps.places.as_ref().is_some_and(|places| places.has_room(target.id)) {
+            let why = format!(
+                "{NAMESPACE_NETDEVS} netdevs of its namespace are metered, and no more can be; ignore some"
+            );
+            return Err(netdev_error(target, &why, "namespace_full", Retry::Later));
+        }
+        let meters = self.meters.on;
+        self.namespaces
+            .prepare(target.id.namespace, meters)
+            .map_err(|error| netdev_error(target, &describe(&error), "verifier", Retry::Later))
+    }
+}
+
+/// Returns the programs of a target's namespace.
+pub(super) fn loaded<'a>(ebpf: &'a mut Ebpf, namespaces: &'a Namespaces, target: &Target) -> Loaded<'a> {
+    match target.id.namespace {
+        NamespaceId::HOST => Loaded::Host(ebpf),
+        namespace => Loaded::Namespace(namespaces.programs(namespace)),
+    }
+}
+
+/// Opens the map of namespaces where an earlier agent has left one.
+pub(super) fn places(map_pins: &Path) -> Result<Option<PlaceTable>, OpenError> {
+    let pin = pin(map_pins);
+    let spec = namespaces_spec();
+    let found = match check_pin(&spec, &pin) {
+        Ok(None) => return Ok(None),
+        Ok(Some(entries)) if entries == spec.max_entries => return PlaceTable::open(&pin).map(Some),
+        Ok(Some(entries)) => format!("a map of {entries} entries"),
+        Err(OpenError::ForeignPin { found, .. }) => found,
+        Err(error) => return Err(error),
+    };
+    let aside = set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
+    tracing::error!(pin = %pin.display(), found, aside = %aside.display(), "not our map; set aside");
+    Ok(None)
+}
+
+/// Puts right what an agent that was killed, or a map that has gone, left undone: a netdev whose namespace nobody knows is
+/// given up, and a number under which nothing is attached is free.
+pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Result<(), OpenError> {
+    let is_elsewhere = |record: &&PortRecord| record.ifindex != 0 && record.namespace != 0;
+    let records = ledger.records().iter().filter(|(_, record)| is_elsewhere(record));
+    let netdevs: Vec<(PortUuid, NetdevId)> =
+        records.map(|(port, record)| (*port, netdev_of(record))).collect();
+    let known: BTreeSet<NamespaceId> =
+        maps.places.iter().flat_map(PlaceTable::identities).map(|(number, _)| number).collect();
+    for (port, id) in netdevs.iter().filter(|(_, id)| !known.contains(&id.namespace)) {
+        tracing::error!(netdev = %id, "nothing tells any more which namespace it was in; detached");
+        for direction in Direction::ALL {
+            let link = links.join(link_name(*id, direction));
+            match remove_link(&link) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(path_error("remove", &link, error));
+                }
+                _ => {}
+            }
+        }
+        let failed = |source| OpenError::Write { map: map::PORTS, source };
+        ledger.release(*port, *id).map_or(Ok(()), |write| maps.write(&write)).map_err(failed)?;
+    }
+    let used: BTreeSet<NamespaceId> = netdevs.iter().map(|(_, id)| id.namespace).collect();
+    if let Some(places) = &maps.places {
+        known.difference(&used).for_each(|number| places.free(*number));
+    }
+    Ok(())
+}
+
+/// Returns the ways into the namespaces of an earlier agent that have names still, by number.
+pub(super) fn entrances(map_pins: &Path) -> Result<Vec<(NamespaceId, Entrance)>, OpenError> {
+    let Some(places) = places(map_pins)? else { return Ok(Vec::new()) };
+    let known = places.identities();
+    Ok(known.filter_map(|(number, identity)| Some((number, find(Path::new(DIRECTORY), identity)?))).collect())
+}
