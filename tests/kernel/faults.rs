@@ -19,6 +19,8 @@ fn every_fault_has_the_tests_that_its_row_names() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut sources = String::new();
     read_sources(&root.join("tests/kernel"), &mut sources);
+    // What is the agent's own logic is tried beside it.
+    read_sources(&root.join("meter-agent/src"), &mut sources);
     let page = fs::read_to_string(root.join("docs/faults.md")).unwrap();
     let rows = page.lines().filter(|line| line.starts_with("| ") && !line.contains("| test |"));
     let mut named = 0;

@@ -13,7 +13,7 @@ use meter_agent::datapath::{
 };
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
-    TunnelBlock, TunnelKey, VERSION,
+    TunnelBlock, TunnelCounter, TunnelKey, VERSION,
     connection::{Connection, ConnectionHints, ConnectionKey},
     map,
     rules::{MeterBlock, MeterName, MeterRecord},
@@ -57,6 +57,8 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::VERDICTS, MapType::ArrayOfMaps, 4, 4, 1),
         (map::METERS, hash, size(size_of::<MeterName>()), size(size_of::<MeterRecord>()), 4_096),
         (map::METER_COUNTERS, per_cpu, 4, size(size_of::<MeterBlock>()), 2),
+        (map::TUNNEL_SAVED, hash, size(size_of::<TunnelKey>()), size(size_of::<TunnelCounter>()), 1_000),
+        (map::SAVED, hash, 4, size(size_of::<Buckets>()), 2 * MAX_UPLINKS + 2),
         (map::CONNECTIONS, array, 4, size(size_of::<Connection>()), 51),
         (map::CONNECTION_KEYS, hash, size(size_of::<ConnectionKey>()), 4, 50),
         (map::CONNECTION_FREE, MapType::Queue, 0, 4, 50),
