@@ -26,7 +26,7 @@ pub const NO_PORT: &str = "ports_full";
 /// The fake. Its fields are what a test looks at and sets.
 #[derive(Debug, Default)]
 pub struct FakeDatapath {
-    /// What is attached, by ifindex.
+    /// What is attached.
     pub attached: BTreeMap<NetdevId, Attachment>,
     /// Every call that changed something, in order: `attach tap0`, `exchange tap0 tap1`, `detach 3`.
     pub calls: Vec<String>,

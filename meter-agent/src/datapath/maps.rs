@@ -297,7 +297,7 @@ impl Maps {
         slots.filter(|(_, slot)| *slot != SlotRef::UNBOUND).chain(others).collect()
     }
 
-    /// Returns where each netdev's counters are, by ifindex.
+    /// Returns where the counters of every netdev are.
     pub(super) fn all_bound(&self) -> Result<Vec<(NetdevId, SlotRef)>, ReadError> {
         let mut bound = self.bound();
         for entry in self.slots_high.iter() {

@@ -1,6 +1,6 @@
 //! `bpf(2)` where aya 0.14 has no call for it: batch lookups, and links by the number of a netdev.
 //!
-//! With its modules, the only `unsafe` of the user half beside [`slots`](super::slots).
+//! With its modules, the only `unsafe` of the user half beside [`mapped`](super::mapped).
 
 mod link;
 mod map;
