@@ -68,7 +68,8 @@
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
 //! 8. [`audit`], [`binding`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`],
 //!    [`survey`] and [`totals`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
-//!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in one file, `datapath/sys.rs`.
+//!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in
+//!    `datapath/mapped.rs` and below `datapath/sys.rs`.
 //!
 //! `cargo xtask tidy` holds the tree to the last one, and to who may import whom.
 

@@ -41,7 +41,7 @@
 //! - Hooks of uplinks and tunnel netdevs count for no rule, and neither do those of XDP; so `vni` is what no packet has.
 //! - `flow` is a packet's direction in its connection, told at each port by itself: see [`Flows`]. The programs know
 //!   `connections.max_entries` connections, and forget one that is idle. What has no room counts as forward, but the answer to
-//!   a SYN as return (`meter_agent_faults`: `connection_table_full`).
+//!   a SYN as return (`meter_agent_untracked_packets_total`).
 //!
 //! # What a compiled form must obey
 //!

@@ -1,8 +1,8 @@
 //! What crosses the kernel boundary: the maps' keys and values ([`abi`]), the header walk ([`packet`]), the rules of
 //! user-defined meters ([`rules`]) and the course of connections ([`connection`]).
 //!
-//! The library builds for every target. The programs (`main.rs`, `context.rs`, `maps.rs`) build only for
-//! `bpfel-unknown-none` and are thin: each reads a few fields of its context and calls this library, which is
+//! The library builds for every target. The programs (`main.rs` and its modules, which are not in this list)
+//! build only for `bpfel-unknown-none` and are thin: each reads a few fields of its context and calls this library, which is
 //! tested on byte slices without root.
 //!
 //! # Rules for changing the ABI

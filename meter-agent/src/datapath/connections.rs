@@ -1,8 +1,10 @@
 //! The table of connections: what the programs put there, and what has been idle for long enough to be taken out.
 //!
-//! A place is given back in two steps, a tick apart, so that no program still writes to it when another connection gets it.
+//! A place is given back in two steps with a grace period between them, so that no program still writes to it when another
+//! connection gets it.
 
 use std::{
+    io,
     os::fd::AsFd as _,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -38,6 +40,11 @@ const UNANSWERED_IDLE: u32 = 60;
 /// <https://www.kernel.org/doc/html/latest/networking/nf_conntrack-sysctl.html> (`nf_conntrack_tcp_timeout_close`)
 const ENDED_IDLE: u32 = 10;
 
+/// Seconds that the clock may be behind when it is set.
+const LATE: u32 = 2;
+/// Connections that are taken out at one tick at most.
+const LEAVING_AT_ONCE: usize = 4_096;
+
 /// Words of a place: the course is behind the key, and the times are behind it.
 const PLACE: usize = size_of::<Connection>() / size_of::<u64>();
 const COURSE: usize = CONNECTION_WORDS;
@@ -58,11 +65,11 @@ pub(super) struct Connections {
     places: MappedWords,
     /// Held for as long as it is mapped.
     _map: Map,
-    /// Places that were taken from their connections at the last tick.
+    /// Places that were taken from their connections and that nobody may have yet.
     leaving: Vec<u32>,
     /// Connections at the last tick.
     count: usize,
-    /// When this agent first looked: what an agent's absence left unsaid is taken for a frame then.
+    /// Since when the clock has run: what came before, and said nothing of when, is taken to have come then.
     since: Option<u32>,
 }
 
@@ -94,11 +101,11 @@ impl Connections {
         let failed = |source: MapError| OpenError::Write { map: map::CONNECTION_FREE, source };
         let (ready, clock) = halves(self.word(0, TIMES));
         if ready == READY {
-            // What an agent that was killed was giving back is free. One that it had unmarked may be in the queue already,
-            // and is left: a place less is better than two connections in one.
+            // What an agent that was killed was giving back is free at the next tick. One that it had unmarked may be in
+            // the queue already, and is left: a place less is better than two connections in one.
             for place in 1..=self.last() {
                 if self.course(place).padding[0] == LEAVING {
-                    self.give_back(place).map_err(failed)?;
+                    self.part(place).map_err(failed)?;
                 }
             }
             return Ok(());
@@ -113,18 +120,22 @@ impl Connections {
     }
 
     /// Tells the programs the time, in seconds, and takes out what is idle; `in_use` says whether programs ask for
-    /// connections. Costs next to nothing while they don't and there are none.
-    pub(super) fn tend(&mut self, now: u32, in_use: bool) {
-        let since = *self.since.get_or_insert(now);
-        for place in std::mem::take(&mut self.leaving) {
-            if let Err(error) = self.give_back(place) {
-                tracing::warn!(place, error = %error, "a connection's place is not free again");
-            }
+    /// connections, and `wait` waits until every program has ended that runs now. Costs next to nothing while programs don't
+    /// ask and there are no connections.
+    pub(super) fn tend(&mut self, now: u32, in_use: bool, wait: impl FnOnce() -> io::Result<()>) {
+        if !self.leaving.is_empty() {
+            self.give_back_all(wait);
         }
         if !in_use && self.count == 0 {
             return;
         }
-        self.store(0, TIMES, joined(READY, now));
+        let (_, clock) = halves(self.word(0, TIMES));
+        if self.since.is_none() || now.saturating_sub(clock) > LATE {
+            // What came while the clock stood still says an earlier time than it came at.
+            self.since = Some(now);
+        }
+        let since = self.since.unwrap_or(now);
+        self.set_clock(now);
         self.count = 0;
         for place in 1..=self.last() {
             let labels = self.word(place, CONNECTION_LABELS);
@@ -133,7 +144,7 @@ impl Connections {
             }
             let (_, last_seen) = halves(self.word(place, TIMES));
             let idle = now.saturating_sub(last_seen.max(since));
-            if idle < idle_limit(labels, self.course(place)) {
+            if idle < idle_limit(labels, self.course(place)) || self.leaving.len() >= LEAVING_AT_ONCE {
                 self.count += 1;
             } else if let Err(error) = self.take_out(place) {
                 tracing::warn!(place, error = %error, "an idle connection stays in the table");
@@ -148,14 +159,39 @@ impl Connections {
 
     /// Takes a place from its connection.
     fn take_out(&mut self, place: u32) -> Result<(), MapError> {
-        let course = Course { padding: [LEAVING, 0], ..self.course(place) };
-        self.store(place, COURSE, course.bits());
+        let course = self.course(place);
+        self.store(place, COURSE, Course { padding: [LEAVING, 0], ..course }.bits());
+        self.part(place).inspect_err(|_| self.store(place, COURSE, course.bits()))
+    }
+
+    /// Does it for a place that is marked.
+    fn part(&mut self, place: u32) -> Result<(), MapError> {
         // The key first: a program that comes now finds the place until its labels are gone, and then makes another.
-        let key = self.key(place);
-        forget(&mut self.keys, &key)?;
+        if self.word(place, CONNECTION_LABELS) != 0 {
+            let key = self.key(place);
+            forget(&mut self.keys, &key)?;
+        }
         self.store(place, CONNECTION_LABELS, 0);
         self.leaving.push(place);
         Ok(())
+    }
+
+    /// Lets programs have the places that were taken from their connections, once none of them uses one any more.
+    fn give_back_all(&mut self, wait: impl FnOnce() -> io::Result<()>) {
+        if let Err(error) = wait() {
+            tracing::warn!(error = %error, "places of idle connections are not free yet");
+            return;
+        }
+        for place in std::mem::take(&mut self.leaving) {
+            if let Err(error) = self.give_back(place) {
+                tracing::warn!(place, error = %error, "a connection's place is not free again");
+            }
+        }
+    }
+
+    /// Tells the programs the time.
+    pub(super) fn set_clock(&self, now: u32) {
+        self.store(0, TIMES, joined(READY, now));
     }
 
     /// Lets a program have a place.

@@ -75,7 +75,8 @@ impl KernelDatapath {
     /// As [`Datapath::tend`], at this many seconds since the host was started.
     pub fn tend_at(&mut self, now: u32) {
         let in_use = self.meters.on && self.meters.asks_for_flow();
-        self.connections.tend(now, in_use);
+        let Self { connections, grace, .. } = self;
+        connections.tend(now, in_use, || grace.wait());
     }
 
     /// Returns what all hooks have in common.
@@ -196,7 +197,7 @@ impl Datapath for KernelDatapath {
 }
 
 /// Returns the seconds since the host was started.
-fn uptime_s() -> u32 {
+pub(super) fn uptime_s() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
     now.ok().and_then(|now| u32::try_from(now.tv_sec()).ok()).unwrap_or_default()
 }

@@ -33,7 +33,7 @@ use super::{
     bind::now_ns,
     failure::describe,
     hooks,
-    kernel::KernelDatapath,
+    kernel::{KernelDatapath, uptime_s},
     maps::{LiveSlots, take, typed, unreadable},
     namespaces::loaded,
     object::{METER_PROGRAMS, load_programs},
@@ -136,7 +136,7 @@ impl Meters {
 
     /// Returns whether a rule asks for the direction of a connection.
     pub(super) fn asks_for_flow(&self) -> bool {
-        self.set.meters.iter().flat_map(|meter| &meter.rules).any(|rule| rule.flow.is_some())
+        asks_for_flow(&self.set)
     }
 
     /// Returns how many entries of a map are in use; `None` for maps of others.
@@ -221,6 +221,10 @@ impl KernelDatapath {
         if self.meters.on && !self.meters.tables.are_held() {
             // What can't be held must not be in use when it is replaced.
             self.end_meters()?;
+        }
+        if asks_for_flow(set) {
+            // What programs note from now on says when it came.
+            self.connections.set_clock(uptime_s());
         }
         // A counter has its meter before a program counts there.
         let Meters { tables, names: map, ledger: kept, .. } = &mut self.meters;
@@ -444,6 +448,10 @@ fn write(
         *ledger = MeterLedger::new(names.iter().collect::<Result<_, _>>().map_err(failed)?);
     }
     written
+}
+
+fn asks_for_flow(set: &MeterSet) -> bool {
+    set.meters.iter().flat_map(|meter| &meter.rules).any(|rule| rule.flow.is_some())
 }
 
 fn at(counters: &[Counter], counter: u32) -> Counter {

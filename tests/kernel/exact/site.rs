@@ -13,7 +13,7 @@ use lab::{
 };
 use meter_agent::{
     datapath::{
-        Class, Target,
+        Class, Reading, Target, UserMeter,
         kernel::{Options, TcMode},
     },
     meter::DeviceId,
@@ -177,7 +177,7 @@ impl Site {
         let mut meter = self.host.open();
         self.attach_all(&mut meter);
         meter.set_meters(set);
-        let before = (self.quiet(), meter.table());
+        let before = (self.quiet(), meter.reading());
         traffic(self.ends());
         self.compare(before, &mut meter)
     }
@@ -187,7 +187,7 @@ impl Site {
         let options = Options { tc, ..self.host.options() };
         let mut meter = self.host.open_with(&options);
         self.attach_all(&mut meter);
-        let before = (self.quiet(), meter.table());
+        let before = (self.quiet(), meter.reading());
         drop(meter);
         work(self.ends(), &self.host);
         self.compare(before, &mut self.host.open_with(&options))
@@ -224,13 +224,13 @@ impl Site {
     }
 
     /// Compares what the meters and the independent counts say since then.
-    fn compare(&self, before: ((GuestCounts, WireCounts), Table), meter: &mut Meter<'_>) -> Counted {
-        let after = (self.quiet(), meter.table());
+    fn compare(&self, before: ((GuestCounts, WireCounts), Reading), meter: &mut Meter<'_>) -> Counted {
+        let after = (self.quiet(), meter.reading());
         let (guest, wire) = (after.0.0.since(&before.0.0), after.0.1.since(&before.0.1));
         for (netdev, ..) in self.metered() {
             assert_eq!(self.host.netns.stats(netdev).unwrap().tx_dropped, 0, "{netdev}");
         }
-        let table = after.1.since(&before.1);
+        let table = Table::of(&after.1).since(&Table::of(&before.1));
         let expected = self.expected(&guest, &wire);
         assert_eq!(table.clone().on_the_wire(), expected, "{:?} mtu {}", self.path, self.guest_mtu);
         for direction in Direction::ALL {
@@ -240,7 +240,11 @@ impl Site {
         let [skbs, ..] = table.get(&format!("port {TAP} Ingress skb"));
         assert_eq!(skbs, guest.from_guest.skbs.frames);
         assert_eq!((guest.from_guest.unknown, guest.to_guest.unknown), (0, 0));
-        Counted { table, guest, meters: meter.meters() }
+        let meters = after.1.user_meters.into_iter().map(|(name, UserMeter { stats, .. })| {
+            let earlier = before.1.user_meters.get(&name).map(|meter| meter.stats).unwrap_or_default();
+            (name, [stats.packets - earlier.packets, stats.bytes - earlier.bytes])
+        });
+        Counted { table, guest, meters: meters.collect() }
     }
 
     fn quiet(&self) -> (GuestCounts, WireCounts) {
@@ -318,7 +322,7 @@ pub(crate) struct Counted {
     pub(crate) table: Table,
     /// By the guest's relay.
     pub(crate) guest: GuestCounts,
-    /// By the user-defined meters, since they are there: packets and bytes.
+    /// By the user-defined meters: packets and bytes.
     pub(crate) meters: BTreeMap<String, [u64; 2]>,
 }
 

@@ -1,10 +1,17 @@
 //! The direction of connections: what the programs say of packet after packet, beside the plain tracker.
 
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use aya::maps::{Array, HashMap, Map, MapData};
 use meter_agent::{
-    datapath::Datapath as _,
+    datapath::{Datapath as _, kernel::Options},
     rules::{self, Direction, Flow, Flows},
 };
-use meter_ebpf::abi::{Fault, map};
+use meter_ebpf::abi::{
+    Fault, VERSION,
+    connection::{CONNECTION_LABELS, Connection, ConnectionKey},
+    map,
+};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 use super::{NETDEVS, World, program, set};
@@ -142,6 +149,11 @@ fn used(world: &mut World<'_>) -> [u64; 2] {
     [entries(map::CONNECTION_KEYS), entries(map::CONNECTION_FREE)]
 }
 
+/// Lets these seconds pass, each with its tick.
+fn pass(world: &mut World<'_>, seconds: RangeInclusive<u32>) {
+    seconds.for_each(|now| world.meter.datapath.tend_at(now));
+}
+
 fn counts(world: &mut World<'_>) -> [u64; 2] {
     let meters = world.meter.meters();
     ["rx forward", "tx return"].map(|name| meters[name][0])
@@ -182,7 +194,7 @@ fn full_table_keeps_those_that_are_there_and_idle_ones_make_room() {
             assert_eq!(untracked(world).packets, 2_000);
 
             // Nothing goes before its time: the agent that first looks at it takes what it finds for alive.
-            world.meter.datapath.tend_at(1_299);
+            pass(world, 1_001..=1_299);
             assert_eq!(used(world), [100, 0]);
             world.run(&datagram(7, true), Direction::Tx, None, 0);
             world.meter.datapath.tend_at(1_300);
@@ -198,7 +210,7 @@ fn full_table_keeps_those_that_are_there_and_idle_ones_make_room() {
             world.run(&datagram(5_000, false), Direction::Rx, None, 0);
             assert_eq!(untracked(world).packets, 2_002);
             // Those that nobody answered go sooner.
-            world.meter.datapath.tend_at(1_361);
+            pass(world, 1_302..=1_361);
             assert_eq!(used(world)[0], 1);
             world.meter.datapath.tend_at(1_362);
             assert_eq!(used(world), [1, 99]);
@@ -235,6 +247,81 @@ fn connections_outlive_the_agent() {
                 [3, 0, 1, 3],
                 "the fourth begins with what the others answer"
             );
+        },
+    );
+}
+
+#[test]
+fn connections_outlive_a_clock_that_stood_still() {
+    if !ready() {
+        return;
+    }
+    World::with("flows-clock", |world| {
+        world.meter.set_meters(&set(&LINES));
+        world.run(&datagram(0, false), Direction::Rx, None, 0);
+        // The agent hears nothing for a day.
+        world.meter.datapath.tend_at(200_000_000);
+        assert_eq!(used(world)[0], 1);
+        world.run(&datagram(0, true), Direction::Tx, None, 0);
+        world.meter.datapath.tend_at(200_086_400);
+        world.run(&datagram(0, true), Direction::Tx, None, 0);
+        assert_eq!(counts(world), [1, 2]);
+    });
+}
+
+/// Opens a pinned map.
+fn pinned<T: TryFrom<Map>>(options: &Options, name: &str) -> T
+where
+    T::Error: std::fmt::Debug,
+{
+    let pin = options.pin_path.join(format!("v{VERSION}")).join("maps").join(name);
+    T::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one() {
+    if !ready() {
+        return;
+    }
+    const PLACES: u32 = 16;
+    World::with_options(
+        "flows-killed",
+        |options| options.max_connections = PLACES,
+        |mut world| {
+            world.meter.set_meters(&set(&LINES));
+            for number in 0..3 {
+                world.run(&datagram(number, false), Direction::Rx, None, 0);
+            }
+            // One is marked; of another the key is gone as well, and of the third nothing is left but the mark.
+            let options = world.options.clone();
+            let mut places: Array<MapData, Connection> = pinned(&options, map::CONNECTIONS);
+            let mut keys: HashMap<MapData, ConnectionKey, u32> = pinned(&options, map::CONNECTION_KEYS);
+            let taken: Vec<(ConnectionKey, u32)> = keys.iter().collect::<Result<_, _>>().unwrap();
+            assert_eq!(taken.len(), 3);
+            for (done, (key, number)) in taken.iter().enumerate() {
+                let mut place = places.get(number, 0).unwrap();
+                place.course.padding[0] = 1;
+                if done > 0 {
+                    keys.remove(key).unwrap();
+                }
+                if done > 1 {
+                    place.key.words[CONNECTION_LABELS] = 0;
+                }
+                places.set(*number, place, 0).unwrap();
+            }
+            let mut world = world.reopen();
+            let world = &mut world;
+            world.meter.set_meters(&set(&LINES));
+            world.meter.datapath.tend();
+            world.meter.datapath.tend();
+            assert_eq!(used(world), [0, u64::from(PLACES)]);
+            for number in 100..120 {
+                world.run(&datagram(number, false), Direction::Rx, None, 0);
+            }
+            let found: Vec<(ConnectionKey, u32)> = keys.iter().collect::<Result<_, _>>().unwrap();
+            let places: BTreeSet<u32> = found.iter().map(|(_, place)| *place).collect();
+            assert_eq!((found.len(), places), (16, (1..=PLACES).collect()));
+            assert_eq!(world.meter.reading().faults.reasons[Fault::ConnectionTableFull as usize].packets, 4);
         },
     );
 }

@@ -48,6 +48,9 @@ pub(super) fn read(
         bridges.extend(on);
     }
     for bridge in bridges {
+        if bindings.iter().any(|binding| binding.port.is_some_and(|port| port.0 == bridge.value.0)) {
+            report.key(bridge.origin, "router.bridges", format_args!("{} is a port's", bridge.value));
+        }
         if let Some(Origin::File(router)) = ids.get(&bridge.value) {
             let line = report.line(*router);
             let what = format!("{} is the router in line {line}, and no bridge", bridge.value);

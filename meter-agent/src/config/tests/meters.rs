@@ -175,6 +175,7 @@ fn mistakes_of_routers() {
         "a.toml:6:9: router.macs: \"01:00:5e:00:00:01\" is a group's address, which no netdev has",
         "a.toml:7:1: router: has no id",
         "a.toml:7:1: router: has no macs; a frame is sent to it by both",
+        &format!("a.toml:9:12: router.bridges: {A} is a port's"),
         &format!("a.toml:9:12: router.bridges: {A} is the router in line 5, and no bridge"),
         "a.toml:9:52: router.bridges: \"b\" is not a UUID, expected one such as \"123e4567-e89b-12d3-a456-426614174000\"",
         &format!("a.toml:11:1: router.id: {A} is the router in line 5 already"),
