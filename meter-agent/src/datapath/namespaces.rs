@@ -16,12 +16,12 @@ use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, Port
 use super::{
     AttachError, Retry, Target,
     failure::{describe, netdev_error},
-    hook::{link_name, load, remove_link},
+    hook::{link_name, remove_link},
     hooks::ProgramIds,
     kernel::KernelDatapath,
     ledger::Ledger,
     maps::{Maps, Spec, check_pin, namespaces_spec},
-    object::OBJECT,
+    object::{OBJECT, load_programs},
     open::{OpenError, load_error, path_error},
     pins::set_aside,
     places::PlaceTable,
@@ -135,16 +135,13 @@ impl Recipe {
         loader.override_global("NAMESPACE", &namespace.0, true);
         let mut ebpf =
             loader.load(OBJECT).map_err(|error| load_error("load the object for a namespace", &error))?;
+        let mut ids = ProgramIds::new();
+        load_programs(&mut ebpf, names, &mut ids)?;
+        programs.ids.extend(ids);
         for &name in names {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-            let failed = |error| load_error(&format!("load program {name}"), &error);
-            load(|| program.load()).map_err(failed)?;
-            programs.ids.insert(name, program.info().map_err(failed)?.id());
-            let fd = program.fd().map_err(failed)?.as_fd();
-            let fd = fd
+            let fd = Loaded::Host(&mut ebpf)
+                .tc_program(name)
+                .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?
                 .try_clone_to_owned()
                 .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;
             programs.fds.insert(name, fd);
