@@ -325,6 +325,10 @@ impl<D: Datapath> Agent<D> {
             }
         }
         self.survey = survey;
+        let capture = self.policy.connections.of(self.survey.captured.clone());
+        if let Err(error) = self.datapath.set_capture(&capture) {
+            tracing::error!(error = %error, "connections are counted as before, and not as configured");
+        }
         self.failures.keep(&self.survey.desired);
         let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();

@@ -27,7 +27,8 @@ pub use self::{
     schema::rule_table,
 };
 use crate::{
-    binding::Bindings, datapath::Options, netdev::namespaces::Selection, roles::Rules, rules::MeterSet,
+    binding::Bindings, connections, datapath::Options, netdev::namespaces::Selection, roles::Rules,
+    rules::MeterSet,
 };
 
 /// Where the configuration is unless `--config` says otherwise.
@@ -72,6 +73,8 @@ pub struct Config {
     pub rules: Rules,
     /// `[namespaces]`: which named network namespaces are followed; none by default.
     pub namespaces: Selection,
+    /// `[connections]`: of which netdevs connections are counted.
+    pub connections: connections::Selection,
     /// `[[meter]]` and the groups: what the user-defined meters count.
     pub meters: MeterSet,
 }

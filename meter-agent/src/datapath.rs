@@ -4,6 +4,7 @@
 //! told to.
 
 mod bind;
+mod captures;
 mod carried;
 mod clsact;
 mod connections;
@@ -38,9 +39,14 @@ mod takeover;
 mod tunnels;
 mod unrecorded;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
-use meter_ebpf::abi::{Buckets, Direction, Encap, Faults, SlotCounters};
+use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, SlotCounters, connection::Course};
 
 pub use self::others::is_shared;
 use crate::{
@@ -102,6 +108,28 @@ pub enum TcMode {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct MetersError(pub String);
+
+/// Of which netdevs connections are counted, and which.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Capture {
+    /// The ports that the netdevs carry.
+    pub ports: BTreeSet<PortId>,
+    /// Which protocols: bits of [`meter_ebpf::abi::connection::capture`].
+    pub bits: u32,
+    /// Connections that one netdev has at most.
+    pub share: u32,
+    /// Seconds without a frame after which one is taken out of the table.
+    pub idle_s: u32,
+    /// The same once both ends have said their last, or one has reset it.
+    pub ended_s: u32,
+}
+
+impl Capture {
+    /// Returns how many seconds a connection may be idle.
+    const fn idle_limit(&self, course: Course) -> u32 {
+        if course.has_ended() && self.ended_s < self.idle_s { self.ended_s } else { self.idle_s }
+    }
+}
 
 /// What is set once, when the kernel half is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -333,6 +361,42 @@ pub struct BucketReading {
     pub buckets: Buckets,
 }
 
+/// A connection at the netdev of a port, as long as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionReading {
+    /// The port.
+    pub port: PortId,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// Who began it; of ICMP the port is the identifier.
+    pub initiator: SocketAddr,
+    /// To whom.
+    pub target: SocketAddr,
+    /// What the initiator and what the target sent, by [`Direction`], in wire units.
+    pub counts: [[Counter; 2]; 2],
+    /// How long the answer to its first packet took, in nanoseconds; 0 where the handshake was not seen.
+    pub rtt_ns: u64,
+    /// When its first frame came: seconds since the host was started.
+    pub began_s: u32,
+    /// Seconds since its last frame.
+    pub idle_s: u32,
+    /// Whether the target has sent.
+    pub answered: bool,
+    /// Whether both ends have said their last, or one has reset it.
+    pub ended: bool,
+}
+
+/// Frames of a port whose connections are counted that are in no connection of the table, by [`Direction`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureReading {
+    /// The port.
+    pub port: PortId,
+    /// Those that were in none.
+    pub other: [Counter; 2],
+    /// Those of connections that are not in the table any more.
+    pub ended: [Counter; 2],
+}
+
 /// How full a map is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapUsage {
@@ -376,6 +440,10 @@ pub struct Reading {
     pub buckets: Vec<BucketReading>,
     /// What each user-defined meter of the present set counted, by name.
     pub user_meters: BTreeMap<String, UserMeter>,
+    /// The connections that are counted, in no order.
+    pub connections: Vec<ConnectionReading>,
+    /// What else there is of the ports whose connections are or were counted.
+    pub captures: Vec<CaptureReading>,
     /// Frames that were counted, but not in full.
     pub faults: Faults,
     /// Frames at hooks whose netdev nobody claimed.
@@ -455,6 +523,14 @@ pub trait Datapath {
     /// Returns whether the set counts that was given last, and nothing else. It may end to by itself: where the rules of a
     /// port can't follow it to another slot, no meter counts until a set is given again.
     fn meters_in_force(&self) -> bool;
+
+    /// Lets the connections of these ports' netdevs be counted from now on, and no others: those that were counted before
+    /// go on. A netdev that is attached later counts from its first frame.
+    ///
+    /// # Errors
+    ///
+    /// Why not. What was counted before is counted on.
+    fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError>;
 
     /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
     ///

@@ -330,7 +330,11 @@ fn failed(action: &'static str) -> impl Fn(io::Error) -> ServiceError {
 
 /// Returns what the agent takes up of a configuration that was read just now.
 fn configured(config: &Config) -> Configured {
-    let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
+    let policy = Policy {
+        bindings: config.bindings.clone(),
+        rules: config.rules.clone(),
+        connections: config.connections.clone(),
+    };
     Configured { policy, meters: config.meters.clone(), read_s: now_s() }
 }
 

@@ -9,7 +9,7 @@ use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use crate::{
     audit::Report,
     binding::Source,
-    datapath::{Class, HookKind, MapUsage, Repairs, UserMeter},
+    datapath::{CaptureReading, Class, ConnectionReading, HookKind, MapUsage, Repairs, UserMeter},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
     netdev::NetdevId,
@@ -182,6 +182,10 @@ pub struct Snapshot {
     pub parts: BTreeMap<(PortId, Direction), Counter>,
     /// What no tunnel counts, by uplink and direction.
     pub buckets: BTreeMap<(PortId, Direction), Buckets>,
+    /// The connections that are counted, in no order.
+    pub connections: Arc<[ConnectionReading]>,
+    /// What else there is of the ports whose connections are or were counted.
+    pub captures: Vec<CaptureReading>,
     /// Frames counted, but not in full.
     pub faults: Faults,
     /// Frames at hooks of netdevs that nobody claimed: ingress and egress.

@@ -2,11 +2,13 @@
 //!
 //! Pure: the same answer for the same netdevs and the same [`Policy`]. The agent acts on it, `meter-agent ls` prints it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     binding::{Bindings, Bound, Conflict},
-    datapath::{Attachment, Class, Target},
+    connections::Selection,
+    datapath::{Attachment, Class, IngressHook, Target},
+    meter::PortId,
     netdev::{NamespaceId, Netdev, NetdevId, Netdevs},
     reconcile,
     roles::{Judge, Role, Rules},
@@ -20,6 +22,8 @@ pub struct Policy {
     pub bindings: Bindings,
     /// Which netdevs are metered, and as what.
     pub rules: Rules,
+    /// Of which netdevs connections are counted.
+    pub connections: Selection,
 }
 
 /// The answer for each netdev.
@@ -31,6 +35,8 @@ pub struct Survey {
     pub roles: BTreeMap<NetdevId, Role>,
     /// How it should be attached; nothing for what is not metered.
     pub desired: BTreeMap<NetdevId, Target>,
+    /// The ports of those of them whose connections are counted.
+    pub captured: BTreeSet<PortId>,
 }
 
 impl Survey {
@@ -44,9 +50,23 @@ impl Survey {
         let bound = policy.bindings.resolve(netdevs, |id, netdev, bound| {
             judges.get(&id.namespace).is_some_and(|judge| judge.is_metered(netdev, bound))
         });
-        let roles = judges.values().flat_map(|judge| judge.roles(&bound)).collect();
-        let desired = reconcile::desired(netdevs, &bound, &roles);
-        Self { bound, roles, desired }
+        let mut roles: BTreeMap<NetdevId, Role> =
+            judges.values().flat_map(|judge| judge.roles(&bound)).collect();
+        let mut desired = reconcile::desired(netdevs, &bound, &roles);
+        let mut captured = BTreeSet::new();
+        for (id, target) in &mut desired {
+            if !netdevs.get(*id).is_some_and(|netdev| policy.connections.has(netdev, target)) {
+                continue;
+            }
+            captured.insert(target.port);
+            // Programs of XDP know no connections.
+            target.ingress = IngressHook::Tc;
+            if let Some(role) = roles.get_mut(id).filter(|role| role.ingress == IngressHook::Xdp) {
+                role.ingress = IngressHook::Tc;
+                role.reason.push_str("; ingress by tc: its connections are counted");
+            }
+        }
+        Self { bound, roles, desired, captured }
     }
 
     /// Returns the netdevs that would be metered if their port were not another's.

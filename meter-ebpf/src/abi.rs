@@ -79,6 +79,13 @@ pub mod map {
     pub const CONNECTION_FREE: &str = "CONNECTION_FREE";
     /// Array of one [`ConnectionHints`](super::connection::ConnectionHints).
     pub const CONNECTION_HINTS: &str = "CONNECTION_HINT";
+    /// Array of [`Handshake`](super::connection::Handshake), by the connection's place. User space maps it.
+    pub const CONNECTION_TIMES: &str = "CONNECTION_TIME";
+    /// Array: slot to [`Capture`](super::connection::Capture). User space maps it.
+    pub const CAPTURES: &str = "CAPTURES";
+    /// Hash: [`PortUuid`](super::PortUuid) to [`SavedCapture`](super::connection::SavedCapture). Only user space reads and
+    /// writes it.
+    pub const CAPTURE_SAVED: &str = "CAPTURE_SAVED";
 }
 
 /// Which hook of a netdev, from the host's side.
@@ -289,7 +296,7 @@ mod pod {
     use super::{
         Buckets, Faults, Member, MemberKey, Meta, NamespaceTable, PortRecord, PortUuid, Settings, SlotBlock,
         SlotRef, TunnelBlock, TunnelCounter, TunnelKey,
-        connection::{Connection, ConnectionHints, ConnectionKey},
+        connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
         rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
     };
 
@@ -303,6 +310,6 @@ mod pod {
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
     pod!(NamespaceTable, TunnelBlock, TunnelCounter, TunnelKey);
-    pod!(Connection, ConnectionHints, ConnectionKey);
+    pod!(Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture);
     pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
 }

@@ -7,6 +7,7 @@ use crate::abi::{
     connection::{ConnectionKey, Course, End},
     rules::FlowKey,
 };
+use crate::rules::Ends;
 
 /// Bits of TCP's flags.
 /// <https://www.rfc-editor.org/rfc/rfc9293#section-3.1>
@@ -32,7 +33,13 @@ impl Seen {
     #[inline(always)]
     #[must_use]
     pub fn of(fields: &FlowKey, slot: u32) -> Option<Self> {
-        let ends = fields.ends()?;
+        Some(Self::between(&fields.ends()?, slot))
+    }
+
+    /// Returns the connection between these ends, of a packet that the source sent.
+    #[inline(always)]
+    #[must_use]
+    pub fn between(ends: &Ends, slot: u32) -> Self {
         let [src_high, src_low, dst_high, dst_low] = ends.addresses;
         let (src_port, dst_port) = (ends.ports >> 16, ends.ports & 0xffff);
         let from_high = if src_high == dst_high && src_low == dst_low {
@@ -44,7 +51,7 @@ impl Seen {
         };
         let labels = u64::from(ends.protocol) << 8 | u64::from(ends.ipv6);
         let slot = u64::from(slot);
-        Some(if from_high {
+        if from_high {
             let ports = u64::from(dst_port << 16 | src_port) << 32 | slot;
             Self {
                 key: ConnectionKey { words: [dst_high, dst_low, src_high, src_low, ports, labels] },
@@ -56,7 +63,7 @@ impl Seen {
                 key: ConnectionKey { words: [src_high, src_low, dst_high, dst_low, ports, labels] },
                 from: End::Low,
             }
-        })
+        }
     }
 }
 
@@ -152,6 +159,20 @@ impl Course {
         let [initiator, answered, opened, reset, low, high, first, second] = bits.to_ne_bytes();
         Self { initiator, answered, opened, reset, finished: [low, high], padding: [first, second] }
     }
+}
+
+/// Returns whether a packet asks for an answer whose time is the connection's round trip: TCP's SYN.
+#[inline(always)]
+#[must_use]
+pub const fn asks(flags: u8) -> bool {
+    flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+}
+
+/// Returns whether a packet is the answer: of TCP, to the SYN.
+#[inline(always)]
+#[must_use]
+pub const fn answers(flags: u8) -> bool {
+    flags & tcp::RST != 0 || flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
 }
 
 /// Returns whether a packet of no known connection goes against the first of one, by what it says of itself: the second

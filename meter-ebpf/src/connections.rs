@@ -1,23 +1,29 @@
-//! The table of connections: where each has its place, and what its frames leave there.
+//! The table of connections: where each has its place, what its frames leave there, and what they count there.
 //!
 //! Common to every `unsafe` block here: a place is shared by all CPUs and by user space, so its parts are read and written
 //! by single volatile loads and stores of what is aligned to its size; any bits of them are a value. A place belongs to
 //! nobody between its being taken from the queue and its labels' being written, and again after user space has cleared
 //! those.
 
+use core::arch::asm;
+
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, Queue},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use meter_ebpf::{
     abi::{
-        Fault,
+        Counter, Fault, PortUuid,
         connection::{
-            CONNECTION_LABELS, CONNECTION_WORDS, Connection, ConnectionHints, ConnectionKey, Course, HINTS,
+            CONNECTION_LABELS, CONNECTION_WORDS, Capture, Connection, ConnectionHints, ConnectionKey, Course,
+            HINTS, Handshake, SavedCapture, capture,
         },
     },
-    connection::{Seen, is_return_alone},
+    connection::{Seen, answers, asks, is_return_alone},
+    packet::numbers::{IP_SCTP, IP_TCP, IP_UDP},
+    rules::Ends,
 };
 
 use crate::maps;
@@ -32,6 +38,14 @@ static CONNECTION_FREE: Queue<u32, 16_384> = Queue::new();
 #[btf_map]
 static CONNECTION_HINT: Array<ConnectionHints, 1> = Array::new();
 
+#[btf_map]
+static CONNECTION_TIME: Array<Handshake, 16_385, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+static CAPTURES: Array<Capture, 4_352, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+static CAPTURE_SAVED: HashMap<PortUuid, SavedCapture, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
 /// The place that is no connection's.
 const NO_PLACE: u32 = 0;
 
@@ -40,11 +54,17 @@ const NO_PLACE: u32 = 0;
 /// One that has no place any more in the table is told by what it says of itself.
 #[inline(always)]
 pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
-    let Some(place) = find(seen, flags) else {
+    let Some(place) = find(seen, flags, || true) else {
         maps::count_fault(Fault::ConnectionTableFull, length);
         return is_return_alone(flags);
     };
-    // SAFETY: see the module; `find` returns a place of the map.
+    follow(place.at, seen, flags).is_return(seen.from)
+}
+
+/// Notes a frame in its connection's place; returns how far that is now.
+#[inline(always)]
+fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> Course {
+    // SAFETY: see the module; `find` returned a place of the map.
     let (before, last_seen) = unsafe {
         let course = (&raw const (*place).course).cast::<u64>();
         (Course::from_bits(course.read_volatile()), (&raw const (*place).last_seen).read_volatile())
@@ -58,7 +78,108 @@ pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
         // SAFETY: as above.
         unsafe { (&raw mut (*place).last_seen).write_volatile(now) };
     }
-    after.is_return(seen.from)
+    after
+}
+
+/// What is counted of a netdev's connections.
+#[derive(Clone, Copy)]
+pub(crate) struct Captured(*mut Capture);
+
+/// Returns what is counted of the connections of a slot's netdev; `None` for nothing.
+#[inline(always)]
+pub(crate) fn captured(slot: u32) -> Option<Captured> {
+    let captured = Captured(CAPTURES.get_ptr_mut(slot)?);
+    (captured.wanted() != 0).then_some(captured)
+}
+
+impl Captured {
+    #[inline(always)]
+    fn wanted(self) -> u32 {
+        // SAFETY: see the module; non-null, since `captured` made it.
+        unsafe { (&raw const (*self.0).wanted).read_volatile() }
+    }
+
+    /// Returns whether frames count in user-defined meters as well.
+    #[inline(always)]
+    pub(crate) fn counts_meters(self) -> bool {
+        self.wanted() & capture::METERS != 0
+    }
+
+    /// Returns whether a connection between such ends is counted.
+    #[inline(always)]
+    fn wants(self, ends: &Ends) -> bool {
+        let protocol = match ends.protocol {
+            IP_TCP => capture::TCP,
+            IP_UDP => capture::UDP,
+            IP_SCTP => capture::SCTP,
+            _ => capture::ICMP,
+        };
+        let both = protocol | if ends.ipv6 { capture::IPV6 } else { capture::IPV4 };
+        self.wanted() & both == both
+    }
+
+    /// Returns whether there is room for one more connection.
+    #[inline(always)]
+    fn has_room(self) -> bool {
+        // SAFETY: as in `wanted`.
+        unsafe {
+            (&raw const (*self.0).live).read_volatile()
+                < u64::from((&raw const (*self.0).share).read_volatile())
+        }
+    }
+
+    /// Counts a frame that is in no connection.
+    #[inline(always)]
+    pub(crate) fn count_other(self, direction: usize, wire: &Counter) {
+        // SAFETY: as in `wanted`; the caller's direction is 0 or 1.
+        add(unsafe { (&raw mut (*self.0).other).cast::<Counter>().add(direction & 1) }, wire);
+    }
+
+    /// Counts a frame in its connection, where that is wanted and has room, or else in none.
+    #[inline(always)]
+    pub(crate) fn count(
+        self,
+        slot: u32,
+        ends: &Ends,
+        flags: u8,
+        echo: Echo,
+        direction: usize,
+        wire: &Counter,
+        length: u32,
+    ) {
+        if !self.wants(ends) {
+            self.count_other(direction, wire);
+            return;
+        }
+        let seen = Seen::between(ends, slot);
+        let Some(place) = find(&seen, flags, || self.has_room()) else {
+            maps::count_fault(Fault::ConnectionTableFull, length);
+            self.count_other(direction, wire);
+            return;
+        };
+        if place.is_new {
+            // SAFETY: as in `wanted`.
+            increase(unsafe { &raw mut (*self.0).live }, 1);
+        }
+        follow(place.at, &seen, flags);
+        if asks(flags) || answers(flags) || !matches!(echo, Echo::None) {
+            place.time(flags, echo);
+        }
+        let index = (seen.from as usize & 1) * 2 + (direction & 1);
+        // SAFETY: see the module; there are four counters.
+        add(unsafe { (&raw mut (*place.at).counts).cast::<Counter>().add(index) }, wire);
+    }
+}
+
+/// What a frame is to a round trip of ICMP.
+#[derive(Clone, Copy)]
+pub(crate) enum Echo {
+    /// Nothing: it is of another protocol.
+    None,
+    /// It asks.
+    Request,
+    /// It answers.
+    Reply,
 }
 
 /// Writes the parts that changed.
@@ -96,21 +217,76 @@ fn now() -> u32 {
     unsafe { (&raw const (*clock).last_seen).read_volatile() }
 }
 
-/// Returns a connection's place: where the hint says, or as the table has it.
+/// A connection's place.
+#[derive(Clone, Copy)]
+struct Place {
+    number: u32,
+    at: *mut Connection,
+    /// Whether the connection got it just now.
+    is_new: bool,
+}
+
+impl Place {
+    /// Takes the time of what begins or ends a round trip.
+    #[inline(always)]
+    fn time(self, flags: u8, echo: Echo) {
+        let Some(handshake) = CONNECTION_TIME.get_ptr_mut(self.number) else { return };
+        // SAFETY: see the module.
+        let (asked, rtt) = unsafe { (&raw mut (*handshake).asked_ns, &raw mut (*handshake).rtt_ns) };
+        // SAFETY: as above.
+        let asked_ns = unsafe { asked.read_volatile() };
+        if asks(flags) || matches!(echo, Echo::Request) {
+            // A repeated one is not the first.
+            if asked_ns == 0 {
+                // SAFETY: as above; the helper takes nothing.
+                unsafe { asked.write_volatile(bpf_ktime_get_ns()) };
+            }
+        } else if asked_ns != 0 {
+            // SAFETY: as above.
+            unsafe {
+                if rtt.read_volatile() == 0 {
+                    rtt.write_volatile(bpf_ktime_get_ns() - asked_ns);
+                }
+            }
+        }
+    }
+}
+
+/// Counts in a counter that all CPUs share.
 #[inline(always)]
-fn find(seen: &Seen, flags: u8) -> Option<*mut Connection> {
+fn add(counter: *mut Counter, wire: &Counter) {
+    // SAFETY: the callers' counters are of a map.
+    let (packets, bytes) = unsafe { (&raw mut (*counter).packets, &raw mut (*counter).bytes) };
+    increase(packets, wire.packets);
+    increase(bytes, wire.bytes);
+}
+
+/// Adds to a number that all CPUs share. By hand, since the compiler takes the target for one without such instructions.
+#[inline(always)]
+fn increase(number: *mut u64, by: u64) {
+    // SAFETY: the callers' numbers are of a map, aligned, and programs write them by this instruction only.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) by, options(nostack)) };
+}
+
+/// Returns a connection's place: where the hint says, or as the table has it. One that has none gets it if `may_begin`.
+#[inline(always)]
+fn find(seen: &Seen, flags: u8, may_begin: impl FnOnce() -> bool) -> Option<Place> {
     let hint = hint_of(&seen.key)?;
     // SAFETY: see the module.
-    let place = unsafe { CONNECTIONS.get_ptr_mut(hint.read_volatile()) };
-    if let Some(place) = place
-        && is_of(place, &seen.key)
+    let number = unsafe { hint.read_volatile() };
+    if let Some(at) = CONNECTIONS.get_ptr_mut(number)
+        && is_of(at, &seen.key)
     {
-        return Some(place);
+        return Some(Place { number, at, is_new: false });
     }
-    let place = u32::try_from(resolve(seen, flags)).ok()?;
+    let found = resolve(seen, flags, may_begin());
+    if found < 0 {
+        return None;
+    }
+    let number = found as u32;
     // SAFETY: see the module.
-    unsafe { hint.write_volatile(place) };
-    CONNECTIONS.get_ptr_mut(place)
+    unsafe { hint.write_volatile(number) };
+    Some(Place { number, at: CONNECTIONS.get_ptr_mut(number)?, is_new: found & NEW != 0 })
 }
 
 #[inline(always)]
@@ -131,12 +307,18 @@ fn is_of(place: *mut Connection, key: &ConnectionKey) -> bool {
     differs == 0
 }
 
-/// Looks a connection's place up in the table, and gives it one there; negative when the table is full.
+/// Above a place's number: its connection got it just now.
+const NEW: i64 = 1 << 32;
+
+/// Looks a connection's place up in the table, and gives it one there if `may_begin`; negative where it has none.
 #[inline(never)]
-fn resolve(seen: &Seen, flags: u8) -> i64 {
+fn resolve(seen: &Seen, flags: u8, may_begin: bool) -> i64 {
     // SAFETY: a connection's place stays its own while the table has it.
     if let Some(place) = unsafe { CONNECTION_KEYS.get(&seen.key) } {
         return i64::from(*place);
+    }
+    if !may_begin {
+        return -1;
     }
     let Ok(Some(number)) = CONNECTION_FREE.pop() else { return -1 };
     let Some(place) = CONNECTIONS.get_ptr_mut(number) else { return -1 };
@@ -158,7 +340,7 @@ fn resolve(seen: &Seen, flags: u8) -> i64 {
             (&raw mut (*place).key.words[CONNECTION_LABELS])
                 .write_volatile(seen.key.words[CONNECTION_LABELS]);
         }
-        return i64::from(number);
+        return i64::from(number) | NEW;
     }
     // Another CPU was faster, or the table refused. That the place goes back can't fail: it was taken from there.
     let _ = CONNECTION_FREE.push(number, 0);

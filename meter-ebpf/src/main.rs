@@ -1,6 +1,7 @@
 //! The programs. Each counts at its hook and returns "next": none decides, none writes to the packet.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connections;
 mod context;
@@ -115,6 +116,36 @@ fn meter_user_uout(context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+// The same where connections are counted.
+
+#[classifier]
+fn meter_conn_in(context: TcContext) -> i32 {
+    count_port(Skb::new(context.skb.skb), Direction::Ingress);
+    count_connection_in(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_conn_out(context: TcContext) -> i32 {
+    count_port(Skb::new(context.skb.skb), Direction::Egress);
+    count_connection_out(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_conn_uin(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Ingress);
+    count_connection_in(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_conn_uout(context: TcContext) -> i32 {
+    count_uplink_skb(Skb::new(context.skb.skb), Direction::Egress);
+    count_connection_out(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
 #[xdp]
 fn meter_up_xdp(context: XdpContext) -> u32 {
     let length = context.data_end() - context.data();
@@ -174,10 +205,28 @@ fn count_user_out(skb: *mut __sk_buff) {
     count_user(Skb::new(skb), Direction::Egress, maps::slot_at);
 }
 
+#[inline(never)]
+fn count_connection_in(skb: *mut __sk_buff) {
+    let skb = Skb::new(skb);
+    meters::count_connection(skb, Direction::Ingress, wire(skb), maps::slot_at);
+}
+
+#[inline(never)]
+fn count_connection_out(skb: *mut __sk_buff) {
+    let skb = Skb::new(skb);
+    meters::count_connection(skb, Direction::Egress, wire(skb), maps::slot_at);
+}
+
 /// Counts an skb of a port, which its hook has counted, in user-defined meters. `slot_at` tells where the counters of a
 /// netdev are.
 #[inline(always)]
 fn count_user(skb: Skb, direction: Direction, slot_at: impl Fn(u32) -> SlotRef) {
+    meters::count(skb, direction, wire(skb), slot_at);
+}
+
+/// Returns what an skb is on the wire.
+#[inline(always)]
+fn wire(skb: Skb) -> Counter {
     let length = skb.length();
     let gso_size = skb.gso_size();
     let extra = if gso_size == 0 {
@@ -189,7 +238,7 @@ fn count_user(skb: Skb, direction: Direction, slot_at: impl Fn(u32) -> SlotRef) 
     };
     let extra = with_tags(extra, skb.tag_bytes());
     let bytes = u64::from(length).wrapping_add(extra.bytes);
-    meters::count(skb, direction, Counter { packets: 1 + extra.packets, bytes }, slot_at);
+    Counter { packets: 1 + extra.packets, bytes }
 }
 
 /// Computes what a plain TCP super-packet adds on the wire, without its tags.

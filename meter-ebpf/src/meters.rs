@@ -18,11 +18,11 @@ use meter_ebpf::{
     },
     connection::Seen,
     packet::Frame as _,
-    rules::{Counts, Fields, classify, fields, plain_fields},
+    rules::{Counts, Ends, Fields, classify, fields, plain_fields},
 };
 
 use crate::{
-    connections,
+    connections::{self, Echo},
     context::{OnNetdev as _, Skb},
 };
 
@@ -54,14 +54,55 @@ struct Scratch {
 pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl Fn(u32) -> SlotRef) {
     let Some(tables) = RULES.get_value(0, &0) else { return };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+    read(skb, scratch);
+    count_read(skb, direction, wire, slot_at, tables, scratch);
+}
+
+/// The same, behind counting it in its connection at a netdev whose connections are counted.
+#[inline(always)]
+pub(crate) fn count_connection(
+    skb: Skb,
+    direction: Direction,
+    wire: Counter,
+    slot_at: impl Fn(u32) -> SlotRef,
+) {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+    read(skb, scratch);
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe { (*scratch).wire = wire };
+    if meter_connection(skb.context(), slot_at(skb.ifindex()).slot(), direction as u32) == 0 {
+        return;
+    }
+    let Some(tables) = RULES.get_value(0, &0) else { return };
+    // SAFETY: as above.
+    let wire = unsafe { &(*scratch).wire };
+    let wire = Counter { packets: wire.packets, bytes: wire.bytes };
+    count_read(skb, direction, wire, slot_at, tables, scratch);
+}
+
+/// Reads a frame's fields.
+#[inline(always)]
+fn read(skb: Skb, scratch: *mut Scratch) {
+    // SAFETY: the caller's value of this CPU (see the module).
     let is_plain = skb.tag_bytes() == 0 && plain_fields(&skb, unsafe { &mut (*scratch).fields });
     if !is_plain {
         meter_fields(skb.context());
     }
+}
+
+/// Counts a frame whose fields are read.
+#[inline(always)]
+fn count_read(
+    skb: Skb,
+    direction: Direction,
+    wire: Counter,
+    slot_at: impl Fn(u32) -> SlotRef,
+    tables: &RuleTables,
+    scratch: *mut Scratch,
+) {
     let own = slot_at(skb.ifindex()).slot();
     let is_return = tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0;
-    // SAFETY: as above; the calls have ended.
+    // SAFETY: the caller's value of this CPU (see the module); the calls have ended.
     let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
     *kept = wire;
     let wire = &*kept;
@@ -155,6 +196,31 @@ extern "C" fn meter_flow(skb: *mut __sk_buff, slot: u32) -> u64 {
     let Some(seen) = Seen::of(&fields.key, slot) else { return 0 };
     let skb = Skb::new(skb);
     u64::from(connections::note(&seen, fields.tcp_flags(&skb), skb.length()))
+}
+
+/// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none; returns whether it counts in user-defined
+/// meters as well.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    let Some(captured) = connections::captured(slot) else { return 1 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let Scratch { fields, wire } = unsafe { &*scratch };
+    let skb = Skb::new(skb);
+    let direction = direction as usize;
+    let count = |ends: &Ends, flags, echo| {
+        captured.count(slot, ends, flags, echo, direction, wire, skb.length());
+    };
+    if let Some(ends) = fields.key.ends() {
+        count(&ends, fields.tcp_flags(&skb), Echo::None);
+    } else if let Some(identifier) = fields.echo_identifier(&skb) {
+        let echo = if fields.key.is_echo_reply() { Echo::Reply } else { Echo::Request };
+        count(&fields.key.echo_ends(identifier), 0, echo);
+    } else {
+        captured.count_other(direction, wire);
+    }
+    u64::from(captured.counts_meters())
 }
 
 /// Counts in one meter.

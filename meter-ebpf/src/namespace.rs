@@ -16,7 +16,7 @@ use meter_ebpf::abi::{
 
 use crate::{
     context::{OnNetdev, Skb},
-    count_port_skb, count_user,
+    count_port_skb, count_user, meters, wire,
 };
 
 /// The number of the namespace. Set by user space before the programs are loaded.
@@ -58,6 +58,34 @@ fn meter_user_nout(context: TcContext) -> i32 {
     count_port_skb(skb, slot_at(skb.ifindex()), Direction::Egress);
     count_user_out(context.skb.skb);
     TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_conn_nin(context: TcContext) -> i32 {
+    let skb = Skb::new(context.skb.skb);
+    count_port_skb(skb, slot_at(skb.ifindex()), Direction::Ingress);
+    count_connection_in(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+fn meter_conn_nout(context: TcContext) -> i32 {
+    let skb = Skb::new(context.skb.skb);
+    count_port_skb(skb, slot_at(skb.ifindex()), Direction::Egress);
+    count_connection_out(context.skb.skb);
+    TC_ACT_UNSPEC
+}
+
+#[inline(never)]
+fn count_connection_in(skb: *mut __sk_buff) {
+    let skb = Skb::new(skb);
+    meters::count_connection(skb, Direction::Ingress, wire(skb), slot_at);
+}
+
+#[inline(never)]
+fn count_connection_out(skb: *mut __sk_buff) {
+    let skb = Skb::new(skb);
+    meters::count_connection(skb, Direction::Egress, wire(skb), slot_at);
 }
 
 #[inline(never)]

@@ -87,6 +87,18 @@ impl FlowKey {
         })
     }
 
+    /// Returns the ends of an echo request or reply, each with the identifier for its port.
+    #[inline(always)]
+    #[must_use]
+    pub fn echo_ends(&self, identifier: u16) -> Ends {
+        Ends {
+            addresses: [self.words[0], self.words[1], self.words[2], self.words[3]],
+            ports: u32::from(identifier) << 16 | u32::from(identifier),
+            protocol: self.protocol(),
+            ipv6: self.has(present::IPV6),
+        }
+    }
+
     #[inline(always)]
     const fn protocol(&self) -> u8 {
         (self.words[HW_SRC_WORD] >> 48 & 0xff) as u8

@@ -12,9 +12,10 @@ use hyper::{HeaderMap, Method, header::HeaderValue};
 use meter_agent::{
     agent::{Agent, Configured, Event},
     binding::Bindings,
+    connections::Selection,
     datapath::{
-        AttachError, Attachment, Datapath, HookKind, Lost, MetersError, PortReading, ReadError, Reading,
-        Target, TunnelReading,
+        AttachError, Attachment, Capture, Datapath, HookKind, Lost, MetersError, PortReading, ReadError,
+        Reading, Target, TunnelReading,
     },
     definitions::state::{Found, State},
     http::{
@@ -85,6 +86,10 @@ impl Datapath for Memory {
         true
     }
 
+    fn set_capture(&mut self, _: &Capture) -> Result<(), MetersError> {
+        Ok(())
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         Ok(Totals::default())
     }
@@ -109,6 +114,7 @@ impl Whole {
         let policy = Policy {
             bindings: Bindings { configured: Vec::new(), host_id: Uuid::from_u128(1) },
             rules: Rules::default(),
+            connections: Selection::default(),
         };
         let datapath = Memory { reading: reading(host), attached: BTreeMap::new() };
         let configured = Configured { policy, meters: MeterSet::default(), read_s: 0 };

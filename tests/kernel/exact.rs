@@ -2,6 +2,7 @@
 //!
 //! The independent counts are those of the lab: of the wire, where each read is one frame, and of the guest's relay.
 
+mod connections;
 mod meters;
 mod restarts;
 mod site;

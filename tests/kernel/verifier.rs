@@ -14,7 +14,7 @@ use meter_agent::datapath::{
 use meter_ebpf::abi::{
     Buckets, Faults, MAX_UPLINKS, Member, MemberKey, Meta, PortRecord, PortUuid, SlotBlock, SlotRef,
     TunnelBlock, TunnelCounter, TunnelKey, VERSION,
-    connection::{Connection, ConnectionHints, ConnectionKey},
+    connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
     map,
     rules::{MeterBlock, MeterName, MeterRecord},
 };
@@ -63,6 +63,9 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::CONNECTION_KEYS, hash, size(size_of::<ConnectionKey>()), 4, 50),
         (map::CONNECTION_FREE, MapType::Queue, 0, 4, 50),
         (map::CONNECTION_HINTS, array, 4, size(size_of::<ConnectionHints>()), 1),
+        (map::CONNECTION_TIMES, array, 4, size(size_of::<Handshake>()), 51),
+        (map::CAPTURES, array, 4, size(size_of::<Capture>()), 512),
+        (map::CAPTURE_SAVED, hash, size(size_of::<PortUuid>()), size(size_of::<SavedCapture>()), 77),
     ];
     expected.sort_by_key(|row| row.0);
     let mut pins: Vec<String> = fs::read_dir(maps(&host))

@@ -12,8 +12,9 @@ use std::{
 use meter_agent::{
     agent::{Agent, Configured, Event},
     binding::Bindings,
+    connections::Selection,
     control::{self, Desk},
-    datapath::{AttachError, Attachment, Datapath, Lost, MetersError, ReadError, Reading, Target},
+    datapath::{AttachError, Attachment, Capture, Datapath, Lost, MetersError, ReadError, Reading, Target},
     definitions::state::State,
     http::server::{Limits, serve},
     meter::FlowStats,
@@ -80,6 +81,10 @@ impl Datapath for Memory {
         true
     }
 
+    fn set_capture(&mut self, _: &Capture) -> Result<(), MetersError> {
+        Ok(())
+    }
+
     fn totals(&mut self) -> Result<Totals, ReadError> {
         Ok(Totals::default())
     }
@@ -113,7 +118,7 @@ impl Host {
         let meters = vec![Meter { name: "web".to_owned(), rules: vec![web] }];
         let bindings = Bindings { configured: Vec::new(), host_id: uuid::Uuid::from_u128(7) };
         let configured = Configured {
-            policy: Policy { bindings, rules: Rules::default() },
+            policy: Policy { bindings, rules: Rules::default(), connections: Selection::default() },
             meters: MeterSet { meters, ..MeterSet::default() },
             read_s: 0,
         };

@@ -138,8 +138,8 @@ impl Toolchain {
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
             .args(["build", "--locked", "--release", "--target", TARGET]);
         match self.core {
-            // Inline assembly for eBPF is the one unstable feature, and aya-ebpf the one crate that uses it.
-            Core::Prebuilt => command.env("RUSTC_BOOTSTRAP", "aya_ebpf"),
+            // Inline assembly for eBPF is the one unstable feature, and only aya-ebpf and the programs use it.
+            Core::Prebuilt => command.env("RUSTC_BOOTSTRAP", "aya_ebpf,meter"),
             Core::Source => command.env("RUSTC_BOOTSTRAP", "1").args(["-Z", "build-std=core"]),
         };
         command

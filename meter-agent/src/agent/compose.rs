@@ -49,6 +49,8 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
             .into_iter()
             .map(|bucket| ((bucket.uplink, bucket.direction), bucket.buckets))
             .collect(),
+        connections: reading.connections.into(),
+        captures: reading.captures,
         faults: reading.faults,
         unbound: reading.unbound.hooks,
         maps: reading.maps,

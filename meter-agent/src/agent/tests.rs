@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{Agent, Configured, Event};
 use crate::{
     binding::{Binding, Bindings},
+    connections::Selection,
     datapath::{
         Attachment, Class, HookKind, IngressHook, Retry, Target,
         fake::{FakeDatapath, error},
@@ -101,7 +102,11 @@ impl Bench {
 }
 
 fn policy(configured: Vec<Binding>) -> Policy {
-    Policy { bindings: Bindings { configured, host_id: Uuid::from_u128(1) }, rules: Rules::default() }
+    Policy {
+        bindings: Bindings { configured, host_id: Uuid::from_u128(1) },
+        rules: Rules::default(),
+        connections: Selection::default(),
+    }
 }
 
 /// The configuration was read again, without meters.

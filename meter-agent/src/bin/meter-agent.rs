@@ -117,7 +117,11 @@ fn log(config: &Config) -> Result<()> {
 }
 
 fn list(config: &Config, json: bool) -> Result<()> {
-    let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
+    let policy = Policy {
+        bindings: config.bindings.clone(),
+        rules: config.rules.clone(),
+        connections: config.connections.clone(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (witness, netdevs) =
         runtime.block_on(ls::netdevs(&config.control_socket, &policy, &config.namespaces))?;
@@ -206,7 +210,11 @@ fn explain(
 
 /// Ends with 1 where something keeps the agent from counting.
 fn doctor(config: &Config) -> Result<bool> {
-    let policy = Policy { bindings: config.bindings.clone(), rules: config.rules.clone() };
+    let policy = Policy {
+        bindings: config.bindings.clone(),
+        rules: config.rules.clone(),
+        connections: config.connections.clone(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(doctor::report(
         &config.control_socket,

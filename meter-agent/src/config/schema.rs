@@ -1,6 +1,7 @@
 //! The tables of the file and the flags over them, read to a [`Config`].
 
 mod bindings;
+mod connections;
 mod exposition;
 mod meters;
 mod routers;
@@ -68,6 +69,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let datapath = datapath(document, flags, report);
     let rules = rules(document, flags, report);
     let namespaces = namespaces(document, report);
+    let connections = connections::selection(document, datapath.max_connections, report);
     let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);
@@ -102,6 +104,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         bindings,
         rules,
         namespaces,
+        connections,
         meters,
     }
 }
@@ -151,8 +154,7 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
     let [vxlan_ports, geneve_ports] = udp_ports(&section, report);
     let nvgre = section.one(report, "nvgre", check::boolean);
     let max_tunnels = section.one(report, "max_tunnels", check::integer(1..=MAX_ENTRIES));
-    let section = document.section("connections", report);
-    let max_connections = section.one(report, "max_entries", check::integer(1..=MAX_ENTRIES));
+    let max_connections = connections::max_entries(document, report);
     Options {
         version: meter_ebpf::abi::VERSION,
         pin_path: or_else(pin_path, "/sys/fs/bpf/meter-agent"),
@@ -160,7 +162,7 @@ fn datapath(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> 
         max_ports,
         max_netdevs: max_netdevs.value,
         max_tunnels: or(max_tunnels, 8192).value,
-        max_connections: or(max_connections, 16_384).value,
+        max_connections,
         vxlan_ports,
         geneve_ports,
         nvgre: or(nvgre, false).value,

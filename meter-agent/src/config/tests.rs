@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::{document::TABLES, *};
 use crate::{
     binding::Binding,
+    connections,
     datapath::{IngressHook, Options, TcMode},
     meter::{DeviceId, PortId},
     netdev::{Glob, namespaces::Selection},
@@ -67,6 +68,7 @@ fn defaults() -> Config {
             uplink_ingress: IngressHook::Tc,
         },
         namespaces: Selection::default(),
+        connections: connections::Selection { share: 8_192, ..connections::Selection::default() },
         meters: MeterSet::default(),
     }
 }

@@ -60,6 +60,7 @@ impl KernelDatapath {
         if let Ok(claimed) = &claimed {
             self.write(target, &claimed.writes)?;
             self.ledger.take_up(claimed);
+            self.capture_port(claim.port);
         }
         Ok(claimed)
     }

@@ -1,10 +1,12 @@
 //! The table of connections: what the programs put there, and what has been idle for long enough to be taken out.
 //!
-//! A place is given back in two steps with a grace period between them, so that no program still writes to it when another
+//! What a connection has moved is added to what ended of its slot before its place is another's. A place is given back in two steps with a grace period between them, so that no program still writes to it when another
 //! connection gets it.
 
 use std::{
+    collections::BTreeMap,
     io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -15,13 +17,19 @@ use aya::{
 };
 use meter_ebpf::{
     abi::{
-        connection::{CONNECTION_LABELS, CONNECTION_WORDS, Connection, ConnectionKey, Course},
+        Counter,
+        connection::{
+            CONNECTION_LABELS, CONNECTION_PORTS, CONNECTION_WORDS, Connection, ConnectionKey, Course, End,
+            Handshake,
+        },
         map,
     },
     packet::numbers::IP_TCP,
 };
 
 use super::{
+    ConnectionReading,
+    captures::Captures,
     mapped::MappedWords,
     maps::{take, typed},
     open::{OpenError, load_error},
@@ -49,22 +57,31 @@ const LEAVING_AT_ONCE: usize = 4_096;
 const PLACE: usize = size_of::<Connection>() / size_of::<u64>();
 const COURSE: usize = CONNECTION_WORDS;
 const TIMES: usize = COURSE + 1;
+const COUNTS: usize = TIMES + 1;
+/// Words of a place in the table of handshakes.
+const HANDSHAKE: usize = size_of::<Handshake>() / size_of::<u64>();
 /// In the place of no connection: the map was brought into its first state. Stands where others have their first frame's time.
 const READY: u32 = 1;
 /// In a course's filling: the place is being given back.
 const LEAVING: u8 = 1;
 
 /// The maps.
-pub(super) const MAPS: [&str; 4] =
-    [map::CONNECTIONS, map::CONNECTION_KEYS, map::CONNECTION_FREE, map::CONNECTION_HINTS];
+pub(super) const MAPS: [&str; 5] = [
+    map::CONNECTIONS,
+    map::CONNECTION_KEYS,
+    map::CONNECTION_FREE,
+    map::CONNECTION_HINTS,
+    map::CONNECTION_TIMES,
+];
 
 /// The table.
 pub(super) struct Connections {
     keys: HashMap<MapData, ConnectionKey, u32>,
     free: Queue<MapData, u32>,
     places: MappedWords,
-    /// Held for as long as it is mapped.
-    _map: Map,
+    handshakes: MappedWords,
+    /// Held for as long as they are mapped.
+    _maps: [Map; 2],
     /// Places that were taken from their connections and that nobody may have yet.
     leaving: Vec<u32>,
     /// Connections at the last tick.
@@ -75,23 +92,29 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Takes the maps out of the loaded object; all of them are new or none. `places` is how many connections there may be.
-    pub(super) fn take(ebpf: &mut Ebpf, places: u32) -> Result<Self, OpenError> {
-        let map = take(ebpf, map::CONNECTIONS)?;
-        let Map::Array(data) = &map else {
-            return Err(OpenError::Object(format!("map {} is not an array", map::CONNECTIONS)));
+    pub(super) fn take(ebpf: &mut Ebpf, places: u32, captures: &Captures) -> Result<Self, OpenError> {
+        let mut mapped = |name, words| {
+            let map = take(ebpf, name)?;
+            let Map::Array(data) = &map else {
+                return Err(OpenError::Object(format!("map {name} is not an array")));
+            };
+            let mapped = MappedWords::map(data.fd().as_fd(), (index(places) + 1) * words)
+                .map_err(|error| load_error(&format!("map {name} into memory"), &error))?;
+            Ok((map, mapped))
         };
-        let words = (index(places) + 1) * PLACE;
-        let mapped = MappedWords::map(data.fd().as_fd(), words)
-            .map_err(|error| load_error(&format!("map {} into memory", map::CONNECTIONS), &error))?;
+        let (map, mapped_places) = mapped(map::CONNECTIONS, PLACE)?;
+        let (times, handshakes) = mapped(map::CONNECTION_TIMES, HANDSHAKE)?;
         let mut table = Self {
             keys: typed(|name| take(ebpf, name), map::CONNECTION_KEYS)?,
             free: typed(|name| take(ebpf, name), map::CONNECTION_FREE)?,
-            places: mapped,
-            _map: map,
+            places: mapped_places,
+            handshakes,
+            _maps: [map, times],
             leaving: Vec::new(),
             count: 0,
             since: None,
         };
+        captures.finish(|place| table.clear(place));
         table.prepare()?;
         Ok(table)
     }
@@ -122,10 +145,18 @@ impl Connections {
     /// Tells the programs the time, in seconds, and takes out what is idle; `in_use` says whether programs ask for
     /// connections, and `wait` waits until every program has ended that runs now. Costs next to nothing while programs don't
     /// ask and there are no connections.
-    pub(super) fn tend(&mut self, now: u32, in_use: bool, wait: impl FnOnce() -> io::Result<()>) {
-        if !self.leaving.is_empty() {
-            self.give_back_all(wait);
+    pub(super) fn tend(
+        &mut self,
+        now: u32,
+        in_use: InUse,
+        captures: &Captures,
+        wait: impl FnOnce() -> io::Result<()>,
+    ) {
+        if let Err(error) = self.give_back_all(captures, wait) {
+            tracing::warn!(error = %error, "places of idle connections are not free yet");
         }
+        let InUse { capture, flow } = in_use;
+        let in_use = capture || flow;
         if !in_use && self.count == 0 {
             return;
         }
@@ -137,6 +168,7 @@ impl Connections {
         let since = self.since.unwrap_or(now);
         self.set_clock(now);
         self.count = 0;
+        let mut live = BTreeMap::new();
         for place in 1..=self.last() {
             let labels = self.word(place, CONNECTION_LABELS);
             if labels == 0 {
@@ -144,12 +176,85 @@ impl Connections {
             }
             let (_, last_seen) = halves(self.word(place, TIMES));
             let idle = now.saturating_sub(last_seen.max(since));
-            if idle < idle_limit(labels, self.course(place)) || self.leaving.len() >= LEAVING_AT_ONCE {
+            let (slot, course) = (self.slot(place), self.course(place));
+            let is_captured = captures.owner(slot).is_some();
+            let limit = match (is_captured, flow) {
+                (false, _) => idle_limit(labels, course),
+                (true, false) => captures.wanted().idle_limit(course),
+                (true, true) => captures.wanted().idle_limit(course).max(idle_limit(labels, course)),
+            };
+            if idle < limit || self.leaving.len() >= LEAVING_AT_ONCE {
                 self.count += 1;
+                if is_captured {
+                    *live.entry(slot).or_default() += 1;
+                }
             } else if let Err(error) = self.take_out(place) {
                 tracing::warn!(place, error = %error, "an idle connection stays in the table");
             }
         }
+        captures.set_live(&live);
+    }
+
+    /// Takes out all connections of a slot, with what they have moved.
+    pub(super) fn end_slot(
+        &mut self,
+        slot: u32,
+        captures: &Captures,
+        wait: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        for place in 1..=self.last() {
+            if self.word(place, CONNECTION_LABELS) != 0 && self.slot(place) == slot {
+                self.take_out(place).map_err(io::Error::other)?;
+            }
+        }
+        // Also where there are none: a program may still count what is in no connection.
+        wait()?;
+        self.give_back_all(captures, || Ok(()))
+    }
+
+    /// Reads every connection of ports whose connections are counted; `now` is the time.
+    pub(super) fn read(&self, captures: &Captures, now: u32) -> Vec<ConnectionReading> {
+        if captures.len() == 0 {
+            return Vec::new();
+        }
+        let since = self.since.unwrap_or(now);
+        let occupied = (1..=self.last()).filter(|place| self.word(*place, CONNECTION_LABELS) != 0);
+        let readings = occupied.filter_map(|place| {
+            let port = captures.owner(self.slot(place))?;
+            let key = self.key(place);
+            let course = self.course(place);
+            let (first_seen, last_seen) = halves(self.word(place, TIMES));
+            let from_high = course.initiator == End::High as u8;
+            let (mut ends, mut counts) = (ends(&key), self.counts(place));
+            if from_high {
+                ends.reverse();
+                counts.reverse();
+            }
+            let [initiator, target] = ends;
+            Some(ConnectionReading {
+                port,
+                protocol: protocol(&key),
+                initiator,
+                target,
+                counts,
+                rtt_ns: self.handshakes.words().get(index(place) * HANDSHAKE + 1).map_or(0, load),
+                began_s: first_seen,
+                idle_s: now.saturating_sub(last_seen.max(since)),
+                answered: course.answered != 0,
+                ended: course.has_ended(),
+            })
+        });
+        readings.collect()
+    }
+
+    /// Returns what the connections have that are being taken out, by slot and direction.
+    pub(super) fn leaving(&self) -> BTreeMap<u32, [Counter; 2]> {
+        let mut leaving: BTreeMap<u32, [Counter; 2]> = BTreeMap::new();
+        for place in &self.leaving {
+            let sums = leaving.entry(self.slot(*place)).or_default();
+            sums.iter_mut().zip(self.by_direction(*place)).for_each(|(sum, count)| sum.add(&count));
+        }
+        leaving
     }
 
     /// Returns how many connections there were at the last tick.
@@ -177,16 +282,21 @@ impl Connections {
     }
 
     /// Lets programs have the places that were taken from their connections, once none of them uses one any more.
-    fn give_back_all(&mut self, wait: impl FnOnce() -> io::Result<()>) {
-        if let Err(error) = wait() {
-            tracing::warn!(error = %error, "places of idle connections are not free yet");
-            return;
+    fn give_back_all(
+        &mut self,
+        captures: &Captures,
+        wait: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.leaving.is_empty() {
+            return Ok(());
         }
+        wait()?;
         for place in std::mem::take(&mut self.leaving) {
-            if let Err(error) = self.give_back(place) {
+            if let Err(error) = self.give_back(place, captures) {
                 tracing::warn!(place, error = %error, "a connection's place is not free again");
             }
         }
+        Ok(())
     }
 
     /// Tells the programs the time.
@@ -194,14 +304,49 @@ impl Connections {
         self.store(0, TIMES, joined(READY, now));
     }
 
-    /// Lets a program have a place.
-    fn give_back(&mut self, place: u32) -> Result<(), MapError> {
+    /// Lets a program have a place, once what the connection had is where it stays.
+    fn give_back(&mut self, place: u32, captures: &Captures) -> Result<(), MapError> {
+        let counts = self.by_direction(place);
+        if counts == [Counter::default(); 2] {
+            self.clear(place);
+        } else {
+            captures.fold(place, self.slot(place), counts, || self.clear(place));
+        }
         self.store(place, COURSE, 0);
         self.free.push(place, 0)
     }
 
     fn last(&self) -> u32 {
         u32::try_from(self.places.words().len() / PLACE).unwrap_or(u32::MAX).saturating_sub(1)
+    }
+
+    /// Takes from a place what its connection has counted.
+    fn clear(&self, place: u32) {
+        (COUNTS..PLACE).for_each(|word| self.store(place, word, 0));
+        let first = index(place) * HANDSHAKE;
+        let words = self.handshakes.words().get(first..first + HANDSHAKE).into_iter().flatten();
+        words.for_each(|word| word.store(0, Ordering::Release));
+    }
+
+    /// Returns what each end has sent, by direction.
+    fn counts(&self, place: u32) -> [[Counter; 2]; 2] {
+        let counter = |number: usize| {
+            let word = COUNTS + 2 * number;
+            Counter { packets: self.word(place, word), bytes: self.word(place, word + 1) }
+        };
+        [[counter(0), counter(1)], [counter(2), counter(3)]]
+    }
+
+    /// Returns what both ends have sent, by direction.
+    fn by_direction(&self, place: u32) -> [Counter; 2] {
+        let [mut sums, high] = self.counts(place);
+        sums.iter_mut().zip(&high).for_each(|(sum, count)| sum.add(count));
+        sums
+    }
+
+    /// Returns the slot in which a connection was seen; that of the last one where there is none now.
+    fn slot(&self, place: u32) -> u32 {
+        lower(self.word(place, CONNECTION_PORTS))
     }
 
     fn key(&self, place: u32) -> ConnectionKey {
@@ -247,7 +392,45 @@ fn forget(keys: &mut HashMap<MapData, ConnectionKey, u32>, key: &ConnectionKey) 
     }
 }
 
-fn index(place: u32) -> usize {
+/// Who asks programs for connections.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InUse {
+    /// They are counted.
+    pub(super) capture: bool,
+    /// Rules of user-defined meters.
+    pub(super) flow: bool,
+}
+
+/// Returns both ends, the lesser one first.
+fn ends(key: &ConnectionKey) -> [SocketAddr; 2] {
+    let [low_high, low_low, high_high, high_low, ports, labels] = key.words;
+    let address = |high: u64, low: u64| -> IpAddr {
+        if labels & 0xff == 0 {
+            return Ipv4Addr::from_bits(lower(high >> 32)).into();
+        }
+        Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)).into()
+    };
+    let [_, _, _, _, a, b, c, d] = ports.to_le_bytes();
+    let [high_port, low_port] = [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])];
+    [(address(low_high, low_low), low_port).into(), (address(high_high, high_low), high_port).into()]
+}
+
+const fn protocol(key: &ConnectionKey) -> u8 {
+    let [_, protocol, ..] = key.words[CONNECTION_LABELS].to_le_bytes();
+    protocol
+}
+
+/// Returns the lower half of a word.
+const fn lower(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Relaxed)
+}
+
+pub(super) fn index(place: u32) -> usize {
     usize::try_from(place).unwrap_or(usize::MAX)
 }
 
@@ -257,7 +440,7 @@ const fn halves(word: u64) -> (u32, u32) {
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
-const fn joined(first: u32, second: u32) -> u64 {
+pub(super) const fn joined(first: u32, second: u32) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }

@@ -7,7 +7,7 @@ use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks, maps,
-    object::{METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
+    object::{CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
     open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
     softirq::Softirqs,
 };
@@ -133,7 +133,9 @@ pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
                     .iter()
                     .map(|program| program.name_as_str().unwrap_or("?").to_owned())
                     .filter(|program| {
-                        ![TC_PROGRAMS, METER_PROGRAMS].as_flattened().contains(&program.as_str())
+                        ![TC_PROGRAMS, METER_PROGRAMS, CONNECTION_PROGRAMS]
+                            .as_flattened()
+                            .contains(&program.as_str())
                     })
                     .map(|program| format!("TCX {name}: {program}")),
             ),

@@ -7,8 +7,8 @@ use meter_ebpf::abi::{Direction, HookCounter, SlotCounters};
 use uuid::Uuid;
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, IngressHook, Lost, MetersError, PortReading, ReadError,
-    Reading, Retry, Target,
+    AttachError, Attachment, Capture, Datapath, HookKind, IngressHook, Lost, MetersError, PortReading,
+    ReadError, Reading, Retry, Target,
 };
 use crate::{
     meter::{FlowStats, PortId},
@@ -52,6 +52,8 @@ pub struct FakeDatapath {
     pub meters: MeterSet,
     /// Whether it is the one that was given last.
     pub meters_in_force: bool,
+    /// Whose connections are counted.
+    pub capture: Capture,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -207,6 +209,11 @@ impl Datapath for FakeDatapath {
         }
         self.meters = meters.clone();
         self.meters_in_force = true;
+        Ok(())
+    }
+
+    fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError> {
+        self.capture = capture.clone();
         Ok(())
     }
 

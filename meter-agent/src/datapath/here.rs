@@ -108,7 +108,7 @@ impl KernelDatapath {
         let refused = |error| Refused { error, kept: before.is_some() };
         let kinds = hooks::kinds(target, self.tc, self.has_tcx).map_err(refused)?;
         let mut ours = ours;
-        if before.is_some_and(|before| is_the_same(before, target, kinds)) {
+        if before.is_some_and(|before| self.is_the_same(before, target, kinds)) {
             // The same programs: only the names or the counters are others.
             self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
             return Ok(kinds);
@@ -121,7 +121,8 @@ impl KernelDatapath {
             ours = hooks::add_clsact(target).map_err(refused)?;
         }
         let mut loaded = loaded(&mut self.ebpf, &self.namespaces, target);
-        let site = Site { links: &self.links, meters: self.meters.on };
+        let site =
+            Site { links: &self.links, meters: self.meters.on, captured: &self.captures.wanted().ports };
         let changed = hooks::change(&mut loaded, site, target, kinds, before);
         let in_use = kinds.contains(&HookKind::Clsact);
         if ours && ((!in_use && changed.is_ok()) || (adds && changed.is_err())) {
@@ -131,6 +132,16 @@ impl KernelDatapath {
         changed?;
         self.record(target, hook_bits(kinds, ours)).map_err(refused)?;
         Ok(kinds)
+    }
+
+    /// Returns whether hooks that are there run the programs of the target already.
+    fn is_the_same(&self, before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
+        !before.lost
+            && !before.target.netdev.is_empty()
+            && (before.target.class == Class::Port) == (target.class == Class::Port)
+            && before.target.underlay == target.underlay
+            && self.captures.wants(before.target.port) == self.captures.wants(target.port)
+            && before.kinds() == kinds
     }
 
     /// Removes every hook of the netdev and the clsact qdisc where it is ours, as far as that is possible, after an
@@ -150,13 +161,4 @@ impl KernelDatapath {
         }
         self.unbind(target.id, target.port);
     }
-}
-
-/// Returns whether hooks that are there run the programs of the target already.
-fn is_the_same(before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
-    !before.lost
-        && !before.target.netdev.is_empty()
-        && (before.target.class == Class::Port) == (target.class == Class::Port)
-        && before.target.underlay == target.underlay
-        && before.kinds() == kinds
 }

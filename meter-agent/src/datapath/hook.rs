@@ -20,7 +20,7 @@ use meter_ebpf::abi::Direction;
 use super::{
     AttachError, Class, HookKind, Retry, Target, clsact,
     failure::{describe, errno},
-    namespaces::{Loaded, NAMESPACE_METER_PROGRAMS, NAMESPACE_PROGRAMS},
+    namespaces::{Loaded, NAMESPACE_CONNECTION_PROGRAMS, NAMESPACE_METER_PROGRAMS, NAMESPACE_PROGRAMS},
     pins,
     sys::{self, LinkPlace},
 };
@@ -44,6 +44,8 @@ pub(super) struct Hook<'a> {
     pub(super) links: &'a Path,
     /// Whether ports have the programs of user-defined meters.
     pub(super) meters: bool,
+    /// Whether connections are counted here.
+    pub(super) captured: bool,
 }
 
 impl Hook<'_> {
@@ -215,8 +217,20 @@ impl Hook<'_> {
     pub(super) fn program_name(&self) -> &'static str {
         let meters = self.meters && self.target.class == Class::Port;
         if self.target.id.namespace != NamespaceId::HOST {
-            let [ingress, egress] = if meters { NAMESPACE_METER_PROGRAMS } else { NAMESPACE_PROGRAMS };
+            let [ingress, egress] = match (self.captured, meters) {
+                (true, _) => NAMESPACE_CONNECTION_PROGRAMS,
+                (false, true) => NAMESPACE_METER_PROGRAMS,
+                (false, false) => NAMESPACE_PROGRAMS,
+            };
             return if self.direction == Direction::Ingress { ingress } else { egress };
+        }
+        if self.captured {
+            return match (self.target.underlay, self.direction) {
+                (false, Direction::Ingress) => "meter_conn_in",
+                (false, Direction::Egress) => "meter_conn_out",
+                (true, Direction::Ingress) => "meter_conn_uin",
+                (true, Direction::Egress) => "meter_conn_uout",
+            };
         }
         match (meters, self.target.underlay, self.direction) {
             (false, false, Direction::Ingress) => "meter_in",

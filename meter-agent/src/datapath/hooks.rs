@@ -1,6 +1,10 @@
 //! Both hooks of a netdev: of which kinds they are to be, how they change, and back again when the change is refused.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use meter_ebpf::abi::Direction;
 
@@ -8,6 +12,7 @@ use super::{
     AttachError, Attachment, HookKind, IngressHook, Retry, Target, TcMode, clsact, failure::netdev_error,
     hook::Hook, namespaces::Loaded,
 };
+use crate::meter::PortId;
 
 /// The ids of the loaded TC programs, by name.
 pub(super) type ProgramIds = BTreeMap<&'static str, u32>;
@@ -27,12 +32,15 @@ pub(super) struct Site<'a> {
     pub(super) links: &'a Path,
     /// Whether ports have the programs of user-defined meters.
     pub(super) meters: bool,
+    /// Of which ports the netdevs have those that count connections.
+    pub(super) captured: &'a BTreeSet<PortId>,
 }
 
 /// Returns the hooks of a netdev.
 pub(super) fn both<'a>(target: &'a Target, site: Site<'a>) -> [Hook<'a>; 2] {
-    let Site { links, meters } = site;
-    Direction::ALL.map(|direction| Hook { target, direction, links, meters })
+    let Site { links, meters, captured } = site;
+    let captured = captured.contains(&target.port);
+    Direction::ALL.map(|direction| Hook { target, direction, links, meters, captured })
 }
 
 /// Returns which kinds of hook a netdev is to have: of ingress and of egress.

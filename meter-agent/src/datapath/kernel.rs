@@ -8,9 +8,10 @@ use aya::Ebpf;
 use nix::fcntl::Flock;
 
 use super::{
-    AttachError, Attachment, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs, Retry,
-    Target,
-    connections::Connections,
+    AttachError, Attachment, Capture, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
+    Retry, Target,
+    captures::Captures,
+    connections::{Connections, InUse},
     failure::{bind_error, describe, full_error, netdev_error},
     grace::Grace,
     hooks::{self, ProgramIds, Site},
@@ -53,6 +54,7 @@ pub struct KernelDatapath {
     pub(super) meters: Meters,
     pub(super) grace: Grace,
     pub(super) connections: Connections,
+    pub(super) captures: Captures,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     /// Held while the agent lives: nobody else writes to the maps.
@@ -74,14 +76,15 @@ impl KernelDatapath {
 
     /// As [`Datapath::tend`], at this many seconds since the host was started.
     pub fn tend_at(&mut self, now: u32) {
-        let in_use = self.meters.on && self.meters.asks_for_flow();
-        let Self { connections, grace, .. } = self;
-        connections.tend(now, in_use, || grace.wait());
+        let flow = self.meters.on && self.meters.asks_for_flow();
+        let in_use = InUse { flow, capture: !self.captures.wanted().ports.is_empty() };
+        let Self { connections, captures, grace, .. } = self;
+        connections.tend(now, in_use, captures, || grace.wait());
     }
 
     /// Returns what all hooks have in common.
     pub(super) fn site(&self) -> Site<'_> {
-        Site { links: &self.links, meters: self.meters.on }
+        Site { links: &self.links, meters: self.meters.on, captured: &self.captures.wanted().ports }
     }
 }
 
@@ -133,7 +136,8 @@ impl Datapath for KernelDatapath {
                 .map_err(|error| bind_error(&target, &describe(&error), "map_write"))?;
             let device = reported_device(claimed.device);
             let id = target.id;
-            let is_other = before.target.class != target.class;
+            let is_other = before.target.class != target.class
+                || self.captures.wants(before.target.port) != self.captures.wants(target.port);
             self.attached.insert(id, Attachment { target: Target { device, ..target }, ..before });
             if is_other {
                 self.swap_programs_of(id);
@@ -181,6 +185,10 @@ impl Datapath for KernelDatapath {
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {
         self.change_meters(meters)
+    }
+
+    fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError> {
+        self.change_capture(capture)
     }
 
     fn meters_in_force(&self) -> bool {

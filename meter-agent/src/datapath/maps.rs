@@ -17,7 +17,7 @@ use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, NAMESPACE_NETDEVS, NAMESPACES,
     NamespaceTable, PortRecord, PortUuid, SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef,
     TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, UNBOUND_SLOT,
-    connection::{Connection, ConnectionHints, ConnectionKey},
+    connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
     map,
     rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
     saved,
@@ -43,6 +43,10 @@ const SAVED_ENTRIES: u32 = 2 * MAX_UPLINKS + 2;
 /// Tunnels that one system call looks up.
 const TUNNEL_CHUNK: usize = 4_096;
 
+/// Maps that user space has in its memory.
+const MAPPED: [&str; 5] =
+    [map::SLOTS, map::CONNECTIONS, map::CONNECTION_TIMES, map::CAPTURES, map::NAMESPACES];
+
 /// What a map must be like.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spec {
@@ -60,7 +64,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 22] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 25] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -84,6 +88,9 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::CONNECTION_KEYS, H, size_of::<ConnectionKey>(), 4, options.max_connections),
         (map::CONNECTION_FREE, Q, 0, 4, options.max_connections),
         (map::CONNECTION_HINTS, A, 4, size_of::<ConnectionHints>(), 1),
+        (map::CONNECTION_TIMES, A, 4, size_of::<Handshake>(), options.max_connections + 1),
+        (map::CAPTURES, A, 4, size_of::<Capture>(), slot_blocks * SLOTS_PER_BLOCK),
+        (map::CAPTURE_SAVED, H, size_of::<PortUuid>(), size_of::<SavedCapture>(), options.max_ports),
     ];
     rows.into_iter()
         .map(|(name, kind, key_size, value_size, max_entries)| Spec {
@@ -141,7 +148,7 @@ pub(super) fn is_as(spec: &Spec, info: &MapInfo) -> Result<(), String> {
             found.0, found.1, found.2, spec.kind, spec.key_size, spec.value_size
         ));
     }
-    let is_mapped = matches!(spec.name, map::SLOTS | map::CONNECTIONS | map::NAMESPACES);
+    let is_mapped = MAPPED.contains(&spec.name);
     if is_mapped && info.map_flags() & sys::BPF_F_MMAPABLE == 0 {
         return Err("a map that can't be mapped into memory".to_owned());
     }

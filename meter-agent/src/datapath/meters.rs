@@ -376,7 +376,11 @@ impl KernelDatapath {
         let target = &attachment.target;
         let changed = self.prepare_programs(target).and_then(|()| {
             let swapped = self.within(target, |this| {
-                let site = hooks::Site { links: &this.links, meters: this.meters.on };
+                let site = hooks::Site {
+                    links: &this.links,
+                    meters: this.meters.on,
+                    captured: &this.captures.wanted().ports,
+                };
                 let mut loaded = loaded(&mut this.ebpf, &this.namespaces, target);
                 hooks::both(target, site).into_iter().try_for_each(|hook| {
                     match attachment.kind(hook.direction) {

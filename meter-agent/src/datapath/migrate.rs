@@ -189,7 +189,8 @@ impl KernelDatapath {
     fn swap_all(&mut self) {
         for attachment in self.attached.values().cloned().collect::<Vec<_>>() {
             let Attachment { target, .. } = &attachment;
-            let site = hooks::Site { links: &self.links, meters: self.meters.on };
+            let captured = self.captures.wanted().ports.clone();
+            let site = hooks::Site { links: &self.links, meters: self.meters.on, captured: &captured };
             for hook in hooks::both(target, site) {
                 let kind = attachment.kind(hook.direction);
                 // What is not there must not come to be there: its netdev may be another's by now.

@@ -35,6 +35,8 @@ use crate::netdev::{
 /// Programs of ports in namespaces, and the same beside user-defined meters.
 pub(super) const NAMESPACE_PROGRAMS: [&str; 2] = ["meter_ns_in", "meter_ns_out"];
 pub(super) const NAMESPACE_METER_PROGRAMS: [&str; 2] = ["meter_user_nin", "meter_user_nout"];
+/// The same where connections are counted.
+pub(super) const NAMESPACE_CONNECTION_PROGRAMS: [&str; 2] = ["meter_conn_nin", "meter_conn_nout"];
 
 /// What loading the programs of one more namespace takes.
 #[derive(Debug)]
@@ -98,9 +100,13 @@ impl Namespaces {
     }
 
     /// Loads the programs that a netdev of the namespace takes, those that aren't yet.
-    fn prepare(&mut self, namespace: NamespaceId, meters: bool) -> Result<(), OpenError> {
+    fn prepare(&mut self, namespace: NamespaceId, meters: bool, captured: bool) -> Result<(), OpenError> {
         let Some(known) = self.known.get_mut(&namespace) else { return Ok(()) };
-        let wanted = [NAMESPACE_PROGRAMS.as_slice(), if meters { &NAMESPACE_METER_PROGRAMS } else { &[] }];
+        let wanted = [
+            NAMESPACE_PROGRAMS.as_slice(),
+            if meters { &NAMESPACE_METER_PROGRAMS } else { &[] },
+            if captured { &NAMESPACE_CONNECTION_PROGRAMS } else { &[] },
+        ];
         let missing: Vec<&'static str> =
             wanted.concat().into_iter().filter(|name| !known.programs.fds.contains_key(name)).collect();
         if missing.is_empty() {
@@ -234,7 +240,7 @@ impl KernelDatapath {
         }
         let meters = self.meters.on;
         self.namespaces
-            .prepare(target.id.namespace, meters)
+            .prepare(target.id.namespace, meters, self.captures.wants(target.port))
             .map_err(|error| netdev_error(target, &describe(&error), "verifier", Retry::Later))
     }
 }

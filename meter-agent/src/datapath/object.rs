@@ -22,6 +22,10 @@ pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in
 pub(super) const METER_PROGRAMS: [&str; 4] =
     ["meter_user_in", "meter_user_out", "meter_user_uin", "meter_user_uout"];
 
+/// The same for netdevs whose connections are counted.
+pub(super) const CONNECTION_PROGRAMS: [&str; 4] =
+    ["meter_conn_in", "meter_conn_out", "meter_conn_uin", "meter_conn_uout"];
+
 /// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
 pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
     let program: Option<&SchedClassifier> =

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     BucketReading, PortReading, ReadError, Reading,
-    kernel::KernelDatapath,
+    kernel::{KernelDatapath, uptime_s},
     record::{port_id, port_reading},
     tunnels,
 };
@@ -73,7 +73,11 @@ impl KernelDatapath {
             map::TUNNEL_COUNTERS => count(tunnel_use.blocks),
             map::TUNNEL_SAVED => count(self.maps.carried().len()[0]),
             map::SAVED => count(self.maps.carried().len()[1]),
-            map::CONNECTIONS | map::CONNECTION_KEYS => count(self.connections.count()),
+            map::CAPTURES => count(self.captures.len()),
+            map::CAPTURE_SAVED => count(self.captures.saved_len()),
+            map::CONNECTIONS | map::CONNECTION_KEYS | map::CONNECTION_TIMES => {
+                count(self.connections.count())
+            }
             map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
@@ -86,6 +90,8 @@ impl KernelDatapath {
             tunnels: tunnels::readings(&self.maps, tunnels, &self.ledger)?,
             buckets,
             user_meters,
+            connections: self.connections.read(&self.captures, uptime_s()),
+            captures: self.captures.read(&self.connections.leaving()),
             faults: self.maps.faults()?,
             unbound: self.maps.unbound(&slots),
             maps: usage,

@@ -5,6 +5,7 @@ use meter_ebpf::abi::map;
 use super::{
     Options,
     bind::now_ns,
+    captures::Captures,
     carried::carry,
     connections::Connections,
     grace::Grace,
@@ -87,7 +88,8 @@ impl KernelDatapath {
 
         let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
         maps.places = namespaces::places(map_pins)?;
-        let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE))?;
+        let captures = Captures::take(&mut ebpf, entries_of(&specs, map::CAPTURES))?;
+        let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE), &captures)?;
         let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
         if let Some(totals) = before.totals
             && earlier.is_none()
@@ -148,6 +150,7 @@ impl KernelDatapath {
             links: links.clone(),
             meters,
             connections,
+            captures,
             grace,
             repairs,
             logger,

@@ -52,7 +52,9 @@ fn hook_kinds(id: NetdevId, links: &Path) -> Option<[HookKind; 2]> {
         ingress: IngressHook::Tc,
     };
     // Which program a hook has does not matter for whether it is there.
-    let [ingress, egress] = hooks::both(&target, Site { links, meters: false });
+    let none = BTreeSet::new();
+    let site = Site { links, meters: false, captured: &none };
+    let [ingress, egress] = hooks::both(&target, site);
     let found = |hook: Hook<'_>| {
         let is_there = |kind: &HookKind| hook.is_there(*kind, None).unwrap_or(false);
         // A filter is looked for in this namespace, and would be another netdev's.

@@ -67,6 +67,8 @@ pub(super) fn port(class: Class, id: u128, netdev: &str) -> Port {
 /// Returns a snapshot with something in every family.
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
+        connections: Arc::default(),
+        captures: Vec::new(),
         generation: 7,
         host: "compute-1".to_owned(),
         ports: ports(),

@@ -1,4 +1,8 @@
-//! Connections: who is in one, who began it, and how far it is.
+//! Connections: who is in one, who began it, how far it is, and what it has moved; and which netdevs' are counted.
+
+use super::Counter;
+#[cfg(doc)]
+use super::Direction;
 
 /// Ends of a connection at one netdev, in an order that both of its directions share.
 ///
@@ -73,8 +77,70 @@ pub struct Connection {
     pub first_seen: u32,
     /// The same for the latest.
     pub last_seen: u32,
+    /// What each [`End`] has sent, by [`Direction`] of the hook, in wire units. Only where its netdev's connections are
+    /// counted; by atomic additions of any CPU.
+    pub counts: [[Counter; 2]; 2],
+}
+
+/// How long the second packet of a connection's handshake took, by the connection's place in `CONNECTION_TIME`: apart, since
+/// only handshakes touch it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Handshake {
+    /// When its first SYN, or its first echo request, came: nanoseconds of the kernel's monotonic clock; 0 for not.
+    pub asked_ns: u64,
+    /// Nanoseconds until the answer; 0 where the handshake was not seen.
+    pub rtt_ns: u64,
+}
+
+/// What of a netdev's connections is counted, and what of its frames is in none: value of `CAPTURES`, by slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Capture {
+    /// Bits of [`capture`]; 0 for nothing.
+    pub wanted: u32,
+    /// Connections that the netdev has at most.
+    pub share: u32,
+    /// Connections that it has: programs add those that come, user space corrects it.
+    pub live: u64,
+    /// Frames that are in no connection, by [`Direction`]; by atomic additions.
+    pub other: [Counter; 2],
+    /// What connections had that are not in the table any more, by [`Direction`]. Only user space writes it.
+    pub ended: [Counter; 2],
+    /// The UUID of the port whose all of it is, as two words. Only user space reads and writes it, and the next.
+    pub port: [u64; 2],
+    /// 1 while it is that port's.
+    pub owned: u64,
     /// Fills the second cache line.
-    pub reserved: [u64; 8],
+    pub reserved: [u64; 3],
+}
+
+/// Bits of [`Capture::wanted`].
+pub mod capture {
+    /// TCP.
+    pub const TCP: u32 = 1;
+    /// UDP.
+    pub const UDP: u32 = 1 << 1;
+    /// SCTP.
+    pub const SCTP: u32 = 1 << 2;
+    /// Echo of ICMP and ICMPv6.
+    pub const ICMP: u32 = 1 << 3;
+    /// Over IPv4.
+    pub const IPV4: u32 = 1 << 4;
+    /// Over IPv6.
+    pub const IPV6: u32 = 1 << 5;
+    /// Its frames count in user-defined meters as well.
+    pub const METERS: u32 = 1 << 6;
+}
+
+/// What a port's frames were that no connection in the table has, while it has no slot: value of `CAPTURE_SAVED`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SavedCapture {
+    /// As in [`Capture`].
+    pub other: [Counter; 2],
+    /// As in [`Capture`].
+    pub ended: [Counter; 2],
 }
 
 /// Numbers of places in the one value of `CONNECTION_HINT`. A power of two.
@@ -93,6 +159,9 @@ const _: () = {
     assert!(size_of::<ConnectionKey>() == 48);
     assert!(size_of::<Course>() == 8);
     assert!(size_of::<Connection>() == 128);
+    assert!(size_of::<Handshake>() == 16);
+    assert!(size_of::<Capture>() == 128);
+    assert!(size_of::<SavedCapture>() == 64);
     assert!(size_of::<ConnectionHints>() == 128 * 1024);
     assert!(HINTS.is_power_of_two());
 };

@@ -14,6 +14,13 @@ use crate::{
     },
 };
 
+/// Types of ICMP and ICMPv6.
+/// <https://www.rfc-editor.org/rfc/rfc792>, <https://www.rfc-editor.org/rfc/rfc4443#section-4>
+const ECHO_REPLY: u8 = 0;
+const ECHO: u8 = 8;
+const ECHO_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+
 /// Where TCP begins behind IPv4 without options.
 const PLAIN_TCP: u32 = 34;
 
@@ -25,8 +32,8 @@ pub struct Fields {
     pub key: FlowKey,
     /// Where the header of TCP begins; 0 for none.
     pub tcp: u32,
-    /// Fills the word.
-    pub padding: u32,
+    /// Where the header of an echo request or reply begins; 0 for none. Means nothing of a frame with ports.
+    pub echo: u32,
 }
 
 impl Fields {
@@ -38,6 +45,15 @@ impl Fields {
             PLAIN_TCP if let Some(head) = frame.head::<48>() => head[47],
             tcp => frame.read::<1>(tcp + 13).map_or(0, |[flags]| flags),
         }
+    }
+
+    /// Returns the identifier of an echo request or reply.
+    #[inline(always)]
+    pub fn echo_identifier(&self, frame: &(impl Frame + ?Sized)) -> Option<u16> {
+        if self.echo == 0 {
+            return None;
+        }
+        frame.read::<2>(self.echo + 4).map(u16::from_be_bytes)
     }
 }
 
@@ -79,6 +95,7 @@ pub fn plain_fields<F: Frame + ?Sized>(frame: &F, fields: &mut Fields) -> bool {
         zero,
         zero,
     ];
+    // What `echo` is from another frame says nothing: nobody asks it of a frame with ports.
     fields.tcp = if protocol == IP_TCP { PLAIN_TCP } else { 0 };
     true
 }
@@ -90,7 +107,7 @@ pub fn plain_fields<F: Frame + ?Sized>(frame: &F, fields: &mut Fields) -> bool {
 #[inline(always)]
 pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> Fields {
     let mut fields = Fields::default();
-    let Fields { key, tcp, .. } = &mut fields;
+    let Fields { key, tcp, echo } = &mut fields;
     let Some(head) = frame.read::<14>(0) else { return fields };
     let [a, b, c, d, e, f, g, h, i, j, k, l, high, low] = head;
     key.words[HW_DST_WORD] = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | present::HW;
@@ -108,7 +125,7 @@ pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> Fields {
     }
     match ethernet.ethertype {
         ETH_ARP => arp(frame, ethernet.payload, key),
-        ETH_IPV4 | ETH_IPV6 => *tcp = ip(frame, ethernet.ethertype, ethernet.payload, key),
+        ETH_IPV4 | ETH_IPV6 => [*tcp, *echo] = ip(frame, ethernet.ethertype, ethernet.payload, key),
         _ => {}
     }
     fields
@@ -188,10 +205,10 @@ fn arp(frame: &(impl Frame + ?Sized), start: u32, key: &mut FlowKey) {
     }
 }
 
-/// Returns where TCP begins; 0 for none.
+/// Returns where TCP begins, and where an echo request or reply does; 0 for none.
 #[inline(always)]
-fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowKey) -> u32 {
-    let Ok(ip) = frame.ip(ethertype, start) else { return 0 };
+fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowKey) -> [u32; 2] {
+    let Ok(ip) = frame.ip(ethertype, start) else { return [0; 2] };
     if ethertype == ETH_IPV4 {
         if let Some([tos]) = frame.read::<1>(start + 1) {
             set_tos(key, tos);
@@ -217,8 +234,9 @@ fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowK
     set_proto(key, ip.protocol);
     key.words[HW_DST_WORD] |= (ip.fragment as u64) << present::FRAGMENT_SHIFT;
     if ip.fragment as u32 == Fragment::Later as u32 {
-        return 0;
+        return [0; 2];
     }
+    let mut echo = 0;
     match ip.protocol {
         IP_TCP | IP_UDP | IP_SCTP => {
             if let Some(port) = frame.read::<2>(ip.payload) {
@@ -231,6 +249,9 @@ fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowK
         IP_ICMP | IP_ICMPV6 => {
             if let Some([kind]) = frame.read::<1>(ip.payload) {
                 set_src_port(key, u16::from(kind));
+                if is_echo(ip.protocol, kind) {
+                    echo = ip.payload;
+                }
             }
             if let Some([code]) = frame.read::<1>(ip.payload + 1) {
                 set_dst_port(key, u16::from(code));
@@ -238,7 +259,16 @@ fn ip(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, key: &mut FlowK
         }
         _ => {}
     }
-    if ip.protocol == IP_TCP { ip.payload } else { 0 }
+    [if ip.protocol == IP_TCP { ip.payload } else { 0 }, echo]
+}
+
+#[inline(always)]
+fn is_echo(protocol: u8, kind: u8) -> bool {
+    if protocol == IP_ICMP {
+        matches!(kind, ECHO_REPLY | ECHO)
+    } else {
+        matches!(kind, ECHO_V6 | ECHO_REPLY_V6)
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use lab::{
 };
 use meter_agent::{
     datapath::{
-        Class, Reading, Target, UserMeter,
+        Capture, Class, Datapath as _, Reading, Target, UserMeter,
         kernel::{Options, TcMode},
     },
     meter::DeviceId,
@@ -180,6 +180,21 @@ impl Site {
         let before = (self.quiet(), meter.reading());
         traffic(self.ends());
         self.compare(before, &mut meter)
+    }
+
+    /// The same while the connections of these ports are counted; what was counted of them comes second.
+    pub(crate) fn measure_connections(
+        &self,
+        capture: &Capture,
+        traffic: impl FnOnce([End<'_>; 3]),
+    ) -> (Counted, Reading) {
+        let mut meter = self.host.open();
+        meter.datapath.set_capture(capture).unwrap();
+        self.attach_all(&mut meter);
+        let before = (self.quiet(), meter.reading());
+        traffic(self.ends());
+        let counted = self.compare(before, &mut meter);
+        (counted, meter.reading())
     }
 
     /// As [`Site::measure`], while agents that hook by `tc` may come and go: the datapath is free meanwhile.

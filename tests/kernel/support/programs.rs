@@ -9,7 +9,7 @@ use aya::{
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
 
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 23] = [
     map::SLOTS,
     map::SLOTS_HIGH,
     map::COUNTERS,
@@ -30,6 +30,9 @@ const MAPS: [&str; 20] = [
     map::CONNECTION_KEYS,
     map::CONNECTION_FREE,
     map::CONNECTION_HINTS,
+    map::CONNECTION_TIMES,
+    map::CAPTURES,
+    map::CAPTURE_SAVED,
 ];
 
 /// A program, and what it is good for.
@@ -66,7 +69,7 @@ impl Program {
 }
 
 /// Every program of the object.
-pub(crate) const PROGRAMS: [Program; 10] = [
+pub(crate) const PROGRAMS: [Program; 14] = [
     program("meter_in", Direction::Ingress, false, false),
     program("meter_out", Direction::Egress, false, false),
     program("meter_up_in", Direction::Ingress, true, false),
@@ -75,6 +78,10 @@ pub(crate) const PROGRAMS: [Program; 10] = [
     program("meter_user_out", Direction::Egress, false, false),
     program("meter_user_uin", Direction::Ingress, true, false),
     program("meter_user_uout", Direction::Egress, true, false),
+    program("meter_conn_in", Direction::Ingress, false, false),
+    program("meter_conn_out", Direction::Egress, false, false),
+    program("meter_conn_uin", Direction::Ingress, true, false),
+    program("meter_conn_uout", Direction::Egress, true, false),
     program("meter_up_xdp", Direction::Ingress, true, true),
     program("meter_up_xdpf", Direction::Ingress, true, true),
 ];

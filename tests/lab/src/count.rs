@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -51,6 +51,9 @@ impl std::iter::Sum for Count {
 
 /// From which station to which.
 pub type Stations = (Mac, Mac);
+
+/// Of what protocol, from where to where.
+pub type Flow = (u8, SocketAddr, SocketAddr);
 
 /// Which encapsulation a tunnel uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

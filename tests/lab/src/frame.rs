@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    count::{Encap, Stations, TunnelKey},
+    count::{Encap, Flow, Stations, TunnelKey},
     mac::Mac,
 };
 
@@ -93,6 +93,18 @@ fn transport(frame: &[u8]) -> Option<Transport> {
         }
         _ => None,
     }
+}
+
+/// Returns from where to where a frame goes, if it has ports; of an echo request or reply each port is its identifier.
+pub(crate) fn flow(frame: &[u8]) -> Option<Flow> {
+    let Transport { src, dst, protocol, at } = transport(frame)?;
+    let [src_port, dst_port] = match protocol {
+        6 | 17 | 132 => [be16(frame, at)?, be16(frame, at + 2)?],
+        1 if matches!(bytes::<1>(frame, at)?, [0 | 8]) => [be16(frame, at + 4)?; 2],
+        58 if matches!(bytes::<1>(frame, at)?, [128 | 129]) => [be16(frame, at + 4)?; 2],
+        _ => return None,
+    };
+    Some((protocol, (src, src_port).into(), (dst, dst_port).into()))
 }
 
 /// Returns what a frame carries, if it is a tunnel packet.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use crate::{
-    count::{Count, Stations, map_since, settled},
+    count::{Count, Flow, Stations, map_since, settled},
     error::Result,
-    frame::{VnetHeader, stations},
+    frame::{VnetHeader, flow, stations},
     mac::Mac,
     netns::Netns,
     relay::Relay,
@@ -48,6 +48,8 @@ pub struct RelayCounts {
     pub total: Count,
     /// The same by Ethernet header.
     pub stations: BTreeMap<Stations, Count>,
+    /// The same by connection, for frames that are of one.
+    pub flows: BTreeMap<Flow, Count>,
     /// What crossed: super-packets as one.
     pub skbs: Count,
     /// Super-packets.
@@ -67,6 +69,7 @@ impl RelayCounts {
         Self {
             total: self.total.since(earlier.total),
             stations: map_since(&self.stations, &earlier.stations, Count::since),
+            flows: map_since(&self.flows, &earlier.flows, Count::since),
             skbs: self.skbs.since(earlier.skbs),
             super_packets: self.super_packets - earlier.super_packets,
             longest: self.longest,
@@ -92,6 +95,9 @@ impl RelayCounts {
         self.total.add(frames, bytes);
         if let Some(stations) = stations(frame) {
             self.stations.entry(stations).or_default().add(frames, bytes);
+        }
+        if let Some(flow) = flow(frame) {
+            self.flows.entry(flow).or_default().add(frames, bytes);
         }
     }
 }

@@ -12,6 +12,8 @@ const PURE: &[&str] = &[
     "meter-agent/src/audit.rs",
     "meter-agent/src/audit/",
     "meter-agent/src/binding.rs",
+    "meter-agent/src/connections.rs",
+    "meter-agent/src/connections/",
     "meter-agent/src/definitions.rs",
     "meter-agent/src/jmx/bean.rs",
     "meter-agent/src/jmx/durations.rs",
@@ -129,7 +131,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("binding", &["meter", "netdev"]),
     ("cli", &["jolokia", "meter"]),
     ("command", &["config"]),
-    ("config", &["binding", "datapath", "meter", "netdev", "roles", "rules"]),
+    ("config", &["binding", "connections", "datapath", "meter", "netdev", "roles", "rules"]),
+    ("connections", &["datapath", "meter", "netdev"]),
     ("control", &["audit", "definitions", "http", "publish", "snapshot"]),
     ("datapath", &["meter", "netdev", "rules", "totals"]),
     ("definitions", &["aside", "rules"]),
@@ -147,7 +150,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("roles", &["binding", "datapath", "meter", "netdev"]),
     ("rules", &["meter", "netdev"]),
     ("snapshot", &["audit", "binding", "datapath", "definitions", "meter", "netdev"]),
-    ("survey", &["binding", "datapath", "netdev", "reconcile", "roles", "snapshot"]),
+    ("survey", &["binding", "connections", "datapath", "meter", "netdev", "reconcile", "roles", "snapshot"]),
     ("totals", &[]),
 ];
 

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::*;
 use crate::{
+    connections,
+    datapath::Class,
     netdev::{Glob, Pattern, namespaces::Selection},
     rules::{
         Attribute, Meter, Router,
@@ -136,6 +138,7 @@ prop_compose! {
         (ignore, ports, uplinks) in (patterns("kind:"), patterns("driver:"), patterns("")),
         xdp in any::<bool>(),
         namespaces in selections(),
+        connections in captures(),
         configured in bindings(),
         meters in meter_sets(),
     ) -> Config {
@@ -170,9 +173,51 @@ prop_compose! {
                 uplink_ingress: if xdp { IngressHook::Xdp } else { IngressHook::Tc },
             },
             namespaces,
+            connections,
             meters,
         }
     }
+}
+
+prop_compose! {
+    fn captures()(
+        netdevs in patterns("kind:"),
+        ports in prop::collection::btree_set(1..1_000_000_u128, 0..3),
+        roles in prop::collection::btree_set(prop::sample::select(vec![Class::Port, Class::Uplink, Class::Tunnel]), 0..3),
+        protocols in 0..16_u32,
+        versions in 0..4_u32,
+        share in 1..=1_000_000_u32,
+        (idle_s, ended_s) in (1..=86_400_u32, 1..=86_400_u32),
+    ) -> connections::Selection {
+        connections::Selection {
+            netdevs,
+            ports: ports.into_iter().map(|port| PortId(Uuid::from_u128(port))).collect(),
+            roles,
+            bits: protocols | versions << 4,
+            share,
+            idle_s,
+            ended_s,
+        }
+    }
+}
+
+/// Writes down of which netdevs connections are counted.
+fn written_connections(selection: &connections::Selection) -> String {
+    let words = |all: &[&'static str], first: u32| -> Vec<&'static str> {
+        (first..).zip(all).filter(|(bit, _)| selection.bits & 1 << bit != 0).map(|(_, word)| *word).collect()
+    };
+    let roles: Vec<&str> = selection.roles.iter().map(|role| role.name()).collect();
+    format!(
+        "netdevs = {}\nports = {}\nroles = {roles:?}\nprotocols = {:?}\nip_versions = [{}]\nmax_entries_of_netdev = {}\n\
+         timeout = \"{}s\"\nended_timeout = \"{}s\"",
+        strings(&selection.netdevs),
+        strings(&selection.ports.iter().collect::<Vec<_>>()),
+        words(&["tcp", "udp", "sctp", "icmp"], 0),
+        words(&["4", "6"], 4).join(", "),
+        selection.share,
+        selection.idle_s,
+        selection.ended_s,
+    )
 }
 
 prop_compose! {
@@ -229,7 +274,7 @@ fn written(config: &Config) -> String {
     let mut text = format!(
         "host_id = \"{}\"\nhost_name = \"{}\"\n\n[datapath]\npin_path = {}\ntc = \"{tc}\"\nmax_ports = {}\n\
          max_netdevs = {}\n\n[tunnels]\nvxlan_ports = {:?}\ngeneve_ports = {:?}\nnvgre = {}\nmax_tunnels = {}\n\
-         \n[connections]\nmax_entries = {}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
+         \n[connections]\nmax_entries = {}\n{}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[namespaces]\ninclude = {}\nexclude = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
          scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
@@ -246,6 +291,7 @@ fn written(config: &Config) -> String {
         datapath.nvgre,
         datapath.max_tunnels,
         datapath.max_connections,
+        written_connections(&config.connections),
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),

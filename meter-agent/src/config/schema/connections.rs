@@ -1,0 +1,82 @@
+//! `[connections]`: of which netdevs connections are counted, and which.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use meter_ebpf::abi::connection::capture;
+
+use super::{MAX_ENTRIES, MAX_PATTERNS, or, values};
+use crate::{
+    config::{check, document::Document, report::Report},
+    connections::Selection,
+    datapath::Class,
+    meter::PortId,
+};
+
+const ROLES: &[(&str, Class)] =
+    &[("port", Class::Port), ("uplink", Class::Uplink), ("tunnel", Class::Tunnel)];
+const PROTOCOLS: &[(&str, u32)] =
+    &[("tcp", capture::TCP), ("udp", capture::UDP), ("sctp", capture::SCTP), ("icmp", capture::ICMP)];
+/// Ports that can be named one by one.
+const MAX_PORTS: usize = 4096;
+/// After how long a connection may be taken out of the table.
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const DEFAULT_MAX_ENTRIES: u32 = 16_384;
+
+/// Returns how many connections the table has room for.
+pub(super) fn max_entries(document: &Document<'_>, report: &mut Report<'_>) -> u32 {
+    let section = document.section("connections", report);
+    or(section.one(report, "max_entries", check::integer(1..=MAX_ENTRIES)), DEFAULT_MAX_ENTRIES).value
+}
+
+/// Reads of which netdevs connections are counted.
+pub(super) fn selection(document: &Document<'_>, max_entries: u32, report: &mut Report<'_>) -> Selection {
+    let section = document.section("connections", report);
+    let default = Selection::default();
+    let netdevs = section.list(report, "netdevs", MAX_PATTERNS, check::string(check::pattern));
+    let port = check::string(|text| check::uuid(text).map(PortId));
+    let ports = section.list(report, "ports", MAX_PORTS, port);
+    let roles = section.list(report, "roles", ROLES.len(), check::string(check::word(ROLES)));
+    let protocols = section.list(report, "protocols", PROTOCOLS.len(), check::string(check::word(PROTOCOLS)));
+    let versions = section.list(report, "ip_versions", 2, check::integer(4..=6_u8));
+    let mut bits = default.bits;
+    if let Some(protocols) = protocols {
+        bits &= capture::IPV4 | capture::IPV6;
+        bits |= protocols.iter().fold(0, |all, protocol| all | protocol.value);
+    }
+    if let Some(versions) = versions {
+        bits &= !(capture::IPV4 | capture::IPV6);
+        for version in versions {
+            match version.value {
+                4 => bits |= capture::IPV4,
+                6 => bits |= capture::IPV6,
+                other => report.key(
+                    version.origin,
+                    "connections.ip_versions",
+                    format_args!("there is no version {other} of IP; expected 4 or 6"),
+                ),
+            }
+        }
+    }
+    let seconds = |key, default: u32, report: &mut Report<'_>| {
+        let read = |text: &str| {
+            let timeout = check::interval(TIMEOUTS)(text)?;
+            timeout.ok_or_else(|| "is zero; a connection without traffic has to leave some time".to_owned())
+        };
+        let timeout = section.one(report, key, check::string(read));
+        let seconds = timeout.map(|timeout| timeout.value.as_secs());
+        seconds.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(default)
+    };
+    let idle_s = seconds("timeout", default.idle_s, report);
+    let ended_s = seconds("ended_timeout", default.ended_s, report);
+    let share = section.one(report, "max_entries_of_netdev", check::integer(1..=MAX_ENTRIES));
+    Selection {
+        netdevs: values(netdevs.unwrap_or_default()),
+        ports: values(ports.unwrap_or_default()).into_iter().collect(),
+        roles: values(roles.unwrap_or_default()).into_iter().collect(),
+        bits,
+        // So that no guest alone fills the table.
+        share: or(share, max_entries.div_ceil(2)).value,
+        idle_s,
+        ended_s,
+    }
+}

@@ -1,0 +1,67 @@
+//! Connections at the netdevs of ports: of which netdevs they are counted.
+//!
+//! Pure.
+
+use std::collections::BTreeSet;
+
+use meter_ebpf::abi::connection::capture;
+
+use crate::{
+    datapath::{Capture, Class, Target},
+    meter::PortId,
+    netdev::{Netdev, Pattern},
+};
+
+/// All that can be counted: every protocol, over either version of IP.
+pub const EVERYTHING: u32 =
+    capture::TCP | capture::UDP | capture::SCTP | capture::ICMP | capture::IPV4 | capture::IPV6;
+
+/// Of which netdevs connections are counted, and which. Of none by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// By name, kind or driver.
+    pub netdevs: Vec<Pattern>,
+    /// By the port that they carry.
+    pub ports: BTreeSet<PortId>,
+    /// By what they are.
+    pub roles: BTreeSet<Class>,
+    /// Which protocols: bits of [`capture`].
+    pub bits: u32,
+    /// Connections that one netdev has at most.
+    pub share: u32,
+    /// Seconds without a frame after which a connection is taken out of the table.
+    pub idle_s: u32,
+    /// The same once it has ended.
+    pub ended_s: u32,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self {
+            netdevs: Vec::new(),
+            ports: BTreeSet::new(),
+            roles: BTreeSet::new(),
+            bits: EVERYTHING,
+            share: u32::MAX,
+            idle_s: 60,
+            ended_s: 10,
+        }
+    }
+}
+
+impl Selection {
+    /// Returns whether the connections of a netdev are counted if it is metered so.
+    #[must_use]
+    pub fn has(&self, netdev: &Netdev, target: &Target) -> bool {
+        self.roles.contains(&target.class)
+            || self.ports.contains(&target.port)
+            || self.netdevs.iter().any(|pattern| pattern.matches(netdev))
+    }
+
+    /// Returns what the datapath is to count at the netdevs of these ports.
+    #[must_use]
+    pub fn of(&self, ports: BTreeSet<PortId>) -> Capture {
+        let Self { bits, share, idle_s, ended_s, .. } = *self;
+        Capture { ports, bits, share, idle_s, ended_s }
+    }
+}
