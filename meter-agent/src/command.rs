@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Flags, rule_table};
+use crate::{
+    config::{Flags, rule_table},
+    connections::list::{self, Order},
+    meter::PortId,
+    rules::{Prefix, prefix},
+};
 
 /// What `--help` and the manual page say at their end.
 const MORE: &str = "\
@@ -48,6 +53,30 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// List the connections that are counted: who began them, what each end has sent, the round trip
+    Connections {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// In which order: bytes, packets or rtt (the largest first), age or idle
+        #[arg(long, value_name = "ORDER", default_value = "bytes")]
+        sort: Order,
+        /// List so many at most
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<usize>,
+        /// Only those of this port
+        #[arg(long, value_name = "UUID", value_parser = |text: &str| text.parse().map(PortId))]
+        port: Option<PortId>,
+        /// Only those of this protocol: tcp, udp, sctp, icmp or icmpv6
+        #[arg(long, value_name = "NAME", value_parser = list::protocol)]
+        protocol: Option<String>,
+        /// Only those of which an end has this address, or one of this network
+        #[arg(long, value_name = "ADDRESS", value_parser = prefix)]
+        address: Option<Prefix>,
+        /// Only those of which an end has this port of TCP, UDP or SCTP
+        #[arg(long, value_name = "NUMBER")]
+        number: Option<u16>,
     },
     /// Say what this kernel and these privileges allow, which hook each netdev gets and why, and what to fix
     Doctor,

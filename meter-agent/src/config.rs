@@ -75,6 +75,8 @@ pub struct Config {
     pub namespaces: Selection,
     /// `[connections]`: of which netdevs connections are counted.
     pub connections: connections::Selection,
+    /// How they are shown.
+    pub connections_view: connections::View,
     /// `[[meter]]` and the groups: what the user-defined meters count.
     pub meters: MeterSet,
 }
@@ -99,6 +101,10 @@ pub struct Compat {
     pub scraper_listen: Vec<SocketAddr>,
     /// What the JMX scraper's families call this agent.
     pub scraper_agent: String,
+    /// Whether `/metrics` holds the families of the Skydive-Prometheus connector.
+    pub skydive: bool,
+    /// Where the page of the Skydive-Prometheus connector is served; none where empty.
+    pub skydive_listen: Vec<SocketAddr>,
 }
 
 /// Who said what this host's id is.

@@ -1,6 +1,19 @@
-//! Connections at the netdevs of ports: of which netdevs they are counted.
+//! Connections at the netdevs of ports: of which netdevs they are counted, what they are called, and which are shown.
 //!
-//! Pure.
+//! Pure, but for what a [`Board`] remembers.
+
+mod board;
+mod classify;
+pub mod list;
+mod series;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    board::{Board, Row, Shown},
+    classify::{Classifier, Tag},
+    series::{Address, Label, Series, View, protocol_name},
+};
 
 use std::collections::BTreeSet;
 

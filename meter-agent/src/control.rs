@@ -1,11 +1,13 @@
 //! The local socket: what the agent tells those who may ask it on its own host.
 //!
 //! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON, and `GET
-//! /audit` makes an audit and returns what `meter-agent audit` prints. [`meters`] has what there is for user-defined meters.
+//! /audit` makes an audit and returns what `meter-agent audit` prints. `GET /connections` lists connections, as its query asks
+//! for them ([`Question`]). [`meters`] has what there is for user-defined meters.
 
 pub mod meters;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -22,19 +24,22 @@ use tokio::{
 
 use crate::{
     audit::Report,
+    connections::list::{ConnectionStatus, Question},
     definitions::{Change, ChangeError},
     http::{
         Request, Response,
         client::{Call, ClientError, exchange},
     },
+    meter::PortId,
     publish::SnapshotReader,
-    snapshot::NetdevStatus,
+    snapshot::{NetdevStatus, Snapshot},
 };
 
 /// The paths of what is served.
 const NETDEVS: &str = "/netdevs";
 const AUDIT: &str = "/audit";
 const METERS: &str = "/meters";
+const CONNECTIONS: &str = "/connections";
 /// How long an agent may take to answer; it may be attaching.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where it reads all counters several times first, or writes to a disk.
@@ -174,8 +179,8 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
     if request.path.strip_prefix(METERS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return meters::answer(desk, &request).await;
     }
-    if !matches!(request.path.as_str(), NETDEVS | AUDIT) {
-        let there_is = format!("not found; there are {NETDEVS}, {AUDIT} and {METERS}");
+    if !matches!(request.path.as_str(), NETDEVS | AUDIT | CONNECTIONS) {
+        let there_is = format!("not found; there are {NETDEVS}, {AUDIT}, {CONNECTIONS} and {METERS}");
         return Response::text(StatusCode::NOT_FOUND, &there_is);
     }
     if request.method != Method::GET {
@@ -183,6 +188,12 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
     }
     if request.path == NETDEVS {
         return json(&desk.reader.fresh().await.netdevs);
+    }
+    if request.path == CONNECTIONS {
+        return match Question::parse(request.query.as_deref().unwrap_or_default()) {
+            Ok(question) => json(&connections_of(&*desk.reader.fresh().await, &question)),
+            Err(what) => Response::text(StatusCode::BAD_REQUEST, &what),
+        };
     }
     let (wish, answer) = oneshot::channel();
     let asked = desk.audits.send(wish).await;
@@ -193,6 +204,16 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
             "no audit could be made; the agent's log says why",
         ),
     }
+}
+
+/// Returns the connections that are asked for.
+fn connections_of(snapshot: &Snapshot, question: &Question) -> Vec<ConnectionStatus> {
+    let netdevs: BTreeMap<PortId, &str> = snapshot
+        .ports
+        .iter()
+        .filter_map(|port| Some((port.port, port.carrier.as_ref()?.netdev.as_str())))
+        .collect();
+    question.answer(&snapshot.connections, |port| netdevs.get(&port).map(|netdev| (*netdev).to_owned()))
 }
 
 fn json(value: &impl Serialize) -> Response {
@@ -218,6 +239,15 @@ pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
 /// [`AskError::NoAgent`] where none runs, [`AskError::NoAudit`] where it could make none.
 pub async fn audit(path: &Path) -> Result<Report, AskError> {
     ask(path, get(AUDIT)).await
+}
+
+/// Asks the agent behind a socket for connections.
+///
+/// # Errors
+///
+/// [`AskError::NoAgent`] where none runs.
+pub async fn connections(path: &Path, question: &Question) -> Result<Vec<ConnectionStatus>, AskError> {
+    ask(path, get(&format!("{CONNECTIONS}?{}", question.query()))).await
 }
 
 /// Returns a question that the agent may think about.

@@ -230,7 +230,7 @@ fn report(samples: usize, costs: [Cost; 8], lines: Cost) -> bool {
 
 fn plain_options() -> Options {
     let scraper_agent = "compute1:7200".to_owned();
-    Options { max_series: 20_000, midonet: false, scraper: false, scraper_agent }
+    Options { max_series: 20_000, midonet: false, scraper: false, scraper_agent, ..Options::default() }
 }
 
 fn megabytes(bytes: usize) -> f64 {

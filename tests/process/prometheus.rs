@@ -61,7 +61,13 @@ fn compatible_families_can_be_parsed_and_have_no_faults_but_those_of_old() {
 }
 
 fn options() -> Options {
-    Options { max_series: 1000, midonet: false, scraper: false, scraper_agent: "compute1:7200".to_owned() }
+    Options {
+        max_series: 1000,
+        midonet: false,
+        scraper: false,
+        scraper_agent: "compute1:7200".to_owned(),
+        ..Options::default()
+    }
 }
 
 /// Serves a snapshot on a port of its own for as long as the test runs.

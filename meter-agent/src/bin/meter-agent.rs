@@ -17,6 +17,7 @@ use meter_agent::{
     audit,
     command::{self, Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
+    connections::list::{Question, table},
     control::{self, AskError, meters},
     datapath::kernel,
     definitions::{self, Origin},
@@ -65,6 +66,10 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             result => result.map(drop),
         },
+        Some(Command::Connections { json, sort, limit, port, protocol, address, number }) => {
+            let question = Question { order: sort, most: limit, port, protocol, address, number };
+            connections(&config, json, &question)
+        }
         Some(Command::Doctor) => match doctor(&config) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -132,6 +137,13 @@ fn list(config: &Config, json: bool) -> Result<()> {
         );
     }
     let text = if json { serde_json::to_string_pretty(&netdevs)? + "\n" } else { ls::table(&netdevs) };
+    print(&text)
+}
+
+fn connections(config: &Config, json: bool, question: &Question) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let found = runtime.block_on(control::connections(&config.control_socket, question))?;
+    let text = if json { serde_json::to_string_pretty(&found)? + "\n" } else { table(&found) };
     print(&text)
 }
 

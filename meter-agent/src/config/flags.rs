@@ -38,6 +38,9 @@ pub struct Flags {
     /// Which hook counts the ingress of uplinks: tc or xdp
     #[arg(long, value_name = "HOOK", global = true)]
     pub uplinks_ingress: Option<String>,
+    /// Let /metrics have the families of the Skydive-Prometheus connector too
+    #[arg(long = "compat.skydive", global = true)]
+    pub compat_skydive: bool,
     /// What to log: error, warn, info, debug, trace, or directives such as info,meter_agent=debug
     #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,

@@ -70,7 +70,8 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let rules = rules(document, flags, report);
     let namespaces = namespaces(document, report);
     let connections = connections::selection(document, datapath.max_connections, report);
-    let [http_listen, jolokia_listen, scraper_listen] = listen(document, flags, report);
+    let connections_view = connections::view(document, connections.idle_s, report);
+    let [http_listen, jolokia_listen, scraper_listen, skydive_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);
     let state_directory = state_directory(document, flags, report);
@@ -80,7 +81,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     routers::read(document, &configured, &mut meters, report);
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
-    let compat = exposition::compat(document, &host_name, scraper_listen, report);
+    let compat = exposition::compat(document, &host_name, [scraper_listen, skydive_listen], flags, report);
     let (state_file, state_interval) = state(document, report);
     let audit_interval = exposition::audit_interval(document, report);
     let (host_id, host_id_source) = host_id(&document.top(), host, report);
@@ -105,6 +106,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
         rules,
         namespaces,
         connections,
+        connections_view,
         meters,
     }
 }
@@ -211,7 +213,7 @@ fn namespaces(document: &Document<'_>, report: &mut Report<'_>) -> Selection {
     Selection { include: globs(report, "include"), exclude: globs(report, "exclude") }
 }
 
-fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 3] {
+fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [Vec<SocketAddr>; 4] {
     let section = document.section("http", report);
     let http = section.list(report, "listen", MAX_LISTEN, check::string(check::listen));
     let http = flag_list(report, "--web.listen-address", &flags.http_listen, check::listen).or(http);
@@ -220,13 +222,18 @@ fn listen(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> [V
     let jolokia = flag_list(report, "--jolokia-listen", &flags.jolokia_listen, check::listen).or(jolokia);
     let section = document.section("compat", report);
     let scraper = section.list(report, "scraper_listen", MAX_LISTEN, check::string(check::listen));
+    let skydive = section.list(report, "skydive_listen", MAX_LISTEN, check::string(check::listen));
     let http = or_list(http, &[([0_u16; 8], 7300).into()]);
     let jolokia = or_list(jolokia, &[([127, 0, 0, 1], 7200).into()]);
-    let scraper = or_list(scraper, &[]);
-    let lists: [(&str, &[_]); 3] =
-        [("http.listen", &http), ("jolokia.listen", &jolokia), ("compat.scraper_listen", &scraper)];
+    let [scraper, skydive] = [scraper, skydive].map(|list| or_list(list, &[]));
+    let lists: [(&str, &[_]); 4] = [
+        ("http.listen", &http),
+        ("jolokia.listen", &jolokia),
+        ("compat.scraper_listen", &scraper),
+        ("compat.skydive_listen", &skydive),
+    ];
     disjoint(report, &lists, check::overlaps);
-    [values(http), values(jolokia), values(scraper)]
+    [http, jolokia, scraper, skydive].map(values)
 }
 
 fn web_config(document: &Document<'_>, flags: &Flags, report: &mut Report<'_>) -> Option<PathBuf> {

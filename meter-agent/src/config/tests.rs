@@ -53,6 +53,8 @@ fn defaults() -> Config {
             scraper: false,
             scraper_listen: Vec::new(),
             scraper_agent: "compute1:7200".to_owned(),
+            skydive: false,
+            skydive_listen: Vec::new(),
         },
         audit_interval: Some(Duration::from_secs(60)),
         state_file: None,
@@ -68,6 +70,7 @@ fn defaults() -> Config {
             uplink_ingress: IngressHook::Tc,
         },
         namespaces: Selection::default(),
+        connections_view: connections::View { most: 5_000, idle_s: 60, ..connections::View::default() },
         connections: connections::Selection { share: 8_192, ..connections::Selection::default() },
         meters: MeterSet::default(),
     }
@@ -216,6 +219,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         datapath_pin_path: text("/"),
         datapath_tc: text("xdp"),
         uplinks_ingress: text("tcx"),
+        compat_skydive: true,
         log_level: text("loud"),
         log_format: text("xml"),
     };

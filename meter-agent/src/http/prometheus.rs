@@ -7,10 +7,12 @@ mod agent;
 mod audit;
 mod budget;
 mod compat;
+mod connections;
 mod families;
 mod format;
 mod lines;
 mod servers;
+mod skydive;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -36,14 +38,17 @@ use super::{
     process::Process,
     server::{self, Published},
 };
-use crate::snapshot::{SharedSnapshot, Snapshot};
+use crate::{
+    connections::{Board, Shown, View},
+    snapshot::{SharedSnapshot, Snapshot},
+};
 
 /// About how many bytes a port and a tunnel take, so that the buffer seldom grows.
 const BYTES_PER_PORT: usize = 1900;
 const BYTES_PER_TUNNEL: usize = 450;
 
 /// What the operator decides of the exposition.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// Series of a family that have a name of their own; the others are summed to one more.
     pub max_series: usize,
@@ -53,6 +58,10 @@ pub struct Options {
     pub scraper: bool,
     /// What the scraper's families call this agent: their label `mn_agent`.
     pub scraper_agent: String,
+    /// How connections are shown.
+    pub connections: View,
+    /// Whether `/metrics` holds the families of the Skydive-Prometheus connector as well.
+    pub skydive: bool,
 }
 
 /// How long an answer has taken.
@@ -78,13 +87,15 @@ impl Stopwatch {
 pub struct Exposition {
     options: Options,
     budget: Mutex<Budget>,
+    connections: Mutex<Board>,
+    skydive: Mutex<Board>,
 }
 
 impl Exposition {
     /// Makes one that has shown nothing yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options, budget: Mutex::default() }
+        Self { options, budget: Mutex::default(), connections: Mutex::default(), skydive: Mutex::default() }
     }
 
     /// Writes everything that `/metrics` shows.
@@ -108,7 +119,12 @@ impl Exposition {
         format: Format,
         stopwatch: Stopwatch,
     ) -> String {
-        let Options { max_series, midonet, scraper, ref scraper_agent } = self.options;
+        let Options { max_series, midonet, scraper, skydive, ref scraper_agent, ref connections } =
+            self.options;
+        let connections = {
+            let Snapshot { generation, connections: readings, captures, .. } = &**snapshot;
+            lock(&self.connections).update(connections, *generation, readings, captures)
+        };
         let created = Created::default();
         let capacity = 64 * 1024
             + snapshot.ports.len() * BYTES_PER_PORT
@@ -120,13 +136,15 @@ impl Exposition {
             let pools =
                 meters.as_ref().map(|meters| budget.choose_meters(max_series, &snapshot.ports, meters));
             let choice = budget.choose(max_series, snapshot);
-            let over = over(&choice, budget.meters_over());
+            let mut over = over(&choice, budget.meters_over());
+            over.extend((!snapshot.captures.is_empty()).then_some(("meter_connection", connections.over)));
             (choice, pools, over)
         };
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
             snapshot: SharedSnapshot::clone(snapshot),
             choice,
+            connections,
             series: Series { limit: max_series, over },
             process,
             servers,
@@ -144,6 +162,9 @@ impl Exposition {
                 compat.scraper(lines.raw(), scraper_agent, stopwatch);
             }
         }
+        if skydive {
+            self.skydive(lines.raw(), snapshot);
+        }
         lines.finish()
     }
 
@@ -158,10 +179,29 @@ impl Exposition {
         text
     }
 
-    fn budget(&self) -> MutexGuard<'_, Budget> {
-        // Whatever was admitted before a panic stays admitted.
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes what the Skydive-Prometheus connector showed on its own port, in text 0.0.4.
+    #[must_use]
+    pub fn render_skydive(&self, snapshot: &Snapshot) -> String {
+        let mut text = String::new();
+        self.skydive(&mut text, snapshot);
+        text
     }
+
+    fn skydive(&self, out: &mut String, snapshot: &Snapshot) {
+        let view = skydive::view(&self.options.connections);
+        let readings = skydive::with_transport(&snapshot.connections);
+        let shown = lock(&self.skydive).update(&view, snapshot.generation, &readings, &[]);
+        skydive::write(out, &shown, snapshot);
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        lock(&self.budget)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whatever was admitted before a panic stays admitted.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the agent says of the number of its series.
@@ -184,6 +224,7 @@ fn over(choice: &Choice, meters: Option<[usize; METER_KINDS.len()]>) -> Vec<(&'s
 struct Scrape {
     snapshot: SharedSnapshot,
     choice: Choice,
+    connections: Shown,
     series: Series,
     process: Process,
     servers: Vec<Published>,
@@ -197,6 +238,7 @@ impl Collector for Scrape {
         let created = (self.format == Format::OpenMetrics).then(|| self.created.clone());
         let mut families = Families::new(encoder, created);
         traffic::write(&mut families, &self.snapshot, &self.choice)?;
+        connections::write(&mut families, &self.connections)?;
         audit::write(&mut families, &self.snapshot, &self.choice, agent::started_ns(&self.process))?;
         agent::write(&mut families, &self.snapshot, &self.process)?;
         servers::write(&mut families, &self.servers)?;

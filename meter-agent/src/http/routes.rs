@@ -143,6 +143,20 @@ pub async fn scraper(pages: &Pages, request: Request) -> Response {
     pages.render(Format::Text.content_type(), &request.headers, render).await
 }
 
+/// Answers a request on the port of the Skydive-Prometheus connector, which had one page.
+pub async fn skydive(pages: &Pages, request: Request) -> Response {
+    if request.path != "/metrics" {
+        return Response::text(StatusCode::NOT_FOUND, "nothing is served at this path; /metrics is");
+    }
+    if ![Method::GET, Method::HEAD].contains(&request.method) {
+        return not_allowed("this page can only be read: use GET or HEAD", "GET, HEAD");
+    }
+    let snapshot = pages.reader.fresh().await;
+    let exposition = Arc::clone(&pages.exposition);
+    let render = move || exposition.render_skydive(&snapshot);
+    pages.render(Format::Text.content_type(), &request.headers, render).await
+}
+
 async fn metrics(pages: &Pages, headers: &HeaderMap) -> Response {
     let stopwatch = Stopwatch::Running(Instant::now());
     let format = Format::negotiate(texts(headers, ACCEPT));

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     audit::{Cause, Closure, Drift, Dropped, Report, Row},
     binding::Source,
-    datapath::{Class, HookKind, MapUsage, Repairs, UserMeter},
+    datapath::{CaptureReading, Class, ConnectionReading, HookKind, MapUsage, Repairs, UserMeter},
     meter::{DeviceId, FlowStats, PortId},
     snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
@@ -64,11 +64,41 @@ pub(super) fn port(class: Class, id: u128, netdev: &str) -> Port {
     }
 }
 
+fn connections() -> Arc<[ConnectionReading]> {
+    let counts = |packets: u64| [Counter { packets, bytes: packets * 100 }, Counter::default()];
+    let tcp = ConnectionReading {
+        port: PortId(Uuid::from_u128(0x3f2a_0000_0000_4000_8000_0000_0000_0067)),
+        protocol: 6,
+        initiator: "10.0.0.5:40312".parse().unwrap(),
+        target: "10.0.0.6:5201".parse().unwrap(),
+        counts: [counts(10_485), counts(3)],
+        rtt_ns: 1_250_000,
+        began_s: 7,
+        idle_s: 1,
+        answered: true,
+        ended: false,
+    };
+    let echo = ConnectionReading {
+        protocol: 58,
+        initiator: "[2001:db8::5]:7".parse().unwrap(),
+        target: "[2001:db8::6]:7".parse().unwrap(),
+        counts: [counts(1), counts(0)],
+        rtt_ns: 0,
+        answered: false,
+        ..tcp.clone()
+    };
+    [tcp, echo].into()
+}
+
 /// Returns a snapshot with something in every family.
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
-        connections: Arc::default(),
-        captures: Vec::new(),
+        connections: connections(),
+        captures: vec![CaptureReading {
+            port: PortId(Uuid::from_u128(0x3f2a_0000_0000_4000_8000_0000_0000_0067)),
+            other: [Counter { packets: 4, bytes: 400 }, Counter::default()],
+            ended: [Counter { packets: 1, bytes: 60 }, Counter { packets: 2, bytes: 1_514 }],
+        }],
         generation: 7,
         host: "compute-1".to_owned(),
         ports: ports(),

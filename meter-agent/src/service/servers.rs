@@ -40,6 +40,16 @@ pub(super) fn start(
     let server = Server::new(Limits::default()).with_web(web.clone()).publish("metrics");
     listeners("http", &server, inherited.metrics, &config.http_listen, &native);
 
+    if !config.compat.skydive_listen.is_empty() {
+        let pages = Arc::clone(&pages);
+        let skydive = move |request| {
+            let pages = Arc::clone(&pages);
+            async move { routes::skydive(&pages, request).await }
+        };
+        let server = Server::new(Limits::default()).with_web(web.clone()).publish("skydive");
+        listeners("skydive", &server, Vec::new(), &config.compat.skydive_listen, &skydive);
+    }
+
     let scraper = move |request| {
         let pages = Arc::clone(&pages);
         async move { routes::scraper(&pages, request).await }
@@ -85,6 +95,8 @@ fn exposition(config: &Config) -> prometheus::Options {
         midonet: config.compat.midonet,
         scraper: config.compat.scraper,
         scraper_agent: config.compat.scraper_agent.clone(),
+        connections: config.connections_view.clone(),
+        skydive: config.compat.skydive,
     }
 }
 

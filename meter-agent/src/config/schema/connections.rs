@@ -7,9 +7,10 @@ use meter_ebpf::abi::connection::capture;
 use super::{MAX_ENTRIES, MAX_PATTERNS, or, values};
 use crate::{
     config::{check, document::Document, report::Report},
-    connections::Selection,
+    connections::{Classifier, Label, Selection, Tag, View},
     datapath::Class,
     meter::PortId,
+    rules,
 };
 
 const ROLES: &[(&str, Class)] =
@@ -78,5 +79,38 @@ pub(super) fn selection(document: &Document<'_>, max_entries: u32, report: &mut 
         share: or(share, max_entries.div_ceil(2)).value,
         idle_s,
         ended_s,
+    }
+}
+
+const LABELS: &[(&str, Label)] = &Label::ALL;
+const CLASSES: &[(&str, Tag)] = &[
+    (Tag::Internal.name(), Tag::Internal),
+    (Tag::Ingress.name(), Tag::Ingress),
+    (Tag::Egress.name(), Tag::Egress),
+    (Tag::Other.name(), Tag::Other),
+];
+const DEFAULT_MAX_SERIES: u32 = 10_000;
+const MAX_NETWORKS: usize = 256;
+
+/// Reads how connections are shown.
+pub(super) fn view(document: &Document<'_>, idle_s: u32, report: &mut Report<'_>) -> View {
+    let section = document.section("connections", report);
+    let max_series = section.one(report, "max_series", check::integer(1..=MAX_ENTRIES));
+    let drop = section.list(report, "drop_labels", LABELS.len(), check::string(check::word(LABELS)));
+    let networks = |key, report: &mut Report<'_>| {
+        let list = section.list(report, key, MAX_NETWORKS, check::string(rules::prefix));
+        list.map(values)
+    };
+    let groups = networks("group_networks", report);
+    let internal = networks("internal_networks", report);
+    let exclude = section.list(report, "exclude_classes", CLASSES.len(), check::string(check::word(CLASSES)));
+    View {
+        // Each has a series for either direction in a family.
+        most: usize::try_from(or(max_series, DEFAULT_MAX_SERIES).value / 2).unwrap_or(usize::MAX),
+        drop: values(drop.unwrap_or_default()).into_iter().collect(),
+        networks: groups.unwrap_or_default(),
+        classifier: internal.filter(|networks| !networks.is_empty()).map(Classifier),
+        exclude: values(exclude.unwrap_or_default()).into_iter().collect(),
+        idle_s,
     }
 }

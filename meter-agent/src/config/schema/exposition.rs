@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    super::{Compat, Metrics},
+    super::{Compat, Flags, Metrics},
     Document, Report, check, or,
 };
 
@@ -29,7 +29,8 @@ pub(super) fn audit_interval(document: &Document<'_>, report: &mut Report<'_>) -
 pub(super) fn compat(
     document: &Document<'_>,
     host_name: &str,
-    scraper_listen: Vec<SocketAddr>,
+    [scraper_listen, skydive_listen]: [Vec<SocketAddr>; 2],
+    flags: &Flags,
     report: &mut Report<'_>,
 ) -> Compat {
     let section = document.section("compat", report);
@@ -37,12 +38,15 @@ pub(super) fn compat(
     let midonet = switch("midonet", report);
     let device_stats = switch("device_stats", report);
     let scraper = switch("scraper", report);
+    let skydive = switch("skydive", report);
     let agent = section.one(report, "scraper_agent", check::string(check::agent));
     Compat {
         midonet: or(midonet, false).value,
         device_stats: or(device_stats, true).value,
         scraper: or(scraper, false).value,
         scraper_listen,
+        skydive: flags.compat_skydive || or(skydive, false).value,
+        skydive_listen,
         scraper_agent: agent.map_or_else(|| format!("{host_name}:7200"), |agent| agent.value),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     datapath::Class,
     netdev::{Glob, Pattern, namespaces::Selection},
     rules::{
-        Attribute, Meter, Router,
+        Attribute, Meter, Router, prefix,
         tests::strategies::{conditions, every_group},
     },
 };
@@ -156,6 +156,8 @@ prop_compose! {
                 scraper,
                 scraper_listen: http_listen.iter().map(|addr| SocketAddr::new(addr.ip(), addr.port() + 2000)).collect(),
                 scraper_agent,
+                skydive: midonet,
+                skydive_listen: http_listen.iter().map(|addr| SocketAddr::new(addr.ip(), addr.port() + 3000)).collect(),
             },
             http_listen,
             web_config: xdp.then(|| "/etc/w \"x\".yml".into()),
@@ -173,6 +175,14 @@ prop_compose! {
                 uplink_ingress: if xdp { IngressHook::Xdp } else { IngressHook::Tc },
             },
             namespaces,
+            connections_view: connections::View {
+                most: usize::try_from(max_series).unwrap() / 2,
+                drop: if xdp { connections::Label::ALL.map(|(_, label)| label).into() } else { [].into() },
+                networks: if midonet { vec![prefix("2001:db8::/32").unwrap()] } else { Vec::new() },
+                classifier: scraper.then(|| connections::Classifier(vec![prefix("10.0.0.0/8").unwrap()])),
+                exclude: if xdp { connections::Tag::ALL.into() } else { [].into() },
+                idle_s: connections.idle_s,
+            },
             connections,
             meters,
         }
@@ -202,14 +212,15 @@ prop_compose! {
 }
 
 /// Writes down of which netdevs connections are counted.
-fn written_connections(selection: &connections::Selection) -> String {
+fn written_connections(Config { connections: selection, connections_view: view, .. }: &Config) -> String {
     let words = |all: &[&'static str], first: u32| -> Vec<&'static str> {
         (first..).zip(all).filter(|(bit, _)| selection.bits & 1 << bit != 0).map(|(_, word)| *word).collect()
     };
     let roles: Vec<&str> = selection.roles.iter().map(|role| role.name()).collect();
     format!(
         "netdevs = {}\nports = {}\nroles = {roles:?}\nprotocols = {:?}\nip_versions = [{}]\nmax_entries_of_netdev = {}\n\
-         timeout = \"{}s\"\nended_timeout = \"{}s\"",
+         timeout = \"{}s\"\nended_timeout = \"{}s\"\nmax_series = {}\ndrop_labels = {:?}\ngroup_networks = {}\n\
+         internal_networks = {}\nexclude_classes = {:?}",
         strings(&selection.netdevs),
         strings(&selection.ports.iter().collect::<Vec<_>>()),
         words(&["tcp", "udp", "sctp", "icmp"], 0),
@@ -217,6 +228,15 @@ fn written_connections(selection: &connections::Selection) -> String {
         selection.share,
         selection.idle_s,
         selection.ended_s,
+        (view.most * 2).max(1),
+        connections::Label::ALL
+            .iter()
+            .filter(|(_, label)| view.drop.contains(label))
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>(),
+        strings(&view.networks),
+        strings(&view.classifier.clone().unwrap_or_default().0),
+        view.exclude.iter().map(|tag| tag.name()).collect::<Vec<_>>(),
     )
 }
 
@@ -277,7 +297,7 @@ fn written(config: &Config) -> String {
          \n[connections]\nmax_entries = {}\n{}\n\n[uplinks]\nnetdevs = {}\ningress = \"{ingress}\"\n\n[ports]\nnetdevs = {}\n\
          ignore = {}\n\n[namespaces]\ninclude = {}\nexclude = {}\n\n[http]\nlisten = {}\nconfig_file = {}\n\n[jolokia]\nlisten = {}\n\n\
          [metrics]\nmax_series = {}\n\n[compat]\nmidonet = {}\ndevice_stats = {}\nscraper = {}\n\
-         scraper_listen = {}\nscraper_agent = \"{}\"\n\n\
+         scraper_listen = {}\nscraper_agent = \"{}\"\nskydive = {}\nskydive_listen = {}\n\n\
          [audit]\ninterval = \"{}ms\"\n\n[control]\nsocket = {}\n\n\
          [state]\ndirectory = {}\ntotals_file = {}\ntotals_interval = \"{}s\"\n\n\
          [log]\nlevel = \"{}\"\nformat = \"{format}\"\n",
@@ -291,7 +311,7 @@ fn written(config: &Config) -> String {
         datapath.nvgre,
         datapath.max_tunnels,
         datapath.max_connections,
-        written_connections(&config.connections),
+        written_connections(config),
         strings(&rules.uplinks),
         strings(&rules.ports),
         strings(&rules.ignore),
@@ -306,6 +326,8 @@ fn written(config: &Config) -> String {
         config.compat.scraper,
         strings(&config.compat.scraper_listen),
         config.compat.scraper_agent,
+        config.compat.skydive,
+        strings(&config.compat.skydive_listen),
         config.audit_interval.unwrap_or_default().as_millis(),
         string(&config.control_socket),
         string(&config.state_directory),

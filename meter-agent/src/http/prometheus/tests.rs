@@ -12,6 +12,7 @@ use proptest::{
 
 use super::{Exposition, Format, Options, Process, Stopwatch};
 use crate::{
+    connections::View,
     datapath::Class,
     http::{
         server::{Cut, Limits, Published, Refused, Server, Stats},
@@ -37,7 +38,15 @@ fn process() -> Process {
 
 fn exposition(max_series: usize) -> Exposition {
     let scraper_agent = "compute-1:7200".to_owned();
-    Exposition::new(Options { max_series, midonet: false, scraper: false, scraper_agent })
+    let connections = View { most: 100, idle_s: 60, ..View::default() };
+    Exposition::new(Options {
+        max_series,
+        midonet: false,
+        scraper: false,
+        scraper_agent,
+        connections,
+        ..Options::default()
+    })
 }
 
 /// Makes what a busy server and an idle one say of themselves.
@@ -340,4 +349,10 @@ proptest! {
         prop_assert_eq!(user_meters(&text, "meter_user_packets_total"), values(|stats| stats.packets));
         prop_assert_eq!(user_meters(&text, "meter_user_bytes_total"), values(|stats| stats.bytes));
     }
+}
+
+#[test]
+fn skydives_families_are_as_the_connector_wrote_them() {
+    let text = exposition(100).render_skydive(&fixture::snapshot());
+    fixture::compare("skydive.txt", &text);
 }

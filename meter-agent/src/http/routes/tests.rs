@@ -13,7 +13,11 @@ use crate::{
 
 fn pages(reader: SnapshotReader) -> Pages {
     let scraper_agent = "compute-1:7200".to_owned();
-    Pages::new(reader, Options { max_series: 100, midonet: false, scraper: false, scraper_agent }, true)
+    Pages::new(
+        reader,
+        Options { max_series: 100, midonet: false, scraper: false, scraper_agent, ..Options::default() },
+        true,
+    )
 }
 
 fn fixed(snapshot: Snapshot) -> Pages {

@@ -149,8 +149,13 @@ fn meters_beyond_the_limit_are_one_of_their_kind() {
 #[test]
 fn both_sets_are_as_the_golden_files_hold_them() {
     let shown = |midonet, scraper, format| {
-        let options =
-            Options { max_series: 100, midonet, scraper, scraper_agent: "compute-1:7200".to_owned() };
+        let options = Options {
+            max_series: 100,
+            midonet,
+            scraper,
+            scraper_agent: "compute-1:7200".to_owned(),
+            ..Options::default()
+        };
         let exposition = Exposition::new(options);
         let snapshot = Arc::new(fixture::snapshot());
         (
@@ -179,7 +184,8 @@ fn oldest_ports_have_names_in_every_set() {
     let oldest = ports[1].port;
     let snapshot = Arc::new(Snapshot { ports, ..Snapshot::default() });
     let scraper_agent = AGENT.to_owned();
-    let options = Options { max_series: 1, midonet: true, scraper: true, scraper_agent };
+    let options =
+        Options { max_series: 1, midonet: true, scraper: true, scraper_agent, ..Options::default() };
     let text = Exposition::new(options).render(&snapshot, Process::default(), Format::Text, TOOK);
     for (family, label) in [
         ("meter_port_receive_bytes_total{", format!("port=\"{oldest}\"")),
@@ -198,7 +204,8 @@ fn what_only_the_scrapers_port_shows_is_over_the_limit_as_well() {
     let ports = [1, 2, 3].map(|id| fixture::port(Class::Port, id, "tap")).to_vec();
     let snapshot = Arc::new(Snapshot { ports, ..Snapshot::default() });
     let scraper_agent = AGENT.to_owned();
-    let options = Options { max_series: 1, midonet: false, scraper: false, scraper_agent };
+    let options =
+        Options { max_series: 1, midonet: false, scraper: false, scraper_agent, ..Options::default() };
     let exposition = Exposition::new(options);
     let over = |exposition: &Exposition| -> Vec<String> {
         let text = exposition.render(&snapshot, Process::default(), Format::Text, TOOK);
