@@ -14,12 +14,14 @@ use std::{collections::BTreeMap, ffi::OsStr, process::ExitCode, time::Duration};
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray, PerCpuHashMap, ProgramArray, Queue},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, ProgramArray, Queue},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use meter_agent::datapath::kernel::OBJECT;
 use meter_ebpf::abi::{
-    SLOT_ENTRIES, SLOTS_PER_BLOCK, Settings, SlotBlock, SlotRef, TunnelCounter, TunnelKey, map,
+    SLOT_ENTRIES, SLOTS_PER_BLOCK, Settings, SlotBlock, SlotRef, TunnelCounter, TunnelKey,
+    connection::{Capture, Connection, ConnectionKey, capture},
+    map,
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -116,10 +118,12 @@ struct Subject {
     tunnels: u32,
     /// How many rules of user-defined meters there are, for the programs that ask for them.
     rules: Option<u32>,
+    /// How many connections there may be, for the programs that count them.
+    share: Option<u32>,
 }
 
 fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Subject {
-    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0, rules: None }
+    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0, rules: None, share: None }
 }
 
 /// Nanoseconds of one packet above an empty program, by the programs' loadings.
@@ -164,7 +168,37 @@ fn subjects() -> Vec<Subject> {
         subjects.push(Subject { rules: Some(number), ..hit });
         subjects.push(Subject { rules: Some(number), tunnels, ..miss });
     }
+    // One that the table has, so many of them, and frames of others while there is no room for one more.
+    let connections =
+        |name: &str, share| Subject { share: Some(share), ..subject(name, "meter_conn_in", true, tcp()) };
+    subjects.push(connections("a connection", 1));
+    let tunnels = TUNNELS[2];
+    subjects.push(Subject { tunnels, ..connections(&format!("{tunnels} connections"), tunnels) });
+    subjects.push(Subject { tunnels, ..connections(&format!("{tunnels} connections, no room"), 0) });
     subjects
+}
+
+/// Lets the programs count connections of slot 1, up to so many, beginning with none.
+fn capture(meter: &mut Ebpf, share: u32) -> Result<()> {
+    let mut captures: Array<&mut MapData, Capture> =
+        meter.map_mut(map::CAPTURES).context("CAPTURES")?.try_into()?;
+    captures.set(1, Capture { wanted: capture::TCP | capture::IPV4, share, ..Capture::default() }, 0)?;
+    let mut keys: HashMap<&mut MapData, ConnectionKey, u32> =
+        meter.map_mut(map::CONNECTION_KEYS).context("CONNECTION_KEYS")?.try_into()?;
+    let known: Vec<(ConnectionKey, u32)> = keys.iter().collect::<Result<_, _>>()?;
+    for (key, _) in &known {
+        keys.remove(key)?;
+    }
+    let mut places: Array<&mut MapData, Connection> =
+        meter.map_mut(map::CONNECTIONS).context("CONNECTIONS")?.try_into()?;
+    for (_, place) in &known {
+        places.set(*place, Connection::default(), 0)?;
+    }
+    let mut free: Queue<&mut MapData, u32> =
+        meter.map_mut(map::CONNECTION_FREE).context("CONNECTION_FREE")?.try_into()?;
+    while free.pop(0).is_ok() {}
+    (1..=share).try_for_each(|place| free.push(place, 0))?;
+    Ok(())
 }
 
 /// Nanoseconds of a packet, by subject: the least of each loading.
@@ -184,6 +218,9 @@ fn packets(subjects: &[Subject], floors: &mut Ebpf, meter: &mut Ebpf, samples: &
         for (subject, least) in subjects.iter().zip(&mut least) {
             if let Some(rules) = subject.rules {
                 sets.put(meter, rules)?;
+            }
+            if let Some(share) = subject.share {
+                capture(meter, share)?;
             }
             *least = least.min(time(floors, meter, subject)?);
         }

@@ -3,6 +3,7 @@
 mod audit;
 mod bpffs;
 mod churn;
+mod connections;
 mod doctor;
 mod hooks;
 mod jolokia;

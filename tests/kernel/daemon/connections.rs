@@ -1,0 +1,87 @@
+//! Connections in what the daemon serves: with what is in none they are the port's totals, also over an agent that is killed.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Daemon, Guests, Host, PORT, bound, ready};
+
+/// Returns the sums of the port's families: those of its connections, of what is in none, and its own.
+fn sums(text: &str, unit: &str) -> [u64; 3] {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for line in text.lines().filter(|line| line.contains(PORT)) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        if let Ok(value) = value.parse::<u64>() {
+            *sums.entry(series.split('{').next().unwrap()).or_default() += value;
+        }
+    }
+    let of =
+        |name: &str| sums.get(format!("meter_{name}_{unit}_total").as_str()).copied().unwrap_or_default();
+    [of("connection"), of("connection_other"), of("port_receive") + of("port_transmit")]
+}
+
+/// Asserts that they add up, and returns what the named connections have.
+fn named(daemon: &Daemon<'_>) -> u64 {
+    let text = daemon.get("/metrics");
+    for unit in ["packets", "bytes"] {
+        let [connections, others, port] = sums(&text, unit);
+        assert_eq!(connections + others, port, "{unit}: {text}");
+    }
+    sums(&text, "bytes")[0]
+}
+
+#[test]
+fn connections_and_the_rest_are_the_port_whoever_is_killed() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("connections");
+    let guests = Guests::new(&host.netns);
+    let configuration = |more: &str| format!("{}[connections]\nnetdevs = [\"tap*\"]\n{more}", bound("tap1"));
+    let mut daemon = Daemon::started(&host, &configuration("timeout = \"1h\"\n"));
+    guests.talk();
+    guests.counts();
+    let first = named(&daemon);
+    // Two streams of half a megabyte, and datagrams.
+    assert!(first > 1_000_000, "{first}");
+
+    let listed = daemon.run(&["connections", "--json", "--protocol", "tcp", "--sort", "packets"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let listed = listed.as_array().unwrap();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    for connection in listed {
+        assert_eq!(connection["target"]["port"], 5001, "{connection}");
+        assert_eq!(
+            (&connection["netdev"], &connection["port"]),
+            (&"tap1".into(), &PORT.into()),
+            "{connection}"
+        );
+        assert!(connection["rtt_ns"].as_u64().is_some_and(|rtt| rtt > 0), "{connection}");
+    }
+    let table = String::from_utf8(daemon.run(&["connections", "--limit", "1"]).stdout).unwrap();
+    assert_eq!(table.lines().count(), 2, "{table}");
+    let wrong = daemon.run(&["connections", "--address", "nonsense"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+
+    for _ in 0..3 {
+        daemon.kill();
+        guests.talk();
+        daemon.start();
+        daemon.wait_until_ready();
+        guests.counts();
+        let now = named(&daemon);
+        assert!(now > first, "{now} after {first}");
+    }
+
+    // Names for one connection only, and the rest of them are in what has none.
+    daemon.kill();
+    daemon.configure(&configuration("timeout = \"1h\"\nmax_series = 2\n[compat]\nskydive = true\n"));
+    daemon.start();
+    daemon.wait_until_ready();
+    named(&daemon);
+    let text = daemon.get("/metrics");
+    assert_eq!(text.lines().filter(|line| line.starts_with("meter_connection_bytes_total{")).count(), 2);
+    let skydive = "skydive_network_connection_total_bytes{";
+    assert_eq!(text.lines().filter(|line| line.starts_with(skydive)).count(), 2, "{text}");
+    daemon.stop();
+}
