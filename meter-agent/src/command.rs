@@ -78,6 +78,13 @@ pub enum Command {
         #[arg(long, value_name = "NUMBER")]
         number: Option<u16>,
     },
+    /// Print what a prom_sky_con.yml of the Skydive-Prometheus connector says as keys of this agent's configuration, and say
+    /// which of its keys mean nothing here
+    ConvertConnector {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Say what this kernel and these privileges allow, which hook each netdev gets and why, and what to fix
     Doctor,
     /// Remove every hook, map and pin of this agent, and with them the totals

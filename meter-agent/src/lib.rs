@@ -66,7 +66,7 @@
 //!    ([`jmx::activity`]), for beans only.
 //! 6. Every frame that is not attributed is counted with a reason ([`meter_ebpf::abi::Bucket`]).
 //! 7. One netdev, one server, one reader that fails costs the others nothing.
-//! 8. [`audit`], [`binding`], [`connections`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`],
+//! 8. [`audit`], [`binding`], [`connections`], [`connector`], [`definitions`] but for their file, most of [`jmx`], [`meter`], [`netdev`], [`reconcile`], [`roles`], [`rules`], [`snapshot`],
 //!    [`survey`] and [`totals`] do no I/O and know no clock. `aya` is known to [`datapath`] only, netlink to [`netdev::monitor`] and the clsact code, the
 //!    HTTP library to [`http`], [`control`] and the client of [`jolokia`]. `unsafe` is in
 //!    `datapath/mapped.rs` and below `datapath/sys.rs`.
@@ -81,6 +81,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod connections;
+pub mod connector;
 pub mod control;
 pub mod datapath;
 pub mod definitions;

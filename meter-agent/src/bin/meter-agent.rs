@@ -5,12 +5,12 @@
 //! `RestartPreventExitStatus=` knows 2 and 3.
 
 use std::{
-    io::{BufWriter, IsTerminal as _, Write as _},
+    io::{BufWriter, IsTerminal as _, Read as _, Write as _},
     path::Path,
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use meter_agent::{
     aside::set_aside,
@@ -18,6 +18,7 @@ use meter_agent::{
     command::{self, Arguments, Command, MeterCommand},
     config::{Config, ConfigError, HostFacts, LogFormat},
     connections::list::{Question, table},
+    connector,
     control::{self, AskError, meters},
     datapath::kernel,
     definitions::{self, Origin},
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
             let question = Question { order: sort, most: limit, port, protocol, address, number };
             connections(&config, json, &question)
         }
+        Some(Command::ConvertConnector { file }) => convert(&file),
         Some(Command::Doctor) => match doctor(&config) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -145,6 +147,24 @@ fn connections(config: &Config, json: bool, question: &Question) -> Result<()> {
     let found = runtime.block_on(control::connections(&config.control_socket, question))?;
     let text = if json { serde_json::to_string_pretty(&found)? + "\n" } else { table(&found) };
     print(&text)
+}
+
+/// Prints what a file of the Skydive-Prometheus connector says.
+fn convert(file: &Path) -> Result<()> {
+    const LONGEST: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    let length = read.with_context(|| format!("read {}", file.display()))?;
+    if u64::try_from(length).unwrap_or(u64::MAX) > LONGEST {
+        bail!("{}: is longer than {LONGEST} bytes, which no configuration is", file.display());
+    }
+    let name = file.display();
+    let converted = connector::convert(&text)
+        .map_err(|mistakes| UsageError(mistakes.iter().map(|what| format!("{name}:{what}")).collect()))?;
+    for ignored in &converted.ignored {
+        eprintln!("{name}:{ignored}: ignored, it means nothing here");
+    }
+    print(&converted.toml)
 }
 
 /// Asks for an audit and prints it; returns whether everything is explained.

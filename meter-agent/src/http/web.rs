@@ -10,7 +10,7 @@ mod rate;
 mod san;
 mod tls;
 mod users;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! `[connections]`: of which netdevs connections are counted, and which.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use meter_ebpf::abi::connection::capture;
 
@@ -104,13 +104,17 @@ pub(super) fn view(document: &Document<'_>, idle_s: u32, report: &mut Report<'_>
     let groups = networks("group_networks", report);
     let internal = networks("internal_networks", report);
     let exclude = section.list(report, "exclude_classes", CLASSES.len(), check::string(check::word(CLASSES)));
+    let exclude: BTreeSet<Tag> = values(exclude.unwrap_or_default()).into_iter().collect();
+    let internal = internal.filter(|networks| !networks.is_empty()).map(Classifier);
+    // Without networks every connection is of the class other, which may be one that is excluded.
+    let classifier = internal.or_else(|| (!exclude.is_empty()).then(Classifier::default));
     View {
         // Each has a series for either direction in a family.
         most: usize::try_from(or(max_series, DEFAULT_MAX_SERIES).value / 2).unwrap_or(usize::MAX),
         drop: values(drop.unwrap_or_default()).into_iter().collect(),
         networks: groups.unwrap_or_default(),
-        classifier: internal.filter(|networks| !networks.is_empty()).map(Classifier),
-        exclude: values(exclude.unwrap_or_default()).into_iter().collect(),
+        classifier,
+        exclude,
         idle_s,
     }
 }

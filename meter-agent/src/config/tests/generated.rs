@@ -179,7 +179,9 @@ prop_compose! {
                 most: usize::try_from(max_series).unwrap() / 2,
                 drop: if xdp { connections::Label::ALL.map(|(_, label)| label).into() } else { [].into() },
                 networks: if midonet { vec![prefix("2001:db8::/32").unwrap()] } else { Vec::new() },
-                classifier: scraper.then(|| connections::Classifier(vec![prefix("10.0.0.0/8").unwrap()])),
+                classifier: scraper
+                    .then(|| connections::Classifier(vec![prefix("10.0.0.0/8").unwrap()]))
+                    .or_else(|| xdp.then(connections::Classifier::default)),
                 exclude: if xdp { connections::Tag::ALL.into() } else { [].into() },
                 idle_s: connections.idle_s,
             },

@@ -10,21 +10,21 @@ const MAX_DEPTH: usize = 8;
 
 /// Where something stands: line and column, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) line: usize,
-    pub(super) column: usize,
+pub(crate) struct Place {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
 }
 
 /// Something wrong with a text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Mistake {
-    pub(super) place: Place,
-    pub(super) message: String,
+pub(crate) struct Mistake {
+    pub(crate) place: Place,
+    pub(crate) message: String,
 }
 
 /// A value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Nothing, `~` or `null`.
     Nothing,
     /// A text without quotes: a word, a number, a boolean.
@@ -37,14 +37,14 @@ pub(super) enum Value {
 
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Node {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
 }
 
 impl Node {
     /// Returns what it is, with its article.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self.value {
             Value::Nothing => "nothing",
             Value::Plain(_) | Value::Text(_) => "a text",
@@ -54,7 +54,7 @@ impl Node {
     }
 
     /// Returns its text, if it is one.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Plain(text) | Value::Text(text) => Some(text),
             Value::Nothing | Value::List(_) | Value::Map(_) => None,
@@ -63,7 +63,7 @@ impl Node {
 }
 
 /// Reads a text. An empty one is [`Value::Nothing`].
-pub(super) fn parse(text: &str) -> Result<Node, Mistake> {
+pub(crate) fn parse(text: &str) -> Result<Node, Mistake> {
     let mut events = Events { parser: Parser::new_from_str(text) };
     let mut root = None;
     loop {
