@@ -227,6 +227,7 @@ impl<D: Datapath> Agent<D> {
             Event::Audited(report) => self.audit = Some(report),
             Event::Tick => {
                 self.stale |= self.failures.tick() | self.tick_meters();
+                self.tick_namespaces();
                 self.verified_before = self.verified_before.saturating_add(1);
                 self.datapath.tend();
             }

@@ -23,6 +23,7 @@ mod maps;
 mod meters;
 mod migrate;
 mod namespaces;
+mod numbers;
 mod object;
 mod open;
 mod others;
@@ -422,6 +423,16 @@ pub struct Repairs {
     pub lost: u64,
     /// Totals from before, of a reboot or of an earlier version, for which there was no room.
     pub unrestored: u64,
+}
+
+impl Repairs {
+    /// Adds what was done elsewhere.
+    pub const fn add(&mut self, other: Self) {
+        self.set_aside += other.set_aside;
+        self.restored += other.restored;
+        self.lost += other.lost;
+        self.unrestored += other.unrestored;
+    }
 }
 
 /// Everything that the kernel half has counted, summed over CPUs.

@@ -124,7 +124,7 @@ fn namespace() -> Finding {
 fn named_namespaces(selection: &Selection) -> Finding {
     let directory = namespaces::DIRECTORY;
     let (verdict, says) = match namespaces::dump(Path::new(directory), selection) {
-        Err(error) => (Verdict::Unseen, format!("{directory} can't be looked at: {error}")),
+        Err(error) => (Verdict::Bad, format!("{directory} can't be looked at: {error}")),
         Ok((followed, failed)) => match failed.first_key_value() {
             Some((name, why)) => {
                 (Verdict::Bad, format!("{} can't be followed, such as {name}: {why}", failed.len()))

@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Agent;
 use crate::{
-    datapath::Datapath,
+    datapath::{AttachError, Datapath},
     netdev::{
-        Namespace, NamespaceId, NetdevEvent,
-        namespaces::{Entrance, Identity, NamespaceEvent},
+        Namespace, NamespaceId, NetdevEvent, NetdevTable,
+        namespaces::{DIRECTORY, Entrance, Identity, NamespaceEvent},
     },
 };
+
+/// Ticks before a namespace that was refused is tried again; each further time twice as many.
+const FIRST_WAIT: u32 = 1;
+/// Ticks that it waits at most.
+const LONGEST_WAIT: u32 = 64;
 
 /// What is known of them beside their netdevs.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub(super) struct Namespaces {
     follows: bool,
     /// Whether all names have been looked at.
     looked: bool,
+    /// Whether that was tried.
+    tried: bool,
     /// Those that are followed.
     numbers: BTreeMap<Identity, NamespaceId>,
     /// Those whose first dump is not in yet: nothing in them is gone before.
@@ -25,7 +32,23 @@ pub(super) struct Namespaces {
     /// Those that are followed no longer, and in which something may still be attached.
     leaving: BTreeSet<NamespaceId>,
     /// Those that could not be given a number.
-    refused: BTreeMap<String, String>,
+    refused: BTreeMap<Identity, Refused>,
+    /// What was said last of those that can't be followed.
+    failed: BTreeMap<String, String>,
+}
+
+/// A namespace that could not be given a number, to be given one later.
+#[derive(Debug)]
+struct Refused {
+    name: String,
+    entrance: Entrance,
+    why: String,
+    /// What is in it, heard meanwhile.
+    table: NetdevTable,
+    dumped: bool,
+    /// Ticks until it is tried again, and the ticks after that.
+    wait: u32,
+    next_wait: u32,
 }
 
 impl Namespaces {
@@ -41,9 +64,9 @@ impl Namespaces {
         namespace == NamespaceId::HOST || (self.are_listed() && !self.undumped.contains(&namespace))
     }
 
-    /// Returns whether everything has been looked at that was there at the start.
+    /// Returns whether everything has been looked at that was there at the start, or can't be.
     pub(super) fn are_looked_at(&self) -> bool {
-        self.are_listed() && self.undumped.is_empty()
+        (self.tried || self.are_listed()) && self.undumped.is_empty()
     }
 
     fn are_listed(&self) -> bool {
@@ -57,40 +80,86 @@ impl<D: Datapath> Agent<D> {
             NamespaceEvent::Here { identity, name, entrance } => self.follow(identity, name, entrance),
             NamespaceEvent::Netdev(identity, event) => self.apply_in(identity, event),
             NamespaceEvent::Gone(identity) => self.unfollow(identity),
-            NamespaceEvent::Looked(mut failed) => {
-                let refused = self.namespaces.refused.iter();
-                failed.extend(refused.map(|(name, why)| (name.clone(), why.clone())));
-                self.health.namespaces_failed = failed;
-                self.health.attach_pending = self.pending();
+            NamespaceEvent::Looked(failed) => {
+                self.namespaces.failed = failed;
                 self.stale |= !self.namespaces.looked;
                 self.namespaces.looked = true;
             }
+            NamespaceEvent::NotLooked(why) => {
+                self.namespaces.failed.insert(DIRECTORY.to_owned(), why);
+                self.namespaces.tried = true;
+            }
         }
-        self.health.namespaces = u64::try_from(self.namespaces.numbers.len()).ok();
+        self.count_namespaces();
+    }
+
+    /// Says how many are followed, and which can't be.
+    fn count_namespaces(&mut self) {
+        let Namespaces { numbers, refused, failed, .. } = &self.namespaces;
+        self.health.namespaces = u64::try_from(numbers.len()).ok();
+        self.health.namespaces_failed.clone_from(failed);
+        let refused = refused.values().map(|refused| (refused.name.clone(), refused.why.clone()));
+        self.health.namespaces_failed.extend(refused);
+        self.health.attach_pending = self.pending();
     }
 
     fn follow(&mut self, identity: Identity, name: String, entrance: Entrance) {
         self.stale = true;
-        match self.datapath.enter(identity, entrance) {
+        let before = self.namespaces.refused.remove(&identity);
+        match self.datapath.enter(identity, entrance.clone()) {
             Ok(number) => {
-                self.namespaces.refused.remove(&name);
                 self.namespaces.leaving.remove(&number);
-                if self.namespaces.numbers.insert(identity, number).is_none() {
+                let is_dumped = before.as_ref().is_some_and(|before| before.dumped);
+                if self.namespaces.numbers.insert(identity, number).is_none() && !is_dumped {
                     self.namespaces.undumped.insert(number);
                 }
                 let known = self.netdevs.namespaces.entry(number).or_default();
                 known.name = name;
+                if let Some(before) = before {
+                    tracing::info!(netns = known.name, "namespace followed after all");
+                    known.table = before.table;
+                }
             }
-            Err(error) => {
-                tracing::error!(netns = name, error = %error, "namespace not followed");
-                *self.health.attach_failures.entry(error.reason).or_default() += 1;
-                self.namespaces.refused.insert(name, error.message);
+            Err(AttachError { message: why, reason, .. }) => {
+                if before.as_ref().is_none_or(|before| before.why != why) {
+                    tracing::error!(netns = name, error = why, "namespace not followed; will retry");
+                }
+                *self.health.attach_failures.entry(reason).or_default() += 1;
+                let (table, dumped, wait) = before
+                    .map_or((NetdevTable::default(), false, FIRST_WAIT), |before| {
+                        (before.table, before.dumped, before.next_wait)
+                    });
+                let next_wait = (wait * 2).min(LONGEST_WAIT);
+                let refused = Refused { name, entrance, why, table, dumped, wait, next_wait };
+                self.namespaces.refused.insert(identity, refused);
             }
         }
     }
 
+    /// Lets a second pass: a namespace that was refused is given a number later, if there is one then.
+    pub(super) fn tick_namespaces(&mut self) {
+        let mut due = Vec::new();
+        for (identity, refused) in &mut self.namespaces.refused {
+            refused.wait = refused.wait.saturating_sub(1);
+            if refused.wait == 0 {
+                due.push((*identity, refused.name.clone(), refused.entrance.clone()));
+            }
+        }
+        if due.is_empty() {
+            return;
+        }
+        due.into_iter().for_each(|(identity, name, entrance)| self.follow(identity, name, entrance));
+        self.count_namespaces();
+    }
+
     fn apply_in(&mut self, identity: Identity, event: NetdevEvent) {
-        let Some(&number) = self.namespaces.numbers.get(&identity) else { return };
+        let Some(&number) = self.namespaces.numbers.get(&identity) else {
+            if let Some(refused) = self.namespaces.refused.get_mut(&identity) {
+                refused.dumped |= matches!(event, NetdevEvent::All(_));
+                refused.table.apply(event);
+            }
+            return;
+        };
         if matches!(event, NetdevEvent::All(_)) {
             self.namespaces.undumped.remove(&number);
         }
@@ -101,6 +170,7 @@ impl<D: Datapath> Agent<D> {
     }
 
     fn unfollow(&mut self, identity: Identity) {
+        self.namespaces.refused.remove(&identity);
         let Some(number) = self.namespaces.numbers.remove(&identity) else { return };
         self.stale = true;
         self.netdevs.namespaces.remove(&number);

@@ -38,6 +38,8 @@ pub struct FakeDatapath {
     pub removed: BTreeSet<NetdevId>,
     /// The namespaces that were entered and not left, by number.
     pub entered: BTreeMap<NamespaceId, Identity>,
+    /// What entering the next namespaces ends in.
+    pub enter_errors: VecDeque<AttachError>,
     /// Whether the next detaches fail.
     pub detach_fails: bool,
     /// Whether readings fail.
@@ -129,6 +131,9 @@ impl Datapath for FakeDatapath {
     }
 
     fn enter(&mut self, identity: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
+        if let Some(error) = self.enter_errors.pop_front() {
+            return Err(error);
+        }
         let known = self.entered.iter().find(|(_, known)| **known == identity).map(|(number, _)| *number);
         let free = (1..).map(NamespaceId).find(|number| !self.entered.contains_key(number));
         let number = known.or(free).unwrap_or_default();

@@ -147,10 +147,15 @@ impl KernelDatapath {
     /// Removes every hook of the netdev and the clsact qdisc where it is ours, as far as that is possible, after an
     /// attach that failed: that has an error to return already.
     fn let_go(&mut self, target: &Target, ours: bool) {
+        let mut fails = false;
         for hook in hooks::both(target, self.site()) {
             if let Err(error) = hook.detach() {
                 tracing::error!(error = %error, "detach failed");
+                fails = true;
             }
+        }
+        if fails {
+            self.kept.doubt(target.id.namespace);
         }
         if ours {
             remove_qdisc(target.id.ifindex);

@@ -19,6 +19,7 @@ use super::{
     maps::Maps,
     meters::Meters,
     namespaces::Namespaces,
+    numbers::Kept,
     record::reported_device,
 };
 pub use super::{
@@ -47,6 +48,8 @@ pub struct KernelDatapath {
     pub(super) attached: BTreeMap<NetdevId, Attachment>,
     /// The namespaces that are followed beside the host's own.
     pub(super) namespaces: Namespaces,
+    /// Numbers of namespaces that nobody may have yet.
+    pub(super) kept: Kept,
     pub(super) tc: TcMode,
     pub(super) has_tcx: bool,
     pub(super) programs: ProgramIds,
@@ -156,8 +159,11 @@ impl Datapath for KernelDatapath {
         let is_done = !(is_elsewhere && by_links)
             && self.within(&target, |this| this.detach_here(&target, recorded))?.transpose()?.is_some();
         if !is_done {
-            // The namespace took its filters along.
             hooks::both(&target, self.site()).into_iter().try_for_each(|hook| hook.unpin())?;
+        }
+        if !is_done && !by_links {
+            // The namespace took its filters along, or lives on where it can't be found.
+            self.kept.doubt(id.namespace);
         }
         self.unbind(id, target.port);
         self.attached.remove(&id);
@@ -181,6 +187,7 @@ impl Datapath for KernelDatapath {
 
     fn tend(&mut self) {
         self.tend_at(uptime_s());
+        self.tend_numbers();
     }
 
     fn set_meters(&mut self, meters: &MeterSet) -> Result<(), MetersError> {

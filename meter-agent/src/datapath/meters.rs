@@ -372,6 +372,10 @@ impl KernelDatapath {
         let Some(attachment) = self.attached.get(&id).filter(|attachment| !attachment.lost) else {
             return;
         };
+        if !self.namespaces.is_known(id.namespace) {
+            // It is attached anew, with the programs that it needs then, once its namespace is followed.
+            return;
+        }
         let attachment = attachment.clone();
         let target = &attachment.target;
         let changed = self.prepare_programs(target).and_then(|()| {

@@ -23,7 +23,8 @@ use meter_ebpf::abi::{Direction, PortRecord, SlotCounters, SlotRef, map};
 use nix::fcntl::Flock;
 
 use super::{
-    Attachment, HookKind, Options, Retry,
+    Attachment, HookKind, Options, Repairs, Retry,
+    bind::now_ns,
     carried::carry,
     failure::describe,
     hook::{link_name, remove_link},
@@ -32,12 +33,14 @@ use super::{
     ledger::Write,
     maps::{self, Maps, Spec},
     meters,
-    namespaces::loaded,
+    namespaces::{self, loaded},
     open::{OpenError, load_error, lock, path_error},
-    pins::{self, Directories},
+    pins::{self, Directories, Settled},
+    places::PlaceTable,
     saved,
     slots::SlotTable,
     sys,
+    takeover::ledger_of,
 };
 use crate::{netdev::NetdevId, totals::Totals};
 
@@ -46,6 +49,8 @@ pub(super) struct Earlier {
     version: u32,
     directories: Directories,
     specs: Vec<Spec>,
+    /// What was done about their pins, and which maps are lost.
+    settled: Settled,
     /// Held until they are gone: no agent of that version writes to them.
     _lock: Flock<OwnedFd>,
 }
@@ -63,32 +68,62 @@ impl Earlier {
         if let Some(&found) = versions.last().filter(|found| **found > options.version) {
             return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
         }
-        let Some(&version) = versions.iter().rev().find(|version| **version < options.version) else {
-            return Ok(None);
-        };
-        let directories = Directories::new(pin_path, version);
-        if !directories.maps.exists() {
-            return Ok(None);
+        let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
+        let mut earlier =
+            versions.into_iter().filter(|version| *version < options.version && has_maps(version));
+        let Some(version) = earlier.next() else { return Ok(None) };
+        if let Some(unfinished) = earlier.next() {
+            // Only the agent in between knows what it has taken over.
+            let path = pin_path.clone();
+            return Err(OpenError::UnfinishedPins { path, found: [version, unfinished] });
         }
+        let directories = Directories::new(pin_path, version);
         let lock = lock(&directories.maps)?;
         let mut specs = maps::specs(options);
-        pins::settle(&mut specs, &directories)?;
-        Ok(Some(Self { version, directories, specs, _lock: lock }))
+        let mut settled = pins::settle(&mut specs, &directories)?;
+        let numbers = pins::numbers(pinned(&specs, &directories.maps), &directories.maps)?;
+        let counters = numbers.iter().find(|(name, _)| *name == map::COUNTERS).map_or(0, |(_, id)| *id);
+        namespaces::places(&directories.maps, counters, &mut settled.repairs)?;
+        Ok(Some(Self { version, directories, specs, settled, _lock: lock }))
     }
 
-    /// Lets new maps have as many entries as the earlier ones.
-    pub(super) fn keep_sizes(&self, specs: &mut [Spec], pins: &Path) {
+    /// Returns what was done about the pins of its maps.
+    pub(super) const fn repairs(&self) -> Repairs {
+        self.settled.repairs
+    }
+
+    /// Lets new maps have as many entries as the earlier ones; and what was saved of tunnels, as many as have ever been
+    /// counted.
+    pub(super) fn keep_sizes(&self, specs: &mut [Spec], pins: &Path) -> Result<(), OpenError> {
+        let [saved, _] = self.maps()?.carried().len();
+        let saved = u32::try_from(saved).unwrap_or(u32::MAX);
+        let tunnels =
+            self.specs.iter().find(|spec| spec.name == map::TUNNELS).map_or(0, |spec| spec.max_entries);
         for (spec, earlier) in specs.iter_mut().zip(&self.specs) {
-            if !pins.join(spec.name).exists() {
-                spec.max_entries = spec.max_entries.max(earlier.max_entries);
+            if pins.join(spec.name).exists() {
+                continue;
+            }
+            spec.max_entries = spec.max_entries.max(earlier.max_entries);
+            if spec.name == map::TUNNEL_SAVED {
+                spec.max_entries = spec.max_entries.max(tunnels.saturating_add(saved));
             }
         }
+        Ok(())
     }
 
-    /// Brings the ports into the new maps, with their slots, their netdevs and how they are attached; and the pins of the
-    /// links to where the new version has them.
-    pub(super) fn bind(&self, maps: &mut Maps, links: &Path) -> Result<(), OpenError> {
+    /// Brings the ports into the new maps, with their slots, their netdevs and how they are attached, and the namespaces
+    /// with their numbers; and the pins of the links to where the new version has them.
+    pub(super) fn bind(&self, maps: &mut Maps, directories: &Directories) -> Result<(), OpenError> {
+        let Directories { maps: map_pins, links } = directories;
         let earlier = self.maps()?;
+        if let Some(places) = &earlier.places {
+            if maps.places.is_none() {
+                maps.places = Some(PlaceTable::make(&namespaces::pin(map_pins))?);
+            }
+            for (number, identity) in places.identities() {
+                maps.places.iter().for_each(|places| places.assign(number, identity));
+            }
+        }
         let known = maps.port_records()?;
         let failed = |map| move |source| OpenError::Write { map, source };
         for (port, record) in earlier.port_records()? {
@@ -114,13 +149,25 @@ impl Earlier {
     fn totals(&self) -> Result<Totals, OpenError> {
         let maps = self.maps()?;
         let meters = meters::earlier(|name| self.map(name))?;
-        Ok(saved::totals(&maps, &maps.port_records()?, &maps.member_records()?, meters)?)
+        let mut ledger = ledger_of(&maps, &self.specs)?;
+        if self.settled.lost.contains(map::COUNTERS) {
+            ledger.counters_lost(now_ns());
+        }
+        if self.settled.lost.contains(map::MEMBERS) {
+            ledger.members_lost();
+        }
+        Ok(saved::totals(&maps, ledger.records(), ledger.member_records(), meters)?)
     }
 
     fn maps(&self) -> Result<Maps, OpenError> {
         let pin = self.directories.maps.join(map::SLOTS);
         let slots = if pin.exists() { SlotTable::open(&pin) } else { SlotTable::unpinned() };
-        Maps::take(|name| self.map(name), &self.specs, slots?)
+        let mut maps = Maps::take(|name| self.map(name), &self.specs, slots?)?;
+        let places = namespaces::pin(&self.directories.maps);
+        if places.exists() {
+            maps.places = Some(PlaceTable::open(&places)?);
+        }
+        Ok(maps)
     }
 
     /// Opens a map; one that is lost is empty.
@@ -141,6 +188,15 @@ impl Earlier {
                 .map_err(|error| failed(&error))?
         };
         Map::from_map_data(data).map_err(|error| failed(&error))
+    }
+
+    /// Moves the pins of the maps to where nothing uses them.
+    fn set_aside(&self) -> Result<(), OpenError> {
+        for (_, pin) in entries(&self.directories.maps)? {
+            let aside = pins::set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
+            tracing::error!(pin = %pin.display(), aside = %aside.display(), "not every total has room; map set aside");
+        }
+        Ok(())
     }
 
     /// Removes the pins.
@@ -180,38 +236,67 @@ impl KernelDatapath {
                 refused,
                 "totals of an earlier version"
             );
+            if refused > 0 {
+                earlier.set_aside()?;
+            }
         }
         earlier.remove()
     }
 
-    /// Puts this version's programs into the places of those that count. A hook for which that can't be is removed: what
-    /// it counted would be lost.
+    /// Puts this version's programs into the places of those that count, on the host and in namespaces. A hook for which
+    /// that can't be is removed: what it counted would be lost.
     fn swap_all(&mut self) {
+        self.find_namespaces();
         for attachment in self.attached.values().cloned().collect::<Vec<_>>() {
-            let Attachment { target, .. } = &attachment;
-            let captured = self.captures.wanted().ports.clone();
-            let site = hooks::Site { links: &self.links, meters: self.meters.on, captured: &captured };
-            for hook in hooks::both(target, site) {
-                let kind = attachment.kind(hook.direction);
-                // What is not there must not come to be there: its netdev may be another's by now.
-                if kind != HookKind::Xdp && !hook.is_there(kind, None).unwrap_or(true) {
-                    continue;
+            let target = &attachment.target;
+            let swapped = self
+                .prepare_programs(target)
+                .and_then(|()| self.within(target, |this| this.swap_here(&attachment)));
+            let why = match swapped {
+                Ok(Some(true)) => continue,
+                Ok(Some(false)) => None,
+                Ok(None) => Some("nothing leads to its namespace any more".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(why) = why {
+                tracing::error!(netdev = %target.id, error = why, "hooks of an earlier version can't be taken over; its links are removed, and what filters count from now on is lost");
+                self.kept.doubt(target.id.namespace);
+                for hook in hooks::both(target, self.site()) {
+                    if let Err(error) = hook.unpin() {
+                        tracing::error!(error = %error, "link not removed");
+                    }
                 }
-                let Err(error) = hook.attach(&mut loaded(&mut self.ebpf, &self.namespaces, target), kind)
-                else {
-                    continue;
-                };
-                if error.retry == Retry::Gone {
-                    continue;
-                }
-                tracing::error!(error = %error, "a hook of an earlier version can't be taken over; it is removed");
-                if let Err(error) = hook.detach() {
-                    tracing::error!(error = %error, "nor can it be removed");
-                }
-                self.attached.insert(target.id, Attachment { lost: true, ..attachment.clone() });
             }
+            self.attached.insert(target.id, Attachment { lost: true, ..attachment.clone() });
         }
         self.remove_strays();
+    }
+
+    /// The same for a netdev of the calling thread's namespace; returns whether all its hooks are this version's.
+    fn swap_here(&mut self, attachment: &Attachment) -> bool {
+        let Attachment { target, .. } = attachment;
+        let captured = self.captures.wanted().ports.clone();
+        let site = hooks::Site { links: &self.links, meters: self.meters.on, captured: &captured };
+        let mut swapped = true;
+        for hook in hooks::both(target, site) {
+            let kind = attachment.kind(hook.direction);
+            // What is not there must not come to be there: its netdev may be another's by now.
+            if kind != HookKind::Xdp && !hook.is_there(kind, None).unwrap_or(true) {
+                continue;
+            }
+            let Err(error) = hook.attach(&mut loaded(&mut self.ebpf, &self.namespaces, target), kind) else {
+                continue;
+            };
+            if error.retry == Retry::Gone {
+                continue;
+            }
+            tracing::error!(error = %error, "a hook of an earlier version can't be taken over; it is removed");
+            if let Err(error) = hook.detach() {
+                tracing::error!(error = %error, "nor can it be removed");
+            }
+            swapped = false;
+        }
+        swapped
     }
 
     /// Removes links of netdevs that no record names.
@@ -229,6 +314,11 @@ impl KernelDatapath {
             }
         }
     }
+}
+
+/// Returns the maps that are pinned, of these.
+fn pinned<'a>(specs: &'a [Spec], pins: &'a Path) -> impl Iterator<Item = &'a Spec> {
+    specs.iter().filter(move |spec| pins.join(spec.name).exists())
 }
 
 /// Returns what is in a directory, by name; nothing where it is not there.

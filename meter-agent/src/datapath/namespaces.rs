@@ -14,16 +14,17 @@ use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, PortUuid, Settings, map};
 
 use super::{
-    AttachError, Retry, Target,
+    AttachError, Repairs, Retry, Target,
     failure::{describe, netdev_error},
     hook::{link_name, remove_link},
     hooks::ProgramIds,
     kernel::KernelDatapath,
     ledger::Ledger,
     maps::{Maps, Spec, check_pin, namespaces_spec},
+    numbers::Kept,
     object::{OBJECT, load_programs},
     open::{OpenError, load_error, path_error},
-    pins::set_aside,
+    pins::{self, set_aside},
     places::PlaceTable,
     record::netdev_of,
 };
@@ -44,6 +45,8 @@ pub(super) struct Recipe {
     pub(super) specs: Vec<Spec>,
     pub(super) settings: Settings,
     pub(super) map_pins: PathBuf,
+    /// The maps that count, by name and number.
+    pub(super) maps: Vec<(&'static str, u32)>,
 }
 
 /// The programs of one namespace.
@@ -87,11 +90,15 @@ pub(super) struct Namespaces {
     recipe: Recipe,
     known: BTreeMap<NamespaceId, Known>,
     none: Programs,
+    /// The one that the calling thread is in, and the way back to the host's from another.
+    inside: NamespaceId,
+    host: Option<Entrance>,
 }
 
 impl Namespaces {
     pub(super) fn new(recipe: Recipe) -> Self {
-        Self { recipe, known: BTreeMap::new(), none: Programs::default() }
+        let (known, none) = (BTreeMap::new(), Programs::default());
+        Self { recipe, known, none, inside: NamespaceId::HOST, host: None }
     }
 
     /// Returns the programs of a namespace that is not the host's.
@@ -99,8 +106,25 @@ impl Namespaces {
         self.known.get(&namespace).map_or(&self.none, |known| &known.programs)
     }
 
+    /// Returns whether the namespace is followed, or could be found.
+    pub(super) fn is_known(&self, namespace: NamespaceId) -> bool {
+        namespace == NamespaceId::HOST || self.known.contains_key(&namespace)
+    }
+
+    /// Returns the ids of all programs of namespaces.
+    pub(super) fn program_ids(&self) -> BTreeSet<u32> {
+        self.known.values().flat_map(|known| known.programs.ids.values().copied()).collect()
+    }
+
     /// Loads the programs that a netdev of the namespace takes, those that aren't yet.
-    fn prepare(&mut self, namespace: NamespaceId, meters: bool, captured: bool) -> Result<(), OpenError> {
+    fn prepare(
+        &mut self,
+        namespace: NamespaceId,
+        meters: bool,
+        captured: bool,
+        places: u32,
+        repairs: &mut Repairs,
+    ) -> Result<(), OpenError> {
         let Some(known) = self.known.get_mut(&namespace) else { return Ok(()) };
         let wanted = [
             NAMESPACE_PROGRAMS.as_slice(),
@@ -112,6 +136,9 @@ impl Namespaces {
         if missing.is_empty() {
             return Ok(());
         }
+        // Whoever loads over a pin that has gone gets another map.
+        let maps = self.recipe.maps.iter().copied().chain([(map::NAMESPACES, places)]);
+        pins::keep(maps, &self.recipe.map_pins, repairs)?;
         self.recipe.load(namespace, &missing, &mut known.programs)
     }
 }
@@ -178,6 +205,7 @@ impl KernelDatapath {
             error(format!("{} namespaces have a number, and no more can", NAMESPACES - 1), "namespaces_full")
         };
         let number = number.ok_or_else(full)?;
+        self.kept.taken(number);
         match self.namespaces.known.get_mut(&number) {
             Some(known) => known.entrance = entrance,
             None => {
@@ -187,36 +215,38 @@ impl KernelDatapath {
         Ok(number)
     }
 
-    /// Lets go of a namespace, and gives its number back where nothing is attached under it.
+    /// Lets go of a namespace, and gives its number back where nothing is attached under it, and nothing can be.
     pub(super) fn leave_namespace(&mut self, namespace: NamespaceId) {
         if self.attached.keys().any(|id| id.namespace == namespace) {
             return;
         }
         self.namespaces.known.remove(&namespace);
         if let Some(places) = &self.maps.places {
-            places.free(namespace);
+            self.kept.give_back(namespace, places);
         }
     }
 
-    /// Returns the way into a namespace: one that is followed, or one of an earlier agent that has a name still.
-    fn entrance(&self, namespace: NamespaceId) -> Option<Entrance> {
-        match self.namespaces.known.get(&namespace) {
-            Some(known) => Some(known.entrance.clone()),
-            None => find(Path::new(DIRECTORY), self.maps.places.as_ref()?.identity(namespace)?),
+    /// Returns the way into a namespace: one that is followed, or one of an earlier agent that can be found.
+    fn entrance(&self, namespace: NamespaceId) -> io::Result<Option<Entrance>> {
+        if let Some(known) = self.namespaces.known.get(&namespace) {
+            return Ok(Some(known.entrance.clone()));
         }
+        let identity = self.maps.places.as_ref().and_then(|places| places.identity(namespace));
+        identity.map_or(Ok(None), |identity| find(Path::new(DIRECTORY), identity))
     }
 
-    /// Returns what `work` returns in the namespace of a netdev; `None` where the namespace has gone.
+    /// Returns what `work` returns in the namespace of a netdev, wherever the calling thread is; `None` where nothing leads
+    /// there any more.
     pub(super) fn within<T: Send>(
         &mut self,
         target: &Target,
         work: impl FnOnce(&mut Self) -> T + Send,
     ) -> Result<Option<T>, AttachError> {
-        if target.id.namespace == NamespaceId::HOST {
+        let there = target.id.namespace;
+        if there == self.namespaces.inside {
             return Ok(Some(work(self)));
         }
-        let Some(entrance) = self.entrance(target.id.namespace) else { return Ok(None) };
-        entrance.enter(|| work(self)).map(Some).map_err(|error| {
+        let failed = |error: io::Error| {
             let why = match error.raw_os_error() {
                 Some(libc::EPERM) => {
                     "entering its namespace is not permitted: it takes CAP_SYS_ADMIN".to_owned()
@@ -224,7 +254,31 @@ impl KernelDatapath {
                 _ => format!("enter its namespace: {error}"),
             };
             netdev_error(target, &why, "namespace", Retry::Later)
-        })
+        };
+        if self.namespaces.inside == NamespaceId::HOST {
+            self.namespaces.host = Some(Entrance::own().map_err(failed)?);
+        }
+        let entrance = match there {
+            NamespaceId::HOST => self.namespaces.host.clone(),
+            there => self.entrance(there).map_err(failed)?,
+        };
+        let Some(entrance) = entrance else { return Ok(None) };
+        let before = std::mem::replace(&mut self.namespaces.inside, there);
+        let done = entrance.enter(|| work(self));
+        self.namespaces.inside = before;
+        done.map(Some).map_err(failed)
+    }
+
+    /// Finds the namespaces in which an earlier agent left something attached.
+    pub(super) fn find_namespaces(&mut self) {
+        let left: BTreeSet<NamespaceId> = self.attached.keys().map(|id| id.namespace).collect();
+        for number in left.into_iter().filter(|number| !self.namespaces.is_known(*number)).collect::<Vec<_>>()
+        {
+            // What can't be entered is said where it is to be.
+            if let Ok(Some(entrance)) = self.entrance(number) {
+                self.namespaces.known.insert(number, Known { entrance, programs: Programs::default() });
+            }
+        }
     }
 
     /// Has the programs for a netdev, and a place for its counters.
@@ -232,16 +286,27 @@ impl KernelDatapath {
         if target.id.namespace == NamespaceId::HOST {
             return Ok(());
         }
-        if !self.maps.places.as_ref().is_some_and(|places| places.has_room(target.id)) {
+        let Some(places) = self.maps.places.as_ref().filter(|places| places.has_room(target.id)) else {
             let why = format!(
                 "{NAMESPACE_NETDEVS} netdevs of its namespace are metered, and no more can be; ignore some"
             );
             return Err(netdev_error(target, &why, "namespace_full", Retry::Later));
-        }
+        };
         let meters = self.meters.on;
         self.namespaces
-            .prepare(target.id.namespace, meters, self.captures.wants(target.port))
-            .map_err(|error| netdev_error(target, &describe(&error), "verifier", Retry::Later))
+            .prepare(target.id.namespace, meters, self.captures.wants(target.port), places.map(), &mut self.repairs)
+            .map_err(|error| netdev_error(target, &describe(&error), load_reason(&error), Retry::Later))
+    }
+}
+
+/// Returns the reason for which programs could not be loaded.
+const fn load_reason(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Permission { .. } => "permission",
+        OpenError::Path { .. } | OpenError::ForeignPin { .. } => "pin",
+        OpenError::Object(_) | OpenError::NoObject => "object",
+        OpenError::Write { .. } => "map_write",
+        _ => "verifier",
     }
 }
 
@@ -253,25 +318,38 @@ pub(super) fn loaded<'a>(ebpf: &'a mut Ebpf, namespaces: &'a Namespaces, target:
     }
 }
 
-/// Opens the map of namespaces where an earlier agent has left one.
-pub(super) fn places(map_pins: &Path) -> Result<Option<PlaceTable>, OpenError> {
+/// Opens the map of namespaces where an earlier agent has left one. Where only its pin has gone it is found at programs
+/// that count in it, and in `counters`.
+pub(super) fn places(
+    map_pins: &Path,
+    counters: u32,
+    repairs: &mut Repairs,
+) -> Result<Option<PlaceTable>, OpenError> {
     let pin = pin(map_pins);
     let spec = namespaces_spec();
     let found = match check_pin(&spec, &pin) {
-        Ok(None) => return Ok(None),
+        Ok(None) => None,
         Ok(Some(entries)) if entries == spec.max_entries => return PlaceTable::open(&pin).map(Some),
-        Ok(Some(entries)) => format!("a map of {entries} entries"),
-        Err(OpenError::ForeignPin { found, .. }) => found,
+        Ok(Some(entries)) => Some(format!("a map of {entries} entries")),
+        Err(OpenError::ForeignPin { found, .. }) => Some(found),
         Err(error) => return Err(error),
     };
-    let aside = set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
-    tracing::error!(pin = %pin.display(), found, aside = %aside.display(), "not our map; set aside");
-    Ok(None)
+    if let Some(found) = found {
+        let aside = set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
+        tracing::error!(pin = %pin.display(), found, aside = %aside.display(), "not our map; set aside");
+        repairs.set_aside += 1;
+    }
+    let programs = [NAMESPACE_PROGRAMS, NAMESPACE_METER_PROGRAMS];
+    if !pins::restore_beside(&spec, map_pins, counters, programs.as_flattened())? {
+        return Ok(None);
+    }
+    repairs.restored += 1;
+    PlaceTable::open(&pin).map(Some)
 }
 
 /// Puts right what an agent that was killed, or a map that has gone, left undone: a netdev whose namespace nobody knows is
-/// given up, and a number under which nothing is attached is free.
-pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Result<(), OpenError> {
+/// given up, and a number under which nothing is attached is kept until it is free for sure.
+pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Result<Kept, OpenError> {
     let is_elsewhere = |record: &&PortRecord| record.ifindex != 0 && record.namespace != 0;
     let records = ledger.records().iter().filter(|(_, record)| is_elsewhere(record));
     let netdevs: Vec<(PortUuid, NetdevId)> =
@@ -293,15 +371,28 @@ pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Resu
         ledger.release(*port, *id).map_or(Ok(()), |write| maps.write(&write)).map_err(failed)?;
     }
     let used: BTreeSet<NamespaceId> = netdevs.iter().map(|(_, id)| id.namespace).collect();
+    let mut kept = Kept::default();
     if let Some(places) = &maps.places {
-        known.difference(&used).for_each(|number| places.free(*number));
+        known.difference(&used).for_each(|number| kept.keep(*number, places));
     }
-    Ok(())
+    Ok(kept)
 }
 
-/// Returns the ways into the namespaces of an earlier agent that have names still, by number.
-pub(super) fn entrances(map_pins: &Path) -> Result<Vec<(NamespaceId, Entrance)>, OpenError> {
-    let Some(places) = places(map_pins)? else { return Ok(Vec::new()) };
+/// The way into a namespace, if there is one.
+type Way = io::Result<Option<Entrance>>;
+
+/// Returns the ways into the namespaces of an earlier agent, by number.
+pub(super) fn entrances(map_pins: &Path) -> Result<Vec<(NamespaceId, Way)>, OpenError> {
+    let pin = pin(map_pins);
+    let places = match check_pin(&namespaces_spec(), &pin) {
+        Ok(Some(NAMESPACES)) => PlaceTable::open(&pin)?,
+        Ok(None) => return Ok(Vec::new()),
+        Ok(Some(_)) | Err(OpenError::ForeignPin { .. }) => {
+            set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error),
+    };
     let known = places.identities();
-    Ok(known.filter_map(|(number, identity)| Some((number, find(Path::new(DIRECTORY), identity)?))).collect())
+    Ok(known.map(|(number, identity)| (number, find(Path::new(DIRECTORY), identity))).collect())
 }

@@ -93,6 +93,17 @@ pub enum OpenError {
         /// This agent's.
         known: u32,
     },
+    /// There are maps of several earlier versions: an agent was ended while it took over from another.
+    #[error(
+        "{path} has the pins of versions {} and {} of the maps: an agent of version {} was ended while it took over; start \
+         that one once more, then this one", .found[0], .found[1], .found[1]
+    )]
+    UnfinishedPins {
+        /// The directory of all versions.
+        path: PathBuf,
+        /// The first two versions.
+        found: [u32; 2],
+    },
     /// The object is not what this agent expects.
     #[error("eBPF object: {0}")]
     Object(String),
@@ -125,6 +136,7 @@ impl OpenError {
             | Self::NoBpffs { .. }
             | Self::ForeignPin { .. }
             | Self::NewerPins { .. }
+            | Self::UnfinishedPins { .. }
             | Self::Object(_) => true,
             Self::Path { .. } | Self::Locked { .. } | Self::Load(_) | Self::Write { .. } | Self::Read(_) => {
                 false

@@ -18,7 +18,7 @@ use super::{
     Repairs, clsact, connections,
     failure::describe,
     maps::{self, Spec},
-    open::{OpenError, path_error},
+    open::{OpenError, path_error, pin_error},
     sys,
 };
 
@@ -129,7 +129,101 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
     Ok(settled)
 }
 
+/// Has these maps, by name and number, pinned under their names, whatever is there by now: what is not one of them is set
+/// aside, and a pin that has gone is made again.
+///
+/// # Errors
+///
+/// What can't be looked at, not be set aside, or not be pinned.
+pub(super) fn keep(
+    maps: impl IntoIterator<Item = (&'static str, u32)>,
+    pins: &Path,
+    repairs: &mut Repairs,
+) -> Result<(), OpenError> {
+    for (name, id) in maps {
+        let pin = pins.join(name);
+        match fs::symlink_metadata(&pin) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(path_error("look at", &pin, source)),
+            Ok(_) => {
+                if MapInfo::from_pin(&pin).is_ok_and(|found| found.id() == id) {
+                    continue;
+                }
+                let aside = set_aside(&pin).map_err(|source| path_error("set aside", &pin, source))?;
+                tracing::error!(map = name, pin = %pin.display(), aside = %aside.display(), "not the map that counts; set aside");
+                repairs.set_aside += 1;
+            }
+        }
+        let info = MapInfo::from_id(id)
+            .map_err(|error| path_error("pin again at", &pin, io::Error::other(describe(&error))))?;
+        pin_again(&info, &pin)?;
+        tracing::warn!(map = name, pin = %pin.display(), "the pin was gone; the map is pinned again");
+        repairs.restored += 1;
+    }
+    Ok(())
+}
+
+/// Returns the numbers of maps that are pinned.
+pub(super) fn numbers<'a>(
+    specs: impl IntoIterator<Item = &'a Spec>,
+    pins: &Path,
+) -> Result<Vec<(&'static str, u32)>, OpenError> {
+    let number = |spec: &Spec| {
+        let pin = pins.join(spec.name);
+        let info = MapInfo::from_pin(&pin).map_err(|error| pin_error(spec.name, &pin, &error))?;
+        Ok((spec.name, info.id()))
+    };
+    specs.into_iter().map(number).collect()
+}
+
+/// Pins a map again that programs of namespaces use beside this one, where its own pin has gone; returns whether there is
+/// one.
+pub(super) fn restore_beside(
+    spec: &Spec,
+    pins: &Path,
+    beside: u32,
+    programs: &[&str],
+) -> Result<bool, OpenError> {
+    let found = used_beside(beside, programs).and_then(|ids| {
+        let infos = ids.into_iter().map(|id| MapInfo::from_id(id).map_err(|error| describe(&error)));
+        infos.collect::<Result<Vec<_>, _>>()
+    });
+    let found = found.unwrap_or_else(|error| {
+        tracing::debug!(error, "the maps of the programs that count can't be asked for");
+        Vec::new()
+    });
+    let Some(info) = found.iter().find(|info| maps::is_as(spec, info).is_ok() && is_named(info, spec.name))
+    else {
+        return Ok(false);
+    };
+    let pin = pins.join(spec.name);
+    pin_again(info, &pin)?;
+    tracing::warn!(map = spec.name, pin = %pin.display(), "the pin was gone; the map is pinned again");
+    Ok(true)
+}
+
+/// Returns the maps of every loaded program of these names that uses a map.
+fn used_beside(map: u32, names: &[&str]) -> Result<BTreeSet<u32>, String> {
+    let mut ids = BTreeSet::new();
+    for program in loaded_programs() {
+        let program = program.map_err(|error| describe(&error))?;
+        if !program.name_as_str().is_some_and(|name| names.contains(&name)) {
+            continue;
+        }
+        let used = program.map_ids().map_err(|error| describe(&error))?.unwrap_or_default();
+        if used.contains(&map) {
+            ids.extend(used);
+        }
+    }
+    Ok(ids)
+}
+
 fn keep_size(spec: &mut Spec, entries: u32) {
+    // What was saved has room for more where an earlier version had more to save.
+    let is_more = spec.name == map::TUNNEL_SAVED && entries > spec.max_entries;
+    if is_more {
+        spec.max_entries = entries;
+    }
     if entries != spec.max_entries {
         tracing::warn!(
             map = spec.name,
@@ -215,6 +309,7 @@ fn what_it_held(name: &str) -> &'static str {
         map::SAVED => "what buckets and faults had counted when the maps were made",
         map::METERS => "the totals of user-defined meters: nothing tells any more whose they are",
         map::METER_COUNTERS => "the totals of user-defined meters that were counted last",
+        map::NAMESPACES => "which netdevs of namespaces count for which port",
         map::CONNECTIONS | map::CONNECTION_KEYS => "who began the connections that are on",
         _ => "nothing",
     }

@@ -1,7 +1,7 @@
 //! `NAMESPACES`, the array that the programs of namespaces read: mapped here.
 
 use std::{
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -26,29 +26,44 @@ const ALL: usize = WORDS * NAMESPACES as usize;
 
 /// The map, in this process's memory.
 #[derive(Debug)]
-pub(super) struct PlaceTable(MappedWords);
+pub(super) struct PlaceTable {
+    words: MappedWords,
+    /// The map's number.
+    map: u32,
+}
 
 impl PlaceTable {
     /// Opens the map that is pinned, which has to be checked before.
     pub(super) fn open(pin: &Path) -> Result<Self, OpenError> {
         let map = sys::open_pin(pin).map_err(|source| path_error("open the pinned map", pin, source))?;
-        let mapped = MappedWords::map(map.as_fd(), ALL);
-        mapped.map(Self).map_err(|source| path_error("map into memory", pin, source))
+        Self::of(map.as_fd(), pin)
     }
 
     /// Makes the map and pins it.
     pub(super) fn make(pin: &Path) -> Result<Self, OpenError> {
         let map = sys::create_mapped_array(map::NAMESPACES, size_of::<NamespaceTable>(), NAMESPACES)
             .map_err(|error| load_error(&format!("make map {}", map::NAMESPACES), &error))?;
+        // The pin comes last: one without a table would be in the way of the next attempt.
+        let table = Self::of(map.as_fd(), pin)?;
         sys::pin(map.as_fd(), pin).map_err(|source| path_error("pin map", pin, source))?;
-        let mapped = MappedWords::map(map.as_fd(), ALL);
-        mapped.map(Self).map_err(|source| path_error("map into memory", pin, source))
+        Ok(table)
+    }
+
+    fn of(map: BorrowedFd<'_>, pin: &Path) -> Result<Self, OpenError> {
+        let failed = |action| move |source| path_error(action, pin, source);
+        let words = MappedWords::map(map, ALL).map_err(failed("map into memory"))?;
+        Ok(Self { words, map: sys::map_id(map).map_err(failed("ask for the number of"))? })
+    }
+
+    /// Returns the map's number.
+    pub(super) const fn map(&self) -> u32 {
+        self.map
     }
 
     /// Returns the words of a namespace; none for a number beyond the map.
     fn words(&self, namespace: NamespaceId) -> &[AtomicU64] {
         let number = usize::try_from(namespace.0).unwrap_or(usize::MAX);
-        self.0.words().chunks_exact(WORDS).nth(number).unwrap_or_default()
+        self.words.words().chunks_exact(WORDS).nth(number).unwrap_or_default()
     }
 
     fn places(&self, namespace: NamespaceId) -> &[AtomicU64] {
@@ -75,12 +90,19 @@ impl PlaceTable {
             return known;
         }
         let free = (1..NAMESPACES).map(NamespaceId).find(|number| self.identity(*number).is_none())?;
-        let words = self.words(free);
+        self.assign(free, identity);
+        Some(free)
+    }
+
+    /// Gives a namespace the number that it has in another table.
+    pub(super) fn assign(&self, number: NamespaceId, identity: Identity) {
+        let words = self.words(number);
         for (index, value) in [(COOKIE, identity.cookie), (INODE, identity.inode), (DEVICE, identity.device)]
         {
-            words.get(index)?.store(value, Ordering::Relaxed);
+            if let Some(word) = words.get(index) {
+                word.store(value, Ordering::Relaxed);
+            }
         }
-        Some(free)
     }
 
     /// Gives a number back, with all places.

@@ -6,8 +6,9 @@ use meter_ebpf::abi::{Direction, SLOT_ENTRIES, map};
 use uuid::Uuid;
 
 use super::{
-    BucketReading, PortReading, ReadError, Reading,
+    BucketReading, MapUsage, PortReading, ReadError, Reading,
     kernel::{KernelDatapath, uptime_s},
+    maps::namespaces_spec,
     record::{port_id, port_reading},
     tunnels,
 };
@@ -81,6 +82,16 @@ impl KernelDatapath {
             map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
             name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
         });
+        if let Some(places) = &self.maps.places {
+            let spec = namespaces_spec();
+            usage.push(MapUsage {
+                map: spec.name,
+                entries: count(places.identities().count()),
+                // Number 0 is the host's.
+                capacity: u64::from(spec.max_entries - 1),
+                memory_bytes: u64::from(spec.max_entries) * count(spec.value_size),
+            });
+        }
         for map in &mut usage {
             map.memory_bytes += self.meters.memory_below(map.map);
         }

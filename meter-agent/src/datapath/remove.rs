@@ -15,6 +15,9 @@ use super::{
     pins::{self, Directories},
 };
 
+/// A record's bits of filters.
+const FILTERS: u32 = hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT;
+
 /// What [`remove_all`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -57,12 +60,28 @@ fn remove_version(directories: &Directories, removed: &mut Removed) -> Result<()
         };
         removed.hooks += remove_clsact(records.iter().filter(|record| record.namespace == 0))?;
         for (number, entrance) in namespaces::entrances(map_pins)? {
-            let there = records.iter().filter(|record| record.namespace == number.0);
-            match entrance.enter(|| remove_clsact(there)) {
-                Ok(hooks) => removed.hooks += hooks?,
+            let there = || records.iter().filter(|record| record.namespace == number.0);
+            let has_filters = there().any(|record| record.hooks & FILTERS != 0);
+            let entered = entrance.and_then(|entrance| match entrance {
+                Some(entrance) => entrance.enter(|| remove_clsact(there())).map(Some),
+                None => Ok(None),
+            });
+            match entered {
+                Ok(Some(hooks)) => removed.hooks += hooks?,
+                Ok(None) if has_filters => tracing::warn!(
+                    namespace = number.0,
+                    "nothing leads to the namespace any more; if it lives on, so do the filters in it"
+                ),
                 // Links need no namespace to be entered.
-                Err(error) => {
-                    tracing::warn!(namespace = number.0, error = %error, "filters in a namespace are left in place");
+                Ok(None) => {}
+                Err(error) if !has_filters => {
+                    tracing::debug!(namespace = number.0, error = %error, "namespace not looked at");
+                }
+                // What tells where they are has to stay.
+                Err(source) => {
+                    let action =
+                        "remove the filters in a namespace (which takes CAP_SYS_ADMIN) that is known by";
+                    return Err(OpenError::Path { action, path: map_pins.join(map::NAMESPACES), source });
                 }
             }
         }

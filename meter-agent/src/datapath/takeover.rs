@@ -68,10 +68,13 @@ impl KernelDatapath {
 
         let mut specs = maps::specs(options);
         if let Some(earlier) = &earlier {
-            earlier.keep_sizes(&mut specs, map_pins);
+            earlier.keep_sizes(&mut specs, map_pins)?;
         }
         let settled = pins::settle(&mut specs, &directories)?;
         let (mut lost, mut repairs) = (settled.lost, settled.repairs);
+        if let Some(earlier) = &earlier {
+            repairs.add(earlier.repairs());
+        }
         let mut settings = settings(options);
         let tunnel_places = entries_of(&specs, map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);
@@ -87,7 +90,9 @@ impl KernelDatapath {
         let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
 
         let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
-        maps.places = namespaces::places(map_pins)?;
+        let numbers = pins::numbers(&specs, map_pins)?;
+        let counters = numbers.iter().find(|(name, _)| *name == map::COUNTERS).map_or(0, |(_, id)| *id);
+        maps.places = namespaces::places(map_pins, counters, &mut repairs)?;
         let captures = Captures::take(&mut ebpf, entries_of(&specs, map::CAPTURES))?;
         let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE), &captures)?;
         let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
@@ -116,7 +121,7 @@ impl KernelDatapath {
         if let Some(earlier) = &earlier
             && !maps.have_carried()?
         {
-            earlier.bind(&mut maps, links)?;
+            earlier.bind(&mut maps, &directories)?;
         }
         let mut ledger = ledger_of(&maps, &specs)?;
         let mut writes = Vec::new();
@@ -133,10 +138,14 @@ impl KernelDatapath {
             maps.write(&write).map_err(failed)?;
         }
         unrecorded::record(&mut maps, &mut ledger, links, left);
-        namespaces::settle(&mut maps, &mut ledger, links)?;
+        let kept = namespaces::settle(&mut maps, &mut ledger, links)?;
         let attached = adopted(&ledger);
-        let namespaces =
-            Namespaces::new(Recipe { specs: specs.clone(), settings, map_pins: map_pins.clone() });
+        let namespaces = Namespaces::new(Recipe {
+            specs: specs.clone(),
+            settings,
+            map_pins: map_pins.clone(),
+            maps: numbers,
+        });
         let mut datapath = Self {
             ebpf,
             maps,
@@ -144,6 +153,7 @@ impl KernelDatapath {
             ledger,
             attached,
             namespaces,
+            kept,
             tc: options.tc,
             has_tcx,
             programs,
@@ -173,7 +183,7 @@ fn entries_of(specs: &[Spec], name: &str) -> u32 {
     specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries)
 }
 
-fn ledger_of(maps: &Maps, specs: &[Spec]) -> Result<Ledger, OpenError> {
+pub(super) fn ledger_of(maps: &Maps, specs: &[Spec]) -> Result<Ledger, OpenError> {
     let entries = |name| usize::try_from(entries_of(specs, name)).unwrap_or(usize::MAX);
     let capacity = Capacity {
         slots: entries_of(specs, map::COUNTERS) * meter_ebpf::abi::SLOTS_PER_BLOCK,

@@ -9,13 +9,15 @@
 //! - Sockets keep a namespace alive that has lost its name. So they are closed before the name's end is told.
 
 mod choose;
+mod dump;
+mod find;
 mod look;
 
 use std::{
     collections::BTreeMap,
     fmt, io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -28,18 +30,12 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
-pub use self::{
-    choose::Selection,
-    look::{find, open},
-};
+pub use self::{choose::Selection, dump::dump, find::find, look::open};
 use self::{
     choose::{Choice, choose},
     look::{Seen, look},
 };
-use super::{
-    Namespace, NamespaceId, NetdevEvent,
-    monitor::{self, Follower},
-};
+use super::{NetdevEvent, monitor::Follower};
 
 /// Where iproute2, Neutron and container engines name namespaces.
 pub const DIRECTORY: &str = "/run/netns";
@@ -120,6 +116,8 @@ pub enum NamespaceEvent {
     Gone(Identity),
     /// All names have been looked at; those that should be followed and can't be, with the reason.
     Looked(BTreeMap<String, String>),
+    /// The names could not be looked at, and why: what was followed is followed still.
+    NotLooked(String),
 }
 
 /// A namespace that is followed.
@@ -141,6 +139,8 @@ pub struct Watcher {
     inotify: Option<Inotify>,
     /// What was said of each name that can't be followed.
     failed: BTreeMap<String, String>,
+    /// What was said of the directory, where it can't be looked at.
+    unseen: Option<String>,
     next_look: Instant,
     soon: Duration,
 }
@@ -161,6 +161,7 @@ impl Watcher {
             followed: BTreeMap::new(),
             inotify: None,
             failed: BTreeMap::new(),
+            unseen: None,
             next_look: Instant::now(),
             soon: SOON,
         })
@@ -195,14 +196,20 @@ impl Watcher {
         let Seen { namespaces, unmounted, denied, mut failed } = match looked {
             Ok(seen) => seen,
             Err(error) => {
-                tracing::warn!(directory = %self.directory.display(), error = %error, "namespaces not looked at");
+                let why = format!("look at {}: {error}", self.directory.display());
+                if self.unseen.as_ref() != Some(&why) {
+                    tracing::error!(error = why, "namespaces not looked at; will retry");
+                }
+                self.unseen = Some(why.clone());
                 self.next_look = Instant::now() + PERIOD;
-                return true;
+                return send(NamespaceEvent::NotLooked(why));
             }
         };
+        self.unseen = None;
         let names = namespaces.iter().map(|(name, (number, _))| (name.clone(), *number)).collect();
         let known = self.followed.iter().map(|(number, known)| (*number, known.name.clone())).collect();
-        let Choice { gone, here, refused } = choose(&names, &known, self.own);
+        let unseen = denied.keys().chain(failed.keys()).cloned().collect();
+        let Choice { gone, here, refused } = choose(&names, &unseen, &known, self.own);
         for number in gone {
             let Some(Followed { name, identity, follower }) = self.followed.remove(&number) else { continue };
             drop(follower);
@@ -251,7 +258,8 @@ impl Watcher {
         let entered = entrance.enter(|| -> Result<_, String> {
             let follower =
                 Follower::open(RECEIVE_BUFFER).map_err(|error| format!("{error}: {}", cause(&error)))?;
-            Ok((look::cookie(), follower))
+            let cookie = look::cookie().map_err(|error| format!("ask for its cookie: {error}"))?;
+            Ok((cookie, follower))
         });
         let (cookie, follower) = entered.map_err(|error| not_entered(&error))??;
         let identity = Identity { device: number.0, inode: number.1, cookie };
@@ -346,38 +354,6 @@ impl Watcher {
         }
         true
     }
-}
-
-/// Returns the netdevs of every namespace that is meant, without following any, and of those that can't be asked why.
-///
-/// The numbers are of no meaning.
-///
-/// # Errors
-///
-/// When the directory can't be read.
-pub fn dump(
-    directory: &Path,
-    selection: &Selection,
-) -> io::Result<(BTreeMap<NamespaceId, Namespace>, BTreeMap<String, String>)> {
-    let mut dumped = BTreeMap::new();
-    if !selection.is_on() {
-        return Ok((dumped, BTreeMap::new()));
-    }
-    let own = look::number(&Entrance::own()?.0)?;
-    let Seen { namespaces, denied, mut failed, .. } = look(directory, selection)?;
-    failed.extend(denied);
-    let names = namespaces.iter().map(|(name, (number, _))| (name.clone(), *number)).collect();
-    let Choice { here, refused, .. } = choose(&names, &BTreeMap::new(), own);
-    failed.extend(refused);
-    for ((_, name), number) in here.into_iter().zip((1..).map(NamespaceId)) {
-        let Some((_, entrance)) = namespaces.get(&name) else { continue };
-        match entrance.enter(|| monitor::dump().map_err(|error| error.to_string())) {
-            Ok(Ok(table)) => drop(dumped.insert(number, Namespace { name, table })),
-            Ok(Err(why)) => drop(failed.insert(name, why)),
-            Err(error) => drop(failed.insert(name, not_entered(&error))),
-        }
-    }
-    Ok((dumped, failed))
 }
 
 /// Says why a namespace can't be entered, and what to do.

@@ -1,6 +1,9 @@
 //! An agent whose maps are of a later version goes on from the totals of the one before, under traffic, and whenever it is
 //! killed while it does so.
 
+mod namespaces;
+mod unfinished;
+
 use std::{
     env, fs,
     process::Stdio,

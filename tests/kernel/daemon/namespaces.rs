@@ -1,15 +1,13 @@
 //! Netdevs in named network namespaces: one agent on the host, the real namespaces, and what crossed to the frame.
 
 mod churn;
+mod errors;
+mod nameless;
+mod pins;
+mod restarts;
 mod rights;
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
 use lab::{mac::Mac, netns::Netns, traffic::RawSocket};
 
@@ -124,13 +122,6 @@ fn wait_for_frames(daemon: &Daemon<'_>, expected: &[(&String, [u64; 2])], what: 
     assert_eq!(frames(daemon), expected, "{what}\n{}", daemon.log());
 }
 
-/// Waits until a namespace ends: nothing of the agent keeps it.
-fn wait_for_end(daemon: &Daemon<'_>, peer: &Netns, netdev: &str) {
-    daemon.wait("the namespace ends, and its netdevs with it", |_| {
-        !peer.netdevs().unwrap().iter().any(|other| other == netdev)
-    });
-}
-
 /// The host's netdev and those of two namespaces, one of which comes later, have the same number and name.
 fn discover(label: &str, tc: &str, kind: &str) {
     let host = Host::new(label);
@@ -210,148 +201,6 @@ fn namespaces_are_discovered_and_never_mixed() {
 fn namespaces_are_discovered_and_never_mixed_by_clsact() {
     if ready() {
         discover("nsdc", "clsact", "clsact");
-    }
-}
-
-/// A namespace goes and comes back under its name.
-fn made_again(label: &str, tc: &str) {
-    let host = Host::new(label);
-    let daemon = started(&host, &format!("tc = \"{tc}\"\n{}", follow(label)));
-    let red = Router::new(&format!("{label}-red"));
-    let port = wait_for_port(&daemon, &red.netns, "eth0");
-    red.cross("eth0", 4, 6);
-    wait_for_frames(&daemon, &[(&port, [4, 6])], "before");
-    let name = red.netns.name().to_owned();
-    let Router { netns, outside } = red;
-    drop(netns);
-    wait_for_end(&daemon, &outside, "eth0-there");
-    daemon.wait("the port has no netdev", |daemon| port_of(daemon, &name, "eth0").is_none());
-    wait_for_frames(&daemon, &[(&port, [4, 6])], "its total stays");
-    assert_eq!(daemon.sample("meter_agent_namespaces"), Some(0));
-
-    let again = Router { netns: Netns::new(&format!("{label}-red")).unwrap(), outside };
-    assert_eq!(again.netns.name(), name);
-    again.plug("eth0");
-    assert_eq!(wait_for_port(&daemon, &again.netns, "eth0"), port);
-    again.cross("eth0", 10, 20);
-    wait_for_frames(&daemon, &[(&port, [14, 26])], "it goes on");
-    let links = host.pins.join(format!("v{}/links", meter_ebpf::abi::VERSION));
-    let expected = if auto_kind().name() == "tcx" && tc == "auto" { 2 } else { 0 };
-    assert_eq!(std::fs::read_dir(links).unwrap().count(), expected, "no dead link is left");
-}
-
-#[test]
-fn namespace_that_is_made_again_goes_on_from_its_totals() {
-    if ready() {
-        made_again("nsa", "auto");
-    }
-}
-
-#[test]
-fn namespace_that_is_made_again_goes_on_from_its_totals_by_clsact() {
-    if ready() {
-        made_again("nsac", "clsact");
-    }
-}
-
-/// A namespace whose name goes while something else keeps it is left alone, and its hooks are taken away.
-fn loses_its_name(label: &str, tc: &str) {
-    let host = Host::new(label);
-    let daemon = started(&host, &format!("tc = \"{tc}\"\n{}", follow(label)));
-    let red = Router::new(&format!("{label}-red"));
-    let port = wait_for_port(&daemon, &red.netns, "eth0");
-    red.cross("eth0", 1, 1);
-    wait_for_frames(&daemon, &[(&port, [1, 1])], "before");
-    // The test's own descriptor keeps it.
-    lab_ip(&["netns", "del", red.netns.name()]);
-    daemon.wait("it is not followed", |daemon| daemon.sample("meter_agent_namespaces") == Some(0));
-    daemon.wait("its hooks are gone", |_| red.hooks("eth0").is_empty());
-    red.cross("eth0", 5, 5);
-    wait_for_frames(&daemon, &[(&port, [1, 1])], "and count no more");
-    // So that the lab finds what it is to remove.
-    lab_ip(&["netns", "add", red.netns.name()]);
-}
-
-fn lab_ip(arguments: &[&str]) {
-    let status = std::process::Command::new("ip").args(arguments).status().unwrap();
-    assert!(status.success(), "ip {arguments:?}");
-}
-
-#[test]
-fn namespace_without_a_name_is_left_alone() {
-    if ready() {
-        loses_its_name("nsl", "auto");
-        loses_its_name("nslc", "clsact");
-    }
-}
-
-/// The agent is killed and started again while frames go in and out of two namespaces: none is lost or counted twice.
-fn killed(label: &str, tc: &str) {
-    let host = Host::new(label);
-    let config = format!("tc = \"{tc}\"\n{}", follow(label));
-    let routers = ["red", "blue"].map(|name| Router::new(&format!("{label}-{name}")));
-    let mut daemon = started(&host, &config);
-    let ports = routers.each_ref().map(|router| wait_for_port(&daemon, &router.netns, "eth0"));
-    let stop = AtomicBool::new(false);
-    let sent = [const { AtomicU64::new(0) }; 2];
-    thread::scope(|scope| {
-        for (router, sent) in routers.iter().zip(&sent) {
-            let stop = &stop;
-            scope.spawn(move || {
-                let frame = between(Mac::local(1), Mac::local(2), &[], 0x88b5, &[0; 100]);
-                let inward = RawSocket::open(&router.outside, "eth0-there").unwrap();
-                let outward = RawSocket::open(&router.netns, "eth0").unwrap();
-                while !stop.load(Ordering::Relaxed) {
-                    inward.send(&frame).unwrap();
-                    outward.send(&frame).unwrap();
-                    sent.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        for _ in 0..3 {
-            daemon.kill();
-            start(&mut daemon);
-        }
-        // The other one is there again too.
-        stop.store(true, Ordering::Relaxed);
-    });
-    let sent = sent.map(AtomicU64::into_inner);
-    assert!(sent.iter().all(|sent| *sent > 100), "{sent:?}");
-    let all = [(&ports[0], [sent[0]; 2]), (&ports[1], [sent[1]; 2])];
-    wait_for_frames(&daemon, &all, "while agents were killed");
-    for (router, port) in routers.iter().zip(&ports) {
-        assert_eq!(port_of(&daemon, router.netns.name(), "eth0").as_ref(), Some(port));
-    }
-    // One that goes while no agent looks is put away by the next.
-    daemon.kill();
-    let [red, blue] = routers;
-    drop(red.netns);
-    start(&mut daemon);
-    daemon.wait("one is left", |daemon| daemon.sample("meter_agent_namespaces") == Some(1));
-    wait_for_end(&daemon, &red.outside, "eth0-there");
-    blue.cross("eth0", 1, 1);
-    let all = [(&ports[0], [sent[0]; 2]), (&ports[1], [sent[1] + 1; 2])];
-    wait_for_frames(&daemon, &all, "the other goes on");
-
-    // Without namespaces in its configuration an agent takes its hooks away from them.
-    daemon.stop();
-    daemon.configure(&format!("tc = \"{tc}\"\n"));
-    start(&mut daemon);
-    daemon.wait("its hooks are gone", |_| blue.hooks("eth0").is_empty());
-    assert_eq!(daemon.sample("meter_agent_namespaces"), None);
-}
-
-#[test]
-fn agent_that_is_killed_loses_nothing_in_namespaces() {
-    if ready() {
-        killed("nsk", "auto");
-    }
-}
-
-#[test]
-fn agent_that_is_killed_loses_nothing_in_namespaces_by_clsact() {
-    if ready() {
-        killed("nskc", "clsact");
     }
 }
 

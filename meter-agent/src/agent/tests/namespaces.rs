@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Bench, Event, NetdevEvent, NetdevTable, nothing_added, tap};
 use crate::{
-    datapath::{Attachment, Class, HookKind, IngressHook, Target, fake::FakeDatapath},
+    datapath::{
+        Attachment, Class, HookKind, IngressHook, Retry, Target,
+        fake::{FakeDatapath, error},
+    },
     meter::PortId,
     netdev::{
         NamespaceId, NetdevId,
@@ -178,4 +181,45 @@ fn names_that_can_not_be_followed_are_known() {
     let health = &bench.snapshot().health;
     assert_eq!((&health.namespaces_failed, health.ready), (&failed, true), "the host's netdevs go on");
     assert_eq!(health.attach_pending, 1);
+}
+
+#[test]
+fn namespace_that_was_refused_is_tried_again_and_what_it_said_meanwhile_holds() {
+    let mut bench = Bench::following(BTreeMap::new());
+    bench.agent.datapath.enter_errors = (0..2).map(|_| error("namespaces_full", Retry::Later)).collect();
+    bench.netdevs(&[]).here(7, "red").looked().dumped(7, &[(2, "eth0")]);
+    bench.within(7, NetdevEvent::New(tap(3, "eth1"))).settle();
+    let failed = BTreeMap::from([("red".to_owned(), "attach failed for namespaces_full".to_owned())]);
+    assert_eq!(bench.snapshot().health.namespaces_failed, failed);
+    assert_eq!((bench.snapshot().health.ready, bench.calls()), (true, Vec::new()));
+    bench.ticks(1);
+    assert_eq!(bench.calls(), [""; 0], "refused again");
+    bench.ticks(1);
+    assert_eq!(bench.calls(), [""; 0], "it waits for longer");
+    bench.ticks(1);
+    assert_eq!(bench.calls(), ["attach eth0", "attach eth1"]);
+    assert_eq!(bench.carried(), [row("red", "eth0", 0), row("red", "eth1", 0)]);
+    let health = &bench.snapshot().health;
+    assert_eq!((health.namespaces, health.namespaces_failed.len(), health.settled), (Some(1), 0, true));
+    // One that goes before it could be followed is nothing that waits.
+    bench.agent.datapath.enter_errors = [error("namespaces_full", Retry::Later)].into();
+    bench.here(8, "blue").settle();
+    bench.gone(8).ticks(3);
+    assert_eq!(bench.snapshot().health.namespaces_failed, BTreeMap::new());
+    assert_eq!(bench.agent.datapath.entered.len(), 1);
+}
+
+#[test]
+fn directory_that_can_not_be_read_keeps_nothing_from_being_ready_and_takes_nothing_away() {
+    let mut bench = Bench::following([(id(1, 2), left(id(1, 2)))].into());
+    bench.agent.datapath.entered = [(NamespaceId(1), identity(7))].into();
+    bench.netdevs(&[(2, "eth0")]);
+    bench.send(Event::Namespace(NamespaceEvent::NotLooked("not permitted".to_owned()))).settle();
+    assert_eq!(bench.calls(), ["attach eth0"], "what is in namespaces is not known");
+    let health = bench.snapshot().health.clone();
+    let failed = BTreeMap::from([("/run/netns".to_owned(), "not permitted".to_owned())]);
+    assert_eq!((health.ready, health.namespaces_failed, health.attach_pending), (true, failed, 1));
+    bench.looked().settle();
+    assert_eq!(bench.calls(), ["detach 2 of 1", "leave 1"]);
+    assert_eq!(bench.snapshot().health.namespaces_failed, BTreeMap::new());
 }

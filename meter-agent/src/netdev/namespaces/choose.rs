@@ -50,13 +50,16 @@ pub(super) struct Choice {
 }
 
 /// Compares the names that are meant with what is followed. Of several names of a namespace it keeps the one that it had,
-/// or takes the first in order.
+/// or takes the first in order. Where a name leads that could not be looked at (`unseen`) is not known: a namespace that had
+/// it has it still.
 pub(super) fn choose(
     names: &BTreeMap<String, Number>,
+    unseen: &BTreeSet<String>,
     known: &BTreeMap<Number, String>,
     own: Number,
 ) -> Choice {
-    let present: BTreeSet<Number> = names.values().copied().collect();
+    let mut present: BTreeSet<Number> = names.values().copied().collect();
+    present.extend(known.iter().filter(|(_, name)| unseen.contains(*name)).map(|(number, _)| *number));
     let mut choice = Choice {
         gone: known.keys().filter(|number| !present.contains(number)).copied().collect(),
         ..Choice::default()
@@ -65,7 +68,8 @@ pub(super) fn choose(
         known.keys().filter(|number| present.contains(number)).copied().collect();
     let mut named = BTreeSet::new();
     for (name, &number) in names.iter().filter(|(_, number)| **number != own) {
-        let keeps = known.get(&number).is_some_and(|known| names.get(known) == Some(&number));
+        let keeps = known.get(&number);
+        let keeps = keeps.is_some_and(|known| names.get(known) == Some(&number) || unseen.contains(known));
         if keeps || !named.insert(number) {
             continue;
         }
@@ -85,6 +89,11 @@ mod tests {
     use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
     use super::*;
+
+    /// Where every name could be looked at.
+    fn choose(names: &BTreeMap<String, Number>, known: &BTreeMap<Number, String>, own: Number) -> Choice {
+        super::choose(names, &BTreeSet::new(), known, own)
+    }
 
     fn names(names: &[(&str, u64)]) -> BTreeMap<String, Number> {
         names.iter().map(|&(name, inode)| (name.to_owned(), (4, inode))).collect()
@@ -130,6 +139,15 @@ mod tests {
         let expected =
             Choice { gone: vec![(4, 2)], here: vec![((4, 9), "b".to_owned())], ..Choice::default() };
         assert_eq!(choice, expected);
+    }
+
+    #[test]
+    fn name_that_could_not_be_looked_at_leads_where_it_did() {
+        let (is, unseen) = (known(&[(2, "b"), (3, "c")]), BTreeSet::from(["b".to_owned()]));
+        let choice = super::choose(&names(&[("a", 2), ("c", 3)]), &unseen, &is, OWN);
+        assert_eq!(choice, Choice::default(), "neither gone nor renamed");
+        let choice = super::choose(&names(&[]), &unseen, &is, OWN);
+        assert_eq!(choice, Choice { gone: vec![(4, 3)], ..Choice::default() });
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     getsockopt_impl, sockopt_impl,
     sys::{
         socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
@@ -18,12 +19,12 @@ use nix::{
     },
 };
 
-use super::{Entrance, Identity, Selection};
+use super::{Entrance, Selection};
 
 /// `NSFS_MAGIC`.
 const NSFS_MAGIC: libc::c_long = 0x6e73_6673;
 /// Names that are read: more than can be followed, and a bound to what a directory can cost.
-const MOST_NAMES: usize = 16_384;
+pub(super) const MOST_NAMES: usize = 16_384;
 
 sockopt_impl!(
     /// What no other network namespace has before a reboot (Linux 5.14).
@@ -78,7 +79,7 @@ pub(super) fn look(directory: &Path, selection: &Selection) -> io::Result<Seen> 
 }
 
 /// Opens a name; `None` where there is no namespace on it.
-fn open_path(path: &Path) -> io::Result<Option<((u64, u64), Entrance)>> {
+pub(super) fn open_path(path: &Path) -> io::Result<Option<((u64, u64), Entrance)>> {
     // Without waiting, whatever it is that somebody put there.
     let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let file = OwnedFd::from(file);
@@ -96,24 +97,16 @@ pub(super) fn number(file: &OwnedFd) -> io::Result<(u64, u64)> {
 }
 
 /// Returns the cookie of the calling thread's namespace, 0 where the kernel has none.
-pub(super) fn cookie() -> u64 {
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
-    socket.and_then(|socket| getsockopt(&socket, NetnsCookie)).unwrap_or_default()
+pub(super) fn cookie() -> io::Result<u64> {
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    match getsockopt(&socket, NetnsCookie) {
+        Err(Errno::ENOPROTOOPT) => Ok(0),
+        cookie => Ok(cookie?),
+    }
 }
 
 /// Returns the way into the namespace of this name; `None` where there is none.
 #[must_use]
 pub fn open(directory: &Path, name: &str) -> Option<Entrance> {
     open_path(&directory.join(name)).ok().flatten().map(|(_, entrance)| entrance)
-}
-
-/// Finds the way into a namespace that an earlier agent knew.
-#[must_use]
-pub fn find(directory: &Path, identity: Identity) -> Option<Entrance> {
-    let entries = fs::read_dir(directory).ok()?.take(MOST_NAMES).flatten();
-    let mut found = entries.filter_map(|entry| open_path(&entry.path()).ok().flatten());
-    let (_, entrance) = found.find(|(number, _)| *number == (identity.device, identity.inode))?;
-    // Another namespace may have got the inode since.
-    let is_the_same = identity.cookie == 0 || entrance.enter(cookie).ok()? == identity.cookie;
-    is_the_same.then_some(entrance)
 }

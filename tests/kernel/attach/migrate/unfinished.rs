@@ -1,0 +1,64 @@
+//! What an agent that was ended, or somebody who removed pins, left of earlier versions.
+
+use std::fs;
+
+use meter_agent::datapath::kernel::{KernelDatapath, OpenError};
+use meter_ebpf::abi::{VERSION, map};
+
+use super::{
+    super::super::support::{becomes, ready},
+    IngressHook, Options, Pair, TcMode, World, later,
+};
+
+/// The maps of two versions are there: only the agent of the later one knows what it has of the earlier one.
+#[test]
+fn version_that_has_not_taken_over_is_not_passed_over() {
+    if !ready() {
+        return;
+    }
+    let world = World::new("unfinished", TcMode::Auto);
+    let mut meter = world.open(&world.options);
+    world.attach(&mut meter, IngressHook::Tc);
+    world.pair.send(3, 5);
+    becomes(|| meter.table().get("port 1 Ingress")[0], 3);
+    drop(meter);
+    // As one that was killed before it had the totals, and after it had made its maps.
+    let maps = world.pair.host.pins.join(format!("v{}/maps", VERSION + 1));
+    fs::create_dir_all(&maps).unwrap();
+    let last = Options { version: VERSION + 2, ..world.options.clone() };
+    let hooks = world.pair.host.hooks();
+    let refused = world.pair.host.netns.run_in(|| KernelDatapath::open(&last)).unwrap().unwrap_err();
+    assert!(
+        matches!(refused, OpenError::UnfinishedPins { found, .. } if found == [VERSION, VERSION + 1]),
+        "{refused}"
+    );
+    assert!(refused.lasts() && refused.to_string().contains("start that one once more"), "{refused}");
+    assert_eq!(world.pair.host.hooks(), hooks, "they count on");
+    drop(world.open(&later(&world.options)));
+    let mut meter = world.open(&last);
+    becomes(|| meter.table().get("port 1 Ingress")[0], 3);
+}
+
+/// A map of the earlier version has gone, with what it held: that is said, and counting began anew then.
+#[test]
+fn map_that_is_lost_before_a_later_version_takes_over_is_said_to_be() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("migrate-lost");
+    let options = pair.options(TcMode::Auto);
+    let mut meter = pair.host.open_with(&options);
+    meter.attach(&pair.port());
+    pair.send(3, 5);
+    becomes(|| meter.table().get("port 1 Ingress")[0], 3);
+    let created = meter.reading().ports[0].created_ns;
+    // Nothing counts in it any more, so that nothing keeps it.
+    meter.detach(pair.host.ifindex("eth0"));
+    drop(meter);
+    fs::remove_file(pair.host.pins.join(format!("v{VERSION}/maps/{}", map::COUNTERS))).unwrap();
+    let mut meter = pair.host.open_with(&later(&options));
+    let reading = meter.reading();
+    assert_eq!(reading.repairs.lost, 1);
+    assert_eq!(meter.table().get("port 1 Ingress"), [0; 3]);
+    assert!(reading.ports[0].created_ns > created, "counting began when the totals were lost");
+}
