@@ -7,7 +7,7 @@ use meter_ebpf::abi::{VERSION, map};
 
 use super::{
     super::super::support::{becomes, ready},
-    IngressHook, Options, Pair, TcMode, World, later,
+    IngressHook, Options, Pair, RawSocket, TcMode, World, later, tunnelled,
 };
 
 /// The maps of two versions are there: only the agent of the later one knows what it has of the earlier one.
@@ -61,4 +61,32 @@ fn map_that_is_lost_before_a_later_version_takes_over_is_said_to_be() {
     assert_eq!(reading.repairs.lost, 1);
     assert_eq!(meter.table().get("port 1 Ingress"), [0; 3]);
     assert!(reading.ports[0].created_ns > created, "counting began when the totals were lost");
+}
+
+/// As many tunnels before a change of the version as there is room for, and as many others after it: the next version has
+/// room for both.
+#[test]
+fn tunnels_of_all_versions_before_have_room() {
+    const TUNNELS: u32 = 48;
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("migrate-union");
+    let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
+    let mut options = Options { max_tunnels: 64, ..pair.options(TcMode::Auto) };
+    let mut all = 0;
+    for round in 0..3 {
+        let mut meter = pair.host.open_with(&options);
+        meter.attach(&pair.uplink(IngressHook::Tc));
+        (0..TUNNELS).for_each(|vni| socket.send(&tunnelled(1_000 * round + vni)).unwrap());
+        all += u64::from(TUNNELS);
+        becomes(|| meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).sum::<u64>(), all);
+        drop(meter);
+        options = later(&options);
+    }
+    let mut meter = pair.host.open_with(&options);
+    let reading = meter.reading();
+    assert_eq!((reading.tunnels.len(), reading.repairs.unrestored), (3 * TUNNELS as usize, 0));
+    let aside = pair.host.pins.join("aside");
+    assert!(!aside.exists(), "nothing had to be kept");
 }
