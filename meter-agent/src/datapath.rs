@@ -47,7 +47,9 @@ use std::{
     path::PathBuf,
 };
 
-use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, SlotCounters, connection::Course};
+use meter_ebpf::abi::{
+    Buckets, Counter, Direction, Encap, Faults, Network, SlotCounters, connection::Course,
+};
 
 pub use self::others::is_shared;
 use crate::{
@@ -205,6 +207,8 @@ pub struct Target {
     pub underlay: bool,
     /// Which hook counts ingress.
     pub ingress: IngressHook,
+    /// The overlay network of its frames, where it is a tunnel netdev.
+    pub network: Network,
 }
 
 /// A netdev that is metered, and by what.

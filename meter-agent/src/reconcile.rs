@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use meter_ebpf::abi::Network;
+
 use crate::{
     binding::{Bound, Conflict},
     datapath::{Attachment, Class, Target},
     meter::PortId,
-    netdev::{NetdevId, Netdevs},
+    netdev::{Kind, NetdevId, Netdevs},
     roles::Role,
 };
 
@@ -47,10 +49,19 @@ pub fn desired(
             device: if class == Class::Port { bound.device } else { None },
             underlay: role.underlay,
             ingress: role.ingress,
+            network: if class == Class::Tunnel { network(&netdev.kind) } else { Network::NONE },
         };
         Some((id, target))
     };
     netdevs.all().filter_map(target).collect()
+}
+
+/// Returns the overlay network whose frames come through a netdev.
+fn network(kind: &Kind) -> Network {
+    match kind {
+        Kind::Tunnel(tunnel) => tunnel.vni.map_or(Network::EXTERNAL, Network::new),
+        _ => Network::NONE,
+    }
 }
 
 /// Returns the steps: detaches first, since a port's new netdev may wait for its old one; then uplinks, of which there

@@ -5,6 +5,7 @@
 
 pub mod connection;
 mod namespace;
+mod network;
 mod port;
 mod reason;
 pub mod rules;
@@ -13,6 +14,7 @@ mod tunnel;
 
 pub use self::{
     namespace::{NAMESPACE_NETDEVS, NAMESPACES, NamespacePlace, NamespaceTable, namespace_place},
+    network::{NETWORK_BITS, Network},
     port::{Member, MemberKey, PortRecord, PortUuid, hooks},
     reason::{Bucket, Buckets, Fault, Faults, MAX_REASONS},
     slot::{SLOT_ENTRIES, SlotRef},
@@ -69,6 +71,8 @@ pub mod map {
     /// Array: the number of a network namespace to [`NamespaceTable`](super::NamespaceTable). Pinned only where namespaces
     /// are or were followed. User space writes it by `mmap(2)`.
     pub const NAMESPACES: &str = "NAMESPACES";
+    /// Array: slot to [`Network`](super::Network).
+    pub const NETWORKS: &str = "NETWORKS";
     /// Per-CPU array of [`MeterBlock`](super::rules::MeterBlock).
     pub const METER_COUNTERS: &str = "METER_COUNTERS";
     /// Array of [`Connection`](super::connection::Connection), in their places. User space maps it.
@@ -277,6 +281,7 @@ const _: () = {
     assert!(size_of::<HookCounter>() == 32);
     assert!(size_of::<SlotCounters>() == 64);
     assert!(size_of::<SlotBlock>() == 16 * 1024);
+    assert!(size_of::<Network>() == 4);
     assert!(size_of::<PortUuid>() == 16);
     assert!(size_of::<PortRecord>() == 112);
     assert!(size_of::<MemberKey>() == 32);
@@ -294,8 +299,8 @@ const _: () = {
 #[cfg(not(target_arch = "bpf"))]
 mod pod {
     use super::{
-        Buckets, Faults, Member, MemberKey, Meta, NamespaceTable, PortRecord, PortUuid, Settings, SlotBlock,
-        SlotRef, TunnelBlock, TunnelCounter, TunnelKey,
+        Buckets, Faults, Member, MemberKey, Meta, NamespaceTable, Network, PortRecord, PortUuid, Settings,
+        SlotBlock, SlotRef, TunnelBlock, TunnelCounter, TunnelKey,
         connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
         rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
     };
@@ -309,7 +314,7 @@ mod pod {
     }
 
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
-    pod!(NamespaceTable, TunnelBlock, TunnelCounter, TunnelKey);
+    pod!(NamespaceTable, Network, TunnelBlock, TunnelCounter, TunnelKey);
     pod!(Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture);
     pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
 }

@@ -4,13 +4,14 @@
 //! Compiled rules are never changed once they are in [`RULES`].
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_NO_PREALLOC},
+    bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
     btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
+    helpers::bpf_skb_get_tunnel_key,
     macros::btf_map,
 };
 use meter_ebpf::{
     abi::{
-        Counter, Direction, SlotRef,
+        Counter, Direction, Network, SlotRef,
         rules::{
             MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
             VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
@@ -36,6 +37,10 @@ static METERS: HashMap<MeterName, MeterRecord, 4_096, { BPF_F_NO_PREALLOC as usi
 #[btf_map]
 static METER_COUNTERS: PerCpuArray<MeterBlock, 2> = PerCpuArray::new();
 
+/// By slot; user space sets the size before it loads.
+#[btf_map]
+static NETWORKS: Array<Network, 4_352> = Array::new();
+
 /// The frame at hand. In a map, since to the verifier a number from a map is any number: what follows it checks once, and
 /// not for each way that leads there.
 #[btf_map]
@@ -54,8 +59,9 @@ struct Scratch {
 pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl Fn(u32) -> SlotRef) {
     let Some(tables) = RULES.get_value(0, &0) else { return };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+    let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     read(skb, scratch);
-    count_read(skb, direction, wire, slot_at, tables, scratch);
+    count_read(skb, direction, wire, place, slot_at, tables, scratch);
 }
 
 /// The same, behind counting it in its connection at a netdev whose connections are counted.
@@ -74,10 +80,33 @@ pub(crate) fn count_connection(
         return;
     }
     let Some(tables) = RULES.get_value(0, &0) else { return };
+    let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     // SAFETY: as above.
     let wire = unsafe { &(*scratch).wire };
     let wire = Counter { packets: wire.packets, bytes: wire.bytes };
-    count_read(skb, direction, wire, slot_at, tables, scratch);
+    count_read(skb, direction, wire, place, slot_at, tables, scratch);
+}
+
+/// Where a frame is: the slot of its netdev, and the overlay network that it is in.
+#[derive(Clone, Copy)]
+struct Place {
+    slot: u32,
+    network: Network,
+}
+
+/// Returns where a frame is; `None` inside a tunnel where no rule asks for the overlay network: no other counts there.
+#[inline(always)]
+fn place_of(skb: Skb, slot: u32, tables: &RuleTables) -> Option<Place> {
+    let mut network = NETWORKS.get(slot).copied().unwrap_or_default();
+    if network.is_tunnel() {
+        if !tables.key_mask.asks_for_network() {
+            return None;
+        }
+        if network.is_external() {
+            network = Network::from_bits(meter_network(skb.context()) as u32);
+        }
+    }
+    Some(Place { slot, network })
 }
 
 /// Reads a frame's fields.
@@ -96,11 +125,11 @@ fn count_read(
     skb: Skb,
     direction: Direction,
     wire: Counter,
+    Place { slot: own, network }: Place,
     slot_at: impl Fn(u32) -> SlotRef,
     tables: &RuleTables,
     scratch: *mut Scratch,
 ) {
-    let own = slot_at(skb.ifindex()).slot();
     let is_return = tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0;
     // SAFETY: the caller's value of this CPU (see the module); the calls have ended.
     let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
@@ -114,6 +143,7 @@ fn count_read(
         Direction::Egress => (slot_at(skb.ingress_ifindex()).slot(), own),
     };
     key.set_hook(direction, in_slot, out_slot);
+    key.set_network(network);
     key.restrict(tables);
     let hash = key.hash();
     let Some(block) = VERDICTS.get_value_ptr_mut(0, &(hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS)) else {
@@ -196,6 +226,25 @@ extern "C" fn meter_flow(skb: *mut __sk_buff, slot: u32) -> u64 {
     let Some(seen) = Seen::of(&fields.key, slot) else { return 0 };
     let skb = Skb::new(skb);
     u64::from(connections::note(&seen, fields.tcp_flags(&skb), skb.length()))
+}
+
+/// Returns the bits of the overlay network that the metadata of a frame says.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_network(skb: *mut __sk_buff) -> u64 {
+    let vni = tunnel_id(skb, 0).or_else(|| tunnel_id(skb, u64::from(BPF_F_TUNINFO_IPV6)));
+    u64::from(vni.map_or(Network::UNKNOWN, Network::new).bits())
+}
+
+/// Returns the id in a frame's tunnel metadata, of outer addresses of the family that the flags say.
+#[inline(always)]
+fn tunnel_id(skb: *mut __sk_buff, flags: u64) -> Option<u32> {
+    // As much as every kernel has and takes; what follows differs between them.
+    const SIZE: usize = core::mem::offset_of!(bpf_tunnel_key, tunnel_label);
+    let mut key = [0_u32; SIZE / 4];
+    // SAFETY: the program's context, and a variable of that size.
+    let found = unsafe { bpf_skb_get_tunnel_key(skb, key.as_mut_ptr().cast(), SIZE as u32, flags) };
+    (found == 0).then_some(key[0])
 }
 
 /// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none; returns whether it counts in user-defined

@@ -10,10 +10,10 @@ use core::hint::black_box;
 pub use self::fields::{Fields, fields, plain_fields};
 use crate::{
     abi::{
-        Direction,
+        Direction, Network,
         rules::{
-            EVERY_RULE, Field, FlowKey, KEY_WORDS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES, MAX_VECTORS,
-            RULE_WORDS, RuleTables, RuleVector, present,
+            EVERY_RULE, Field, FlowKey, GENERATION_BITS, KEY_WORDS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES,
+            MAX_VECTORS, RULE_WORDS, RuleTables, RuleVector, present,
         },
     },
     packet::numbers::{IP_ICMP, IP_ICMPV6, IP_SCTP, IP_TCP, IP_UDP},
@@ -25,6 +25,9 @@ const HW_DST_WORD: usize = 6;
 const SLOTS_WORD: usize = 7;
 const GENERATION_WORD: usize = 8;
 const HW_MASK: u64 = 0xffff_ffff_ffff;
+/// Of the word of the generation: the upper bits of a [`Network::key`] say that it is in a tunnel, then that the VNI is
+/// known, and then that.
+const NETWORK_KNOWN: u64 = 1 << 62;
 /// Types of ICMP and ICMPv6: the answer to an echo request.
 /// <https://www.rfc-editor.org/rfc/rfc792>, <https://www.rfc-editor.org/rfc/rfc4443#section-4.2>
 const ECHO_REPLY: u64 = 0;
@@ -41,6 +44,19 @@ impl FlowKey {
             self.words[HW_DST_WORD] |= present::EGRESS;
         }
         self.words[SLOTS_WORD] = (in_slot as u64) << 32 | out_slot as u64;
+    }
+
+    /// Says in which overlay network the frame is.
+    #[inline(always)]
+    pub fn set_network(&mut self, network: Network) {
+        self.words[GENERATION_WORD] = network.key() << GENERATION_BITS;
+    }
+
+    /// Returns whether rules ask for the overlay network, of the key that masks others.
+    #[inline(always)]
+    #[must_use]
+    pub fn asks_for_network(&self) -> bool {
+        self.words[GENERATION_WORD] != 0
     }
 
     /// Says that the packet goes against the first one of its connection.
@@ -110,7 +126,8 @@ impl FlowKey {
         for word in 0..GENERATION_WORD {
             self.words[word] &= tables.key_mask.words[word];
         }
-        self.words[GENERATION_WORD] = tables.generation;
+        let network = self.words[GENERATION_WORD] & tables.key_mask.words[GENERATION_WORD];
+        self.words[GENERATION_WORD] = network | tables.generation;
     }
 
     /// Makes it the key of no frame.
@@ -160,6 +177,7 @@ impl FlowKey {
                 words[HW_DST_WORD] = present::HW | present::VLAN;
             }
             Field::RouterDst => words[HW_DST_WORD] = HW_MASK | present::HW | present::VLAN,
+            Field::Vni => words[GENERATION_WORD] = u64::MAX << GENERATION_BITS,
             Field::Src4 | Field::Src6 => {
                 words[SRC_WORD] = u64::MAX;
                 words[SRC_WORD + 1] = u64::MAX;
@@ -280,10 +298,19 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
     let field = start(tables, key, field, present::DST);
     narrow(tables, &mut rules, field, key.words[DST_WORD], key.words[DST_WORD + 1]);
 
+    let network = key.words[GENERATION_WORD];
+    let field = if network & NETWORK_KNOWN != 0 {
+        root(tables, Field::Vni)
+    } else {
+        u32::from(tables.absent[Field::Vni as usize])
+    };
+    narrow(tables, &mut rules, field, network << 2, 0);
+    let hook = egress + 2 * (network >> 63) as usize;
+
     let fragment = (key.words[HW_DST_WORD] >> present::FRAGMENT_SHIFT) as usize & 3;
     let inverted = vector(tables, usize::from(tables.inverted));
     let accepted = vector(tables, usize::from(tables.fragments[fragment]));
-    let counted = vector(tables, usize::from(tables.counted[egress]));
+    let counted = vector(tables, usize::from(tables.counted[hook]));
     let flow = vector(tables, usize::from(tables.flows[key.has(present::RETURN) as usize]));
     let mut last = u32::MAX;
     for word in 0..RULE_WORDS {

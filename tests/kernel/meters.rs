@@ -12,6 +12,7 @@ use meter_agent::{
     meter::{DeviceId, PortId},
     rules::{self, Direction, Meter as Rules, MeterSet, Packet, RuleLine},
 };
+use meter_ebpf::abi::Network;
 use uuid::Uuid;
 
 use super::support::{
@@ -19,9 +20,16 @@ use super::support::{
     programs::{PROGRAMS, Program, Programs},
 };
 
-/// Netdevs of the test runs, with their ports and devices; the last one is nobody's.
-const NETDEVS: [(&str, u128, Option<u128>); 4] =
-    [("d1", 1, None), ("d2", 2, Some(4)), ("d3", 3, Some(1)), ("d4", 0, None)];
+/// Netdevs of the test runs, with their ports, devices and overlay networks. One is nobody's; what is in no test run is the
+/// metadata that one in external mode asks for.
+const NETDEVS: [(&str, u128, Option<u128>, Network); 6] = [
+    ("d1", 1, None, Network::NONE),
+    ("d2", 2, Some(4), Network::NONE),
+    ("d3", 3, Some(1), Network::NONE),
+    ("d4", 0, None, Network::NONE),
+    ("d5", 5, None, Network::new(1)),
+    ("d6", 6, None, Network::EXTERNAL),
+];
 
 /// A host with netdevs that nothing comes through but test runs.
 struct World<'h> {
@@ -42,7 +50,7 @@ impl World<'_> {
     /// The same with other options than the usual ones, and gives the world away.
     fn with_options(label: &str, change: impl FnOnce(&mut Options), work: impl FnOnce(World<'_>) + Send) {
         let host = Host::new(label);
-        for pair in ["d1 type veth peer name d2", "d3 type veth peer name d4"] {
+        for pair in ["d1 type veth peer name d2", "d3 type veth peer name d4", "d5 type veth peer name d6"] {
             host.netns.ip(&format!("link add {pair}")).unwrap();
         }
         let mut options = host.options();
@@ -56,9 +64,10 @@ impl World<'_> {
     }
 
     fn attach(&mut self) {
-        for (netdev, port, device) in NETDEVS.into_iter().filter(|(_, port, _)| *port != 0) {
+        for (netdev, port, device, network) in NETDEVS.into_iter().filter(|(_, port, ..)| *port != 0) {
             let device = device.map(|device| DeviceId(Uuid::from_u128(device)));
-            self.meter.attach(&Target { device, ..self.host.target(netdev, port, Class::Port) });
+            let class = if network.is_tunnel() { Class::Tunnel } else { Class::Port };
+            self.meter.attach(&Target { device, network, ..self.host.target(netdev, port, class) });
         }
     }
 
@@ -81,7 +90,7 @@ impl World<'_> {
         self.programs.run_between(program(direction), frame, numbers);
         let came = if ingress { Some(own) } else { came };
         let port = |place: usize| {
-            let (_, port, device) = NETDEVS[place];
+            let (_, port, device, _) = NETDEVS[place];
             (port != 0).then_some((PortId(Uuid::from_u128(port)), device.map(Uuid::from_u128)))
         };
         let in_port = came.and_then(port);
@@ -90,12 +99,15 @@ impl World<'_> {
         let traversed: BTreeSet<Uuid> =
             traversed.flat_map(|(port, device)| [Some(port.0), device]).flatten().collect();
         let in_port = in_port.map(|(port, _)| port);
+        let (.., network) = NETDEVS[own];
+        let network = if network.is_external() { Network::UNKNOWN } else { network };
         Packet {
             in_port,
             origin_port: in_port,
             out_port: out_port.map(|(port, _)| port),
             traversed,
             direction: Some(direction),
+            network,
             ..rules::fields(frame)
         }
     }
@@ -104,7 +116,7 @@ impl World<'_> {
 /// Returns the device that a port belongs to.
 fn device_of(port: PortId) -> Option<DeviceId> {
     let mut netdevs = NETDEVS.into_iter();
-    let (.., device) = netdevs.find(|(_, number, _)| Uuid::from_u128(*number) == port.0)?;
+    let (_, _, device, _) = netdevs.find(|(_, number, ..)| Uuid::from_u128(*number) == port.0)?;
     device.map(|device| DeviceId(Uuid::from_u128(device)))
 }
 

@@ -100,6 +100,7 @@ impl Host {
             device: None,
             underlay: class == Class::Uplink,
             ingress: IngressHook::Tc,
+            network: meter_ebpf::abi::Network::NONE,
         }
     }
 

@@ -64,6 +64,7 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::CONNECTION_FREE, MapType::Queue, 0, 4, 50),
         (map::CONNECTION_HINTS, array, 4, size(size_of::<ConnectionHints>()), 1),
         (map::CONNECTION_TIMES, array, 4, size(size_of::<Handshake>()), 51),
+        (map::NETWORKS, array, 4, 4, 512),
         (map::CAPTURES, array, 4, size(size_of::<Capture>()), 512),
         (map::CAPTURE_SAVED, hash, size(size_of::<PortUuid>()), size(size_of::<SavedCapture>()), 77),
     ];

@@ -254,6 +254,7 @@ fn what_an_earlier_agent_left_is_taken_over_or_put_away() {
             device: None,
             underlay: false,
             ingress: IngressHook::Tc,
+            network: meter_ebpf::abi::Network::NONE,
         },
         ingress: HookKind::Tcx,
         egress: HookKind::Tcx,

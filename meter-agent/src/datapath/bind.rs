@@ -35,7 +35,8 @@ impl KernelDatapath {
         self.meters_expect_no_more(target);
         self.meter_ports_changed();
         self.maps
-            .set_slot(target.id, claimed.slot)
+            .set_network(claimed.slot.slot(), target.network)
+            .and_then(|()| self.maps.set_slot(target.id, claimed.slot))
             .map_err(|error| bind_error(target, &describe(&error), "map_write"))?;
         if let Some(port) = from {
             self.release(target.id, port);

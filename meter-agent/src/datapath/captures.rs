@@ -287,7 +287,7 @@ impl KernelDatapath {
         if owner != Some(port) {
             self.captures.adopt(slot, port);
         }
-        let meters = if class_of(class) == Class::Port { capture::METERS } else { 0 };
+        let meters = if class_of(class) != Class::Uplink { capture::METERS } else { 0 };
         self.captures.set_wanted(slot, self.captures.wanted.bits | meters);
     }
 

@@ -138,7 +138,7 @@ impl KernelDatapath {
     fn is_the_same(&self, before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
         !before.lost
             && !before.target.netdev.is_empty()
-            && (before.target.class == Class::Port) == (target.class == Class::Port)
+            && (before.target.class == Class::Uplink) == (target.class == Class::Uplink)
             && before.target.underlay == target.underlay
             && self.captures.wants(before.target.port) == self.captures.wants(target.port)
             && before.kinds() == kinds

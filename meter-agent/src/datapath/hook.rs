@@ -215,7 +215,7 @@ impl Hook<'_> {
 
     /// Returns the name of the TC program for this hook.
     pub(super) fn program_name(&self) -> &'static str {
-        let meters = self.meters && self.target.class == Class::Port;
+        let meters = self.meters && self.target.class != Class::Uplink;
         if self.target.id.namespace != NamespaceId::HOST {
             let [ingress, egress] = match (self.captured, meters) {
                 (true, _) => NAMESPACE_CONNECTION_PROGRAMS,

@@ -135,7 +135,8 @@ impl Datapath for KernelDatapath {
             self.record(&target, hooks)?;
             self.meter_ports_changed();
             self.maps
-                .set_slot(target.id, claimed.slot)
+                .set_network(claimed.slot.slot(), target.network)
+                .and_then(|()| self.maps.set_slot(target.id, claimed.slot))
                 .map_err(|error| bind_error(&target, &describe(&error), "map_write"))?;
             let device = reported_device(claimed.device);
             let id = target.id;

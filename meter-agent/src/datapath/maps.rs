@@ -15,8 +15,8 @@ use aya::{
 };
 use meter_ebpf::abi::{
     Address, Buckets, Counter, Faults, MAX_UPLINKS, Member, MemberKey, Meta, NAMESPACE_NETDEVS, NAMESPACES,
-    NamespaceTable, PortRecord, PortUuid, SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters, SlotRef,
-    TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, UNBOUND_SLOT,
+    NamespaceTable, Network, PortRecord, PortUuid, SLOT_ENTRIES, SLOTS_PER_BLOCK, SlotBlock, SlotCounters,
+    SlotRef, TUNNELS_PER_BLOCK, TunnelBlock, TunnelCounter, TunnelKey, UNBOUND_SLOT,
     connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
     map,
     rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord},
@@ -64,7 +64,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 25] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 26] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -89,6 +89,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::CONNECTION_FREE, Q, 0, 4, options.max_connections),
         (map::CONNECTION_HINTS, A, 4, size_of::<ConnectionHints>(), 1),
         (map::CONNECTION_TIMES, A, 4, size_of::<Handshake>(), options.max_connections + 1),
+        (map::NETWORKS, A, 4, size_of::<Network>(), slot_blocks * SLOTS_PER_BLOCK),
         (map::CAPTURES, A, 4, size_of::<Capture>(), slot_blocks * SLOTS_PER_BLOCK),
         (map::CAPTURE_SAVED, H, size_of::<PortUuid>(), size_of::<SavedCapture>(), options.max_ports),
     ];
@@ -161,6 +162,7 @@ pub(super) struct Maps {
     slots_high: HashMap<MapData, u32, SlotRef>,
     /// The netdevs of namespaces, where any are or were followed.
     pub(super) places: Option<PlaceTable>,
+    networks: Array<MapData, Network>,
     counters: PerCpuArray<MapData, SlotBlock>,
     ports: HashMap<MapData, PortUuid, PortRecord>,
     members: HashMap<MapData, MemberKey, Member>,
@@ -190,6 +192,7 @@ impl Maps {
             slots,
             places: None,
             slots_high: typed(&mut from, map::SLOTS_HIGH)?,
+            networks: typed(&mut from, map::NETWORKS)?,
             counters: typed(&mut from, map::COUNTERS)?,
             ports: typed(&mut from, map::PORTS)?,
             members: typed(&mut from, map::MEMBERS)?,
@@ -294,6 +297,16 @@ impl Maps {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the overlay network of the netdev that counts in a slot.
+    pub(super) fn network(&self, slot: u32) -> Network {
+        self.networks.get(&slot, 0).unwrap_or_default()
+    }
+
+    /// Says which overlay network that is.
+    pub(super) fn set_network(&mut self, slot: u32, network: Network) -> Result<(), MapError> {
+        if self.network(slot) == network { Ok(()) } else { self.networks.set(slot, network, 0) }
     }
 
     /// Returns every netdev that has counters, as far as `SLOTS` reaches.

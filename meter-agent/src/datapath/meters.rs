@@ -280,7 +280,7 @@ impl KernelDatapath {
         }
         let named = self.meters.set.names();
         let is_named = |target: &&Target| {
-            target.class == Class::Port
+            target.class != Class::Uplink
                 && (named.contains(&target.port.0)
                     || target.device.is_some_and(|device| named.contains(&device.0)))
         };
@@ -348,7 +348,7 @@ impl KernelDatapath {
             .ledger
             .records()
             .iter()
-            .filter(|(_, record)| record.slot != UNBOUND_SLOT && class_of(record.class) == Class::Port);
+            .filter(|(_, record)| record.slot != UNBOUND_SLOT && class_of(record.class) != Class::Uplink);
         ports
             .map(|(uuid, record)| {
                 let expected = self.meters.expected.get(uuid).copied();

@@ -136,6 +136,7 @@ impl Earlier {
             if maps.slot(netdev).is_ok_and(|known| known != SlotRef::UNBOUND) {
                 continue;
             }
+            maps.set_network(slot.slot(), earlier.network(slot.slot())).map_err(failed(map::NETWORKS))?;
             maps.set_slot(netdev, slot).map_err(failed(map::SLOTS))?;
         }
         for (name, path) in entries(&self.directories.links)? {

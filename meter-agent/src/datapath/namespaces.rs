@@ -294,7 +294,13 @@ impl KernelDatapath {
         };
         let meters = self.meters.on;
         self.namespaces
-            .prepare(target.id.namespace, meters, self.captures.wants(target.port), places.map(), &mut self.repairs)
+            .prepare(
+                target.id.namespace,
+                meters,
+                self.captures.wants(target.port),
+                places.map(),
+                &mut self.repairs,
+            )
             .map_err(|error| netdev_error(target, &describe(&error), load_reason(&error), Retry::Later))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use meter_ebpf::abi::{PortRecord, PortUuid, SlotCounters, hooks};
+use meter_ebpf::abi::{Network, PortRecord, PortUuid, SlotCounters, hooks};
 use uuid::Uuid;
 
 use super::{
@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// Rebuilds what an earlier agent attached from its records.
-pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<NetdevId, Attachment> {
+/// `network` tells the overlay network of a slot.
+pub(super) fn adopted(ledger: &Ledger, network: impl Fn(u32) -> Network) -> BTreeMap<NetdevId, Attachment> {
     ledger
         .records()
         .iter()
@@ -23,7 +24,7 @@ pub(super) fn adopted(ledger: &Ledger) -> BTreeMap<NetdevId, Attachment> {
         .map(|(uuid, record)| {
             let ingress = hook_kind(record.hooks, hooks::INGRESS_CLSACT, hooks::INGRESS_XDP);
             let egress = hook_kind(record.hooks, hooks::EGRESS_CLSACT, 0);
-            let target = recorded_target(*uuid, record);
+            let target = recorded_target(*uuid, record, network(record.slot));
             (netdev_of(record), Attachment { target, ingress, egress, lost: false })
         })
         .collect()
@@ -34,7 +35,7 @@ pub(super) fn netdev_of(record: &PortRecord) -> NetdevId {
     NetdevId { namespace: NamespaceId(record.namespace), ifindex: record.ifindex }
 }
 
-pub(super) fn recorded_target(uuid: PortUuid, record: &PortRecord) -> Target {
+fn recorded_target(uuid: PortUuid, record: &PortRecord, network: Network) -> Target {
     Target {
         id: netdev_of(record),
         netdev: String::new(),
@@ -44,6 +45,7 @@ pub(super) fn recorded_target(uuid: PortUuid, record: &PortRecord) -> Target {
         device: reported_device(record.device),
         underlay: record.uplink != 0,
         ingress: if record.hooks & hooks::INGRESS_XDP == 0 { IngressHook::Tc } else { IngressHook::Xdp },
+        network,
     }
 }
 

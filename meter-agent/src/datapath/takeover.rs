@@ -139,7 +139,7 @@ impl KernelDatapath {
         }
         unrecorded::record(&mut maps, &mut ledger, links, left);
         let kept = namespaces::settle(&mut maps, &mut ledger, links)?;
-        let attached = adopted(&ledger);
+        let attached = adopted(&ledger, |slot| maps.network(slot));
         let namespaces = Namespaces::new(Recipe {
             specs: specs.clone(),
             settings,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use meter_ebpf::abi::{PortUuid, SlotRef};
+use meter_ebpf::abi::{Network, PortUuid, SlotRef};
 
 use super::{
     Class, HookKind, IngressHook, Target,
@@ -50,6 +50,7 @@ fn hook_kinds(id: NetdevId, links: &Path) -> Option<[HookKind; 2]> {
         device: None,
         underlay: false,
         ingress: IngressHook::Tc,
+        network: Network::NONE,
     };
     // Which program a hook has does not matter for whether it is there.
     let none = BTreeSet::new();

@@ -20,6 +20,7 @@ fn target(ifindex: u32, port: u8, underlay: bool) -> Target {
         device: None,
         underlay,
         ingress: IngressHook::Tc,
+        network: meter_ebpf::abi::Network::NONE,
     }
 }
 

@@ -104,12 +104,11 @@ fn empty_tables() -> Tables {
         roots: [0; FIELDS],
         absent: [0; FIELDS],
         always: [0; 2],
-        counted: [0; 2],
+        counted: [0; 4],
         fragments: [0; 4],
         flows: [0; 2],
         inverted: 0,
         traversed_inverted: 0,
-        padding: [0; 4],
         nodes: [[0; 16]; MAX_NODES],
         vectors: [[0; RULE_WORDS]; MAX_VECTORS],
     }];
@@ -203,6 +202,7 @@ impl<'s> Asked<'s> {
         self.number(number, Field::Ethertype, &rule.ethertype);
         self.number(number, Field::Proto, &rule.proto);
         self.number(number, Field::Tos, &rule.tos);
+        self.number(number, Field::Vni, &rule.vni);
         self.range(number, Field::SrcPort, &rule.src_port);
         self.range(number, Field::DstPort, &rule.dst_port);
         self.mac(number, Field::HwSrc, &rule.hw_src);
@@ -277,13 +277,15 @@ impl<'s> Asked<'s> {
             writer.vector(vector).map_err(room("rules"))
         };
         let mut always = [0; 2];
-        let mut counted = [0; 2];
+        let mut counted = [0; 4];
         for hook in Hook::ALL {
             let direction = direction_of(hook);
             let is_of_hook = |rule: &Condition| rule.direction.is_none_or(|asked| asked == direction);
-            // At the hook of a port no frame is in an overlay network.
-            always[hook as usize] = vector(&|rule| is_of_hook(rule) && rule.vni.holds(|_| false))?;
-            counted[hook as usize] = vector(&|rule| rule.counts_at() == direction)?;
+            always[hook as usize] = vector(&is_of_hook)?;
+            for (tunnel, counted) in counted[hook as usize..].iter_mut().step_by(2).enumerate() {
+                let is_of_netdev = |rule: &Condition| rule.is_of_network() == (tunnel == 1);
+                *counted = vector(&|rule| rule.counts_at() == direction && is_of_netdev(rule))?;
+            }
         }
         let mut fragments = [0; 4];
         for fragment in [Fragment::Whole, Fragment::First, Fragment::Later] {
@@ -329,6 +331,7 @@ const fn name(field: Field) -> &'static str {
         Field::SrcPort => "src-port",
         Field::DstPort => "dst-port",
         Field::RouterIn | Field::RouterOut | Field::RouterDst | Field::RouterSrc => "traversed routers",
+        Field::Vni => "vni",
         Field::HwSrc => "hw-src",
         Field::HwDst => "hw-dst",
         Field::Src4 | Field::Src6 => "src",

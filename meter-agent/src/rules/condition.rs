@@ -244,10 +244,18 @@ impl Condition {
         self.direction.unwrap_or(if names_out { Direction::Tx } else { Direction::Rx })
     }
 
+    /// Returns whether it is about an overlay network: it counts at the hooks of tunnel netdevs then, and else at those of
+    /// ports.
+    #[must_use]
+    pub const fn is_of_network(&self) -> bool {
+        self.vni.value.is_some()
+    }
+
     /// Returns whether it counts at the hook of a packet. Of a packet without a direction that is left open.
     #[must_use]
     pub fn counts(&self, packet: &Packet) -> bool {
         packet.direction.is_none_or(|direction| direction == self.counts_at())
+            && packet.network.is_tunnel() == self.is_of_network()
     }
 
     /// Returns an attribute's value as it stands in a rule line, with its `!`; `None` where it isn't set.

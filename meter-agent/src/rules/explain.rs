@@ -33,6 +33,16 @@ pub fn explain(set: &MeterSet, packet: &Packet) -> String {
 /// Returns whether a rule matches, and why.
 fn decide(rule: &Condition, packet: &Packet, outcome: Outcome) -> (bool, String) {
     let inverted = if rule.inverted { "is inverted, and " } else { "" };
+    if rule.is_of_network() && !packet.network.is_tunnel() {
+        return (
+            false,
+            "counts at tunnel netdevs, and this packet is at a port; vni says that it is in a tunnel"
+                .to_owned(),
+        );
+    }
+    if packet.network.is_tunnel() && !rule.is_of_network() {
+        return (false, "has no vni, and counts at ports; this packet is at a tunnel netdev".to_owned());
+    }
     if !rule.counts(packet) {
         let why = match rule.counts_at() {
             Direction::Rx => {

@@ -74,7 +74,7 @@ pub fn outcome(condition: &Condition, packet: &Packet, groups: &Groups) -> Outco
             condition.ip_address_group_dst.holds(|group| groups.has_address(group, packet.dst)),
         ),
         (A::TraversedDevice, condition.traversed_device.holds(|device| packet.traversed.contains(device))),
-        (A::Vni, condition.vni.holds(|&vni| packet.vni == Some(vni))),
+        (A::Vni, condition.vni.holds(|&vni| packet.network.vni() == Some(vni))),
         (A::Direction, direction.is_none_or(|direction| packet.direction == Some(direction))),
     ];
     let failing = attributes.into_iter().find(|(_, holds)| !holds);

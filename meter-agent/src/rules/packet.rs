@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use meter_ebpf::packet::{
-    Fragment,
-    numbers::{ETH_IPV4, ETH_IPV6},
+use meter_ebpf::{
+    abi::Network,
+    packet::{
+        Fragment,
+        numbers::{ETH_IPV4, ETH_IPV6},
+    },
 };
 use uuid::Uuid;
 
@@ -50,8 +53,8 @@ pub struct Packet {
     pub origin_port: Option<PortId>,
     /// Ports and devices that it has come through, with the current ones.
     pub traversed: BTreeSet<Uuid>,
-    /// Overlay network id.
-    pub vni: Option<u32>,
+    /// Overlay network that it is in, at the hook of a tunnel netdev.
+    pub network: Network,
     /// Which way it goes through the port.
     pub direction: Option<Direction>,
 }
@@ -75,7 +78,7 @@ impl Default for Packet {
             out_port: None,
             origin_port: None,
             traversed: BTreeSet::new(),
-            vni: None,
+            network: Network::NONE,
             direction: None,
         }
     }
@@ -150,7 +153,7 @@ impl Packet {
                     self.traversed.insert(value::uuid(device)?);
                 }
             }
-            A::Vni => self.vni = Some(value::number(text, 0, 0xff_ffff)?),
+            A::Vni => self.network = Network::new(value::number(text, 0, 0xff_ffff)?),
             A::Direction => self.direction = Some(value::word(text, Direction::WORDS)?),
             A::PortGroup | A::InPortGroup | A::OutPortGroup => {
                 return Err(
@@ -189,7 +192,7 @@ impl Packet {
             A::NoVlan | A::Vlan => self.vlan.map(|id| id.to_string()),
             A::TraversedDevice if self.traversed.is_empty() => None,
             A::TraversedDevice => Some(value::list_text(&self.traversed)),
-            A::Vni => self.vni.map(|vni| vni.to_string()),
+            A::Vni => self.network.vni().map(|vni| vni.to_string()),
             A::Direction => self.direction.map(|to| value::word_of(Direction::WORDS, to).to_owned()),
             A::Inverted => None,
         }

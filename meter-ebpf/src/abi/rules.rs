@@ -4,9 +4,9 @@
 //! that the field satisfies; the rules that match are the conjunction of all vectors. How
 //! [`classify`](crate::rules::classify) combines them is the meaning of the tables.
 
-use super::Counter;
+use super::{Counter, NETWORK_BITS};
 #[cfg(doc)]
-use super::Direction;
+use super::{Direction, Network};
 
 /// Rules of all meters together at most.
 pub const MAX_RULES: usize = 1_024;
@@ -27,7 +27,9 @@ pub const MAX_DEPTH: u32 = 32;
 /// Counters of meters. Twice [`MAX_RULES`], so that a new set always fits beside the one that counts.
 pub const METER_COUNTERS: u32 = 2_048;
 /// How many [`Field`]s there are.
-pub const FIELDS: usize = 20;
+pub const FIELDS: usize = 21;
+/// Bits of the generation of a set, above which the word of a [`FlowKey`] has the overlay network.
+pub const GENERATION_BITS: u32 = 64 - NETWORK_BITS;
 /// Words of a [`FlowKey`].
 pub const KEY_WORDS: usize = 9;
 
@@ -75,6 +77,8 @@ pub enum Field {
     RouterDst,
     /// The same for its source.
     RouterSrc,
+    /// VNI of the tunnel that it is in.
+    Vni,
 }
 
 impl Field {
@@ -100,6 +104,7 @@ impl Field {
         Self::RouterOut,
         Self::RouterDst,
         Self::RouterSrc,
+        Self::Vni,
     ];
 
     /// Returns how many bits its values have.
@@ -114,6 +119,7 @@ impl Field {
             | Self::RouterOut => 32,
             Self::Ethertype | Self::Vlan | Self::SrcPort | Self::DstPort => 16,
             Self::Proto | Self::Tos => 8,
+            Self::Vni => 24,
             Self::HwSrc | Self::HwDst | Self::RouterDst | Self::RouterSrc => 48,
             Self::Src4 | Self::Dst4 => 32,
             Self::Src6 | Self::Dst6 => 128,
@@ -125,7 +131,7 @@ impl Field {
 ///
 /// By words: source and destination address, two each (IPv4 in the upper half of the first); ports, ethertype and VLAN
 /// id; MAC addresses, each with 16 bits of others above it (protocol and TOS, then [`present`] and the rest); the slots
-/// of the ports; the generation of the set.
+/// of the ports; the generation of the set, with the overlay network above it ([`Network::key`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowKey {
@@ -167,7 +173,7 @@ pub mod present {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct RuleTables {
-    /// Number of the set, never 0.
+    /// Number of the set, never 0, of [`GENERATION_BITS`].
     pub generation: u64,
     /// Which bits of a [`FlowKey`] its rules look at.
     pub key_mask: FlowKey,
@@ -179,8 +185,8 @@ pub struct RuleTables {
     pub absent: [u16; FIELDS],
     /// The vector of what follows from the hook alone, by [`Direction`]: attributes as any other.
     pub always: [u16; 2],
-    /// The vector of the rules that count at a hook, by [`Direction`].
-    pub counted: [u16; 2],
+    /// The vector of the rules that count at a hook, by [`Direction`]: first those of ports, then those of tunnel netdevs.
+    pub counted: [u16; 4],
     /// The vector of the rules that are about a part of a fragmented packet, by its number.
     pub fragments: [u16; 4],
     /// The vector of the rules that a packet's direction in its connection satisfies: forward, then return.
@@ -189,8 +195,6 @@ pub struct RuleTables {
     pub inverted: u16,
     /// The vector of the rules of which the traversed device is inverted.
     pub traversed_inverted: u16,
-    /// Fills the gap before the next eight bytes.
-    pub padding: [u16; 4],
     /// The nodes: what the next half byte leads to.
     pub nodes: [[u16; 16]; MAX_NODES],
     /// The vectors.

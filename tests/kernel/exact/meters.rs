@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     STREAM, WITHIN,
-    site::{Counted, End, Path, Site, TAP},
+    site::{Counted, End, Path, Site, TAP, TUNNEL, VETH},
 };
 use crate::support::ready;
 
@@ -84,6 +84,54 @@ fn connections_that_the_machine_begins() {
         });
         assert_eq!(of(&counted, "in return"), [0, 0], "{:?}", counted.meters);
         assert_eq!(of(&counted, "out tcp forward"), [0, 0], "{:?}", counted.meters);
+    }
+}
+
+/// Rules of an overlay network, and of the port beside it.
+const OF_NETWORK: [(&str, &str); 9] = [
+    ("from it", "vni 7"),
+    ("from others", "vni !7"),
+    ("of another", "vni 8"),
+    ("not of another", "vni !8"),
+    ("to it", "vni 7 direction tx"),
+    ("to it from the machine", "vni 7 direction tx in-ports TAP"),
+    ("to it from elsewhere", "vni 7 direction tx in-ports !TAP"),
+    ("in", "in-ports TAP"),
+    ("of any other port", "in-ports !TAP proto 6"),
+];
+
+#[test]
+fn frames_of_an_overlay_network_count_where_it_comes_in_and_goes_out() {
+    if !ready() {
+        return;
+    }
+    for six in [false, true] {
+        let site = Site::new(Path::Vxlan { six }, 1_500, true);
+        let counted = site.measure_meters(&set(&OF_NETWORK), |[vm, container, far]| {
+            begin(&vm, &far);
+            begin(&far, &container);
+            begin(&vm, &container);
+        });
+        let wire = |port: u128, direction: Direction| {
+            let [packets, bytes, _] = counted.table.get(&format!("port {port} {direction:?}"));
+            [packets, bytes]
+        };
+        let (came, went) = (wire(TUNNEL, Direction::Ingress), wire(TUNNEL, Direction::Egress));
+        assert!(came[1] > STREAM && went[1] > STREAM, "{came:?} {went:?}");
+        for name in ["from it", "not of another"] {
+            assert_eq!(of(&counted, name), came, "{name}: {:?}", counted.meters);
+        }
+        for name in ["from others", "of another"] {
+            assert_eq!(of(&counted, name), [0, 0], "{name}: {:?}", counted.meters);
+        }
+        assert_eq!(of(&counted, "to it"), went, "{:?}", counted.meters);
+        let parts = ["to it from the machine", "to it from elsewhere"];
+        assert_eq!(sum(&counted, parts), went, "{:?}", counted.meters);
+        assert!(parts.iter().all(|part| of(&counted, part)[1] > STREAM), "{:?}", counted.meters);
+        // What names no VNI counts at ports, and not once more at the tunnel netdev.
+        assert_eq!(of(&counted, "in"), wire(TAP, Direction::Ingress), "{:?}", counted.meters);
+        let [_, bytes] = of(&counted, "of any other port");
+        assert!(bytes > 0 && bytes <= wire(VETH, Direction::Ingress)[1], "{:?}", counted.meters);
     }
 }
 

@@ -19,7 +19,7 @@ use meter_agent::{
     meter::DeviceId,
     rules::MeterSet,
 };
-use meter_ebpf::abi::{Bucket, Counter, Direction, Encap};
+use meter_ebpf::abi::{Bucket, Counter, Direction, Encap, Network};
 use uuid::Uuid;
 
 use super::super::support::{
@@ -29,8 +29,8 @@ use super::super::support::{
 
 /// The ports: the machine's tap, the container's veth, the tunnel netdev and the uplink.
 pub(crate) const TAP: u128 = 1;
-const VETH: u128 = 2;
-const TUNNEL: u128 = 7;
+pub(crate) const VETH: u128 = 2;
+pub(crate) const TUNNEL: u128 = 7;
 const UPLINK: u128 = 9;
 /// The device that both ports belong to.
 const DEVICE: u128 = 5;
@@ -234,7 +234,8 @@ impl Site {
     fn attach_all(&self, meter: &mut Meter<'_>) {
         for (netdev, port, class) in self.metered() {
             let device = (class == Class::Port).then_some(DeviceId(Uuid::from_u128(DEVICE)));
-            meter.attach(&Target { device, ..self.host.target(netdev, port, class) });
+            let network = if class == Class::Tunnel { Network::new(VNI) } else { Network::NONE };
+            meter.attach(&Target { device, network, ..self.host.target(netdev, port, class) });
         }
     }
 

@@ -66,8 +66,8 @@ prop_compose! {
         more in prop::collection::vec(any::<u8>(), 0..60),
         inner in prop::option::weighted(0.2, 0..5_u16),
         cut in prop::option::weighted(0.1, 0..80_usize),
-        came in prop::option::of(0..4_usize),
-        own in 0..4_usize,
+        came in prop::option::of(0..NETDEVS.len()),
+        own in 0..NETDEVS.len(),
     ) -> Seen {
         let direction = packet.direction.unwrap_or(Direction::Rx);
         Seen { packet, answers, more, inner, cut, direction, came, own }
@@ -194,7 +194,7 @@ fn programs_count_what_the_matcher_says() {
                     // Once by the rules, and once from what the CPU remembers.
                     for _ in 0..2 {
                         let mut packet = world.run(&frame, seen.direction, seen.came, seen.own);
-                        let (_, port, _) = NETDEVS[seen.own];
+                        let (_, port, ..) = NETDEVS[seen.own];
                         let at = (port != 0).then(|| PortId(Uuid::from_u128(port)));
                         set.meet_routers(&mut packet, device_of);
                         packet.flow = flows.note(at, &packet, rules::tcp_flags(&frame));

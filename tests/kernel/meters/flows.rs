@@ -96,7 +96,7 @@ fn follow(world: &mut World<'_>, flows: &mut Flows, packets: impl IntoIterator<I
         }
         let mut expected = world.meter.meters();
         let packet = world.run(&frame, sent.direction, None, sent.own);
-        let (_, port, _) = NETDEVS[sent.own];
+        let (_, port, ..) = NETDEVS[sent.own];
         let at = packet.in_port.or(packet.out_port).filter(|_| port != 0);
         let flow = flows.note(at, &packet, rules::tcp_flags(&frame));
         let [packets, bytes] = expected.get_mut(line_of(sent.direction, flow)).unwrap();

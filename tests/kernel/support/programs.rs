@@ -9,7 +9,7 @@ use aya::{
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
 
-const MAPS: [&str; 23] = [
+const MAPS: [&str; 24] = [
     map::SLOTS,
     map::SLOTS_HIGH,
     map::COUNTERS,
@@ -26,6 +26,7 @@ const MAPS: [&str; 23] = [
     map::VERDICTS,
     map::METERS,
     map::METER_COUNTERS,
+    map::NETWORKS,
     map::CONNECTIONS,
     map::CONNECTION_KEYS,
     map::CONNECTION_FREE,

@@ -146,6 +146,7 @@ fn left(netdev: NetdevId) -> Attachment {
         device: None,
         underlay: false,
         ingress: IngressHook::Tc,
+        network: meter_ebpf::abi::Network::NONE,
     };
     Attachment { target, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false }
 }

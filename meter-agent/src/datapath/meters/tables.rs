@@ -15,7 +15,7 @@ use std::{
 use aya::maps::{Array, IterableMap as _, MapData, MapError, PerCpuArray};
 use meter_ebpf::abi::{
     map,
-    rules::{RuleTables, VERDICT_BLOCKS, VerdictBlock},
+    rules::{GENERATION_BITS, RuleTables, VERDICT_BLOCKS, VerdictBlock},
 };
 
 use super::{
@@ -26,6 +26,17 @@ use crate::rules::{MeterSet, SlotPort, compile};
 
 /// What stands behind the name of an outer map for what it leads to, and for what takes its place next.
 const PINS: [&str; 2] = ["_NOW", "_NEXT"];
+
+/// Returns the number of the rules that follow those of a number: by the time, about a millisecond a number, which comes
+/// round in eight years.
+fn generation_after(last: u64, now_ns: u64) -> u64 {
+    let mask = (1 << GENERATION_BITS) - 1;
+    match (now_ns >> 20 & mask).max(last + 1) & mask {
+        // No rules have that number.
+        0 => 1,
+        number => number,
+    }
+}
 
 /// The rules and the verdicts.
 pub(super) struct Tables {
@@ -63,7 +74,7 @@ impl Tables {
         before: impl FnOnce() -> Result<(), MetersError>,
     ) -> Result<(), MetersError> {
         // Never one that a verdict of an earlier agent has.
-        let generation = now_ns().max(self.generation + 1);
+        let generation = generation_after(self.generation, now_ns());
         let tables =
             compile(set, counters, slots, generation).map_err(|error| MetersError(error.to_string()))?;
         let failed = |error: MapError| write_error(map::RULES, &error);

@@ -70,6 +70,7 @@ fn key(packet: &Packet, [in_slot, out_slot]: [u32; 2]) -> FlowKey {
     key.words[6] |= bits | (packet.fragment as u64) << present::FRAGMENT_SHIFT;
     let hook = if packet.direction == Some(Direction::Tx) { Hook::Egress } else { Hook::Ingress };
     key.set_hook(hook, in_slot, out_slot);
+    key.set_network(packet.network);
     if packet.flow == Flow::Return {
         key.set_return();
     }
@@ -90,7 +91,6 @@ fn at_a_hook(mut packet: Packet, in_slot: Option<u32>, out_slot: u32) -> (Packet
     let ports = in_port.into_iter().chain(out_port);
     packet.traversed =
         ports.flat_map(|port| [Some(port.port.0), port.device.map(|device| device.0)]).flatten().collect();
-    packet.vni = None;
     // A frame has both addresses of a kind, of one family, or none.
     if let (Some(src), Some(dst)) = (packet.src, packet.dst)
         && src.is_ipv4() != dst.is_ipv4()

@@ -1,6 +1,6 @@
 //! Conditions and packets of a small world, in which they often meet.
 
-use meter_ebpf::packet::Fragment;
+use meter_ebpf::{abi::Network, packet::Fragment};
 
 use super::*;
 
@@ -75,6 +75,15 @@ fn flows() -> impl Strategy<Value = Flow> {
 
 fn directions() -> impl Strategy<Value = Direction> {
     prop::sample::select(vec![Direction::Rx, Direction::Tx])
+}
+
+/// Mostly those of ports: rules without a VNI count only there.
+fn networks() -> impl Strategy<Value = Network> {
+    prop_oneof![
+        3 => Just(Network::NONE),
+        2 => (0..3_u32).prop_map(Network::new),
+        1 => Just(Network::UNKNOWN),
+    ]
 }
 
 prop_compose! {
@@ -204,13 +213,13 @@ prop_compose! {
         flow in flows(),
         [in_port, out_port, origin_port] in prop::array::uniform3(prop::option::of(ports())),
         traversed in prop::collection::btree_set(uuids(), 0..3),
-        vni in prop::option::of(0..3_u32),
+        network in networks(),
         direction in prop::option::of(directions()),
     ) -> Packet {
         let [hw_src, hw_dst] = hw;
         Packet {
             hw_src, hw_dst, ethertype, vlan, src, dst, proto, tos, src_port, dst_port, fragment, flow, in_port,
-            out_port, origin_port, traversed, vni, direction,
+            out_port, origin_port, traversed, network, direction,
         }
     }
 }
