@@ -131,10 +131,10 @@ fn frames_of_both_kinds_of_file_are_explained_and_added_up() {
     let frames = [frame(80), frame(443), frame(80)];
     for bytes in [pcap(1, &frames), pcapng(&frames)] {
         let file = file(&bytes);
-        let (text, error) = explained(&web(), "vni 7", Some(file.path()));
+        let (text, error) = explained(&web(), "direction rx", Some(file.path()));
         assert_eq!(error, None);
         let begin = "frame 1, 1046 bytes: hw-src 52:54:00:00:00:02 hw-dst 52:54:00:00:00:01 ethertype 2048 \
-                     src 10.0.0.1 dst 10.0.0.2 proto 6 tos 0 src-port 40000 dst-port 80 vni 7\nweb: counted\n  rule 1 \
+                     src 10.0.0.1 dst 10.0.0.2 proto 6 tos 0 src-port 40000 dst-port 80 direction rx\nweb: counted\n  rule 1 \
                      matches: every attribute holds: proto 6 dst-port 80 fragment-policy header\nrest: not counted\n";
         assert!(text.starts_with(begin), "{text}");
         let end = "\nof 3 frames:\nweb: 2 packets, 2092 bytes\nrest: 1 packets, 1046 bytes\n";

@@ -1,6 +1,7 @@
 //! Rule lines and tables: what is read, what is written, and what is said of mistakes.
 
 use super::{strategies::*, *};
+use meter_ebpf::abi::Network;
 
 fn mistakes(text: &str) -> Vec<String> {
     RuleLine::parse(text).expect_err(text).iter().map(ToString::to_string).collect()
@@ -241,6 +242,11 @@ proptest! {
     #[test]
     fn fields_of_a_packet_read_back(packet in packets()) {
         // Words bring along what follows from them.
+        // A tunnel without a VNI has no word.
+        let mut packet = packet;
+        if packet.network == Network::UNKNOWN {
+            packet.network = Network::NONE;
+        }
         let mut expected = packet.clone();
         expected.set_words([]).unwrap();
         expected.origin_port = expected.in_port;
