@@ -8,6 +8,7 @@
 
 mod attaches;
 mod compose;
+mod connections;
 mod failures;
 mod meters;
 mod namespaces;
@@ -96,6 +97,7 @@ pub struct Agent<D> {
     meters: Meters,
     netdevs: Netdevs,
     namespaces: Namespaces,
+    capture_refusal: connections::Refusal,
     survey: Survey,
     /// Netdevs that the kernel said are gone and that are not detached yet. Their numbers may be other netdevs' by now.
     gone: BTreeSet<NetdevId>,
@@ -146,6 +148,7 @@ impl<D: Datapath> Agent<D> {
             meters: Meters::new(meters, added),
             netdevs: Netdevs::default(),
             namespaces: Namespaces::new(follows, &left),
+            capture_refusal: connections::Refusal::default(),
             survey: Survey::default(),
             gone: BTreeSet::new(),
             failures: Failures::default(),
@@ -228,6 +231,7 @@ impl<D: Datapath> Agent<D> {
             Event::Tick => {
                 self.stale |= self.failures.tick() | self.tick_meters();
                 self.tick_namespaces();
+                self.tick_capture();
                 self.verified_before = self.verified_before.saturating_add(1);
                 self.datapath.tend();
             }
@@ -326,10 +330,7 @@ impl<D: Datapath> Agent<D> {
             }
         }
         self.survey = survey;
-        let capture = self.policy.connections.of(self.survey.captured.clone());
-        if let Err(error) = self.datapath.set_capture(&capture) {
-            tracing::error!(error = %error, "connections are counted as before, and not as configured");
-        }
+        self.capture();
         self.failures.keep(&self.survey.desired);
         let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();

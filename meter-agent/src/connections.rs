@@ -71,10 +71,10 @@ impl Selection {
             || self.netdevs.iter().any(|pattern| pattern.matches(netdev))
     }
 
-    /// Returns what the datapath is to count at the netdevs of these ports.
+    /// Returns what the datapath is to count at the netdevs of these ports; of others it is not known yet.
     #[must_use]
-    pub fn of(&self, ports: BTreeSet<PortId>) -> Capture {
+    pub fn of(&self, ports: BTreeSet<PortId>, undecided: BTreeSet<PortId>) -> Capture {
         let Self { bits, share, idle_s, ended_s, .. } = *self;
-        Capture { ports, bits, share, idle_s, ended_s }
+        Capture { ports, undecided, bits, share, idle_s, ended_s }
     }
 }

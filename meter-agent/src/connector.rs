@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use crate::{
     connections::Tag,
-    http::web::yaml::{self, Node, Value},
     rules,
+    yaml::{self, Node, Value},
 };
 
 /// What the connector took where it was told 0, in seconds.

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use crate::{
+    columns::printable,
     control::{self, AskError},
     datapath::{
         Options,
@@ -166,7 +167,7 @@ impl Report {
             text += "Nobody else has attached anything to what is metered.\n";
         }
         for (netdev, what) in &self.foreign {
-            writeln!(text, "{}  {what}", ls::printable(netdev)).unwrap_or_default();
+            writeln!(text, "{}  {what}", printable(netdev)).unwrap_or_default();
         }
         text
     }

@@ -1,8 +1,9 @@
 //! `meter-agent ls`: each netdev, what it is, which port and device, which hooks, and why not if not.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
+    columns::{self, printable},
     control::{self, AskError},
     netdev::{
         Netdevs,
@@ -79,19 +80,7 @@ pub fn table(netdevs: &[NetdevStatus]) -> String {
     if netdevs.iter().all(|netdev| netdev.netns.is_empty()) {
         rows.iter_mut().for_each(|row| drop(row.remove(1)));
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let (why, cells) = row.split_last().expect("a row has cells");
-        for (cell, width) in cells.iter().zip(&widths) {
-            // Writing to a `String` can't fail.
-            write!(text, "{cell:width$}  ").unwrap_or_default();
-        }
-        text.push_str(why);
-        text.push('\n');
-    }
-    text
+    columns::table(&rows, |_| false)
 }
 
 fn row(netdev: &NetdevStatus) -> [String; 10] {
@@ -113,11 +102,6 @@ fn row(netdev: &NetdevStatus) -> [String; 10] {
         or_dash(&netdev.source),
         printable(&netdev.reason),
     ]
-}
-
-/// Replaces control characters, which the kernel allows in a name and a terminal would obey.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -58,12 +58,13 @@ pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
         maps::count_fault(Fault::ConnectionTableFull, length);
         return is_return_alone(flags);
     };
-    follow(place.at, seen, flags).is_return(seen.from)
+    let (_, after) = follow(place.at, seen, flags);
+    after.is_return(seen.from)
 }
 
-/// Notes a frame in its connection's place; returns how far that is now.
+/// Notes a frame in its connection's place; returns how far that was, and is now.
 #[inline(always)]
-fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> Course {
+fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> (Course, Course) {
     // SAFETY: see the module; `find` returned a place of the map.
     let (before, last_seen) = unsafe {
         let course = (&raw const (*place).course).cast::<u64>();
@@ -78,24 +79,29 @@ fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> Course {
         // SAFETY: as above.
         unsafe { (&raw mut (*place).last_seen).write_volatile(now) };
     }
-    after
+    (before, after)
 }
 
 /// What is counted of a netdev's connections.
 #[derive(Clone, Copy)]
 pub(crate) struct Captured(*mut Capture);
 
-/// Returns what is counted of the connections of a slot's netdev; `None` for nothing.
-#[inline(always)]
-pub(crate) fn captured(slot: u32) -> Option<Captured> {
-    let captured = Captured(CAPTURES.get_ptr_mut(slot)?);
-    (captured.wanted() != 0).then_some(captured)
-}
-
 impl Captured {
+    /// Returns it of a slot's netdev.
+    #[inline(always)]
+    pub(crate) fn of(slot: u32) -> Option<Self> {
+        CAPTURES.get_ptr_mut(slot).map(Self)
+    }
+
+    /// Returns whether connections are counted at all.
+    #[inline(always)]
+    pub(crate) fn counts_connections(self) -> bool {
+        self.wanted() & !capture::METERS != 0
+    }
+
     #[inline(always)]
     fn wanted(self) -> u32 {
-        // SAFETY: see the module; non-null, since `captured` made it.
+        // SAFETY: see the module; non-null, since `of` made it.
         unsafe { (&raw const (*self.0).wanted).read_volatile() }
     }
 
@@ -135,7 +141,8 @@ impl Captured {
         add(unsafe { (&raw mut (*self.0).other).cast::<Counter>().add(direction & 1) }, wire);
     }
 
-    /// Counts a frame in its connection, where that is wanted and has room, or else in none.
+    /// Counts a frame in its connection, where that is wanted and has room, or else in none. Returns whether it goes against
+    /// the connection's first; `None` where that was not asked.
     #[inline(always)]
     pub(crate) fn count(
         self,
@@ -146,28 +153,32 @@ impl Captured {
         direction: usize,
         wire: &Counter,
         length: u32,
-    ) {
+    ) -> Option<bool> {
         if !self.wants(ends) {
             self.count_other(direction, wire);
-            return;
+            return None;
         }
         let seen = Seen::between(ends, slot);
         let Some(place) = find(&seen, flags, || self.has_room()) else {
             maps::count_fault(Fault::ConnectionTableFull, length);
             self.count_other(direction, wire);
-            return;
+            return Some(is_return_alone(flags));
         };
         if place.is_new {
             // SAFETY: as in `wanted`.
             increase(unsafe { &raw mut (*self.0).live }, 1);
         }
-        follow(place.at, &seen, flags);
-        if asks(flags) || answers(flags) || !matches!(echo, Echo::None) {
-            place.time(flags, echo);
+        let (before, after) = follow(place.at, &seen, flags);
+        let is_return = after.is_return(seen.from);
+        if asks(flags) || matches!(echo, Echo::Request) {
+            place.asked(before.has_ended());
+        } else if is_return && (answers(flags) || matches!(echo, Echo::Reply)) {
+            place.answered();
         }
         let index = (seen.from as usize & 1) * 2 + (direction & 1);
         // SAFETY: see the module; there are four counters.
         add(unsafe { (&raw mut (*place.at).counts).cast::<Counter>().add(index) }, wire);
+        Some(is_return)
     }
 }
 
@@ -227,26 +238,32 @@ struct Place {
 }
 
 impl Place {
-    /// Takes the time of what begins or ends a round trip.
+    /// Takes the time of what begins a round trip. A repeated one is not the first; one that begins the connection `anew` is.
     #[inline(always)]
-    fn time(self, flags: u8, echo: Echo) {
+    fn asked(self, anew: bool) {
         let Some(handshake) = CONNECTION_TIME.get_ptr_mut(self.number) else { return };
-        // SAFETY: see the module.
-        let (asked, rtt) = unsafe { (&raw mut (*handshake).asked_ns, &raw mut (*handshake).rtt_ns) };
-        // SAFETY: as above.
-        let asked_ns = unsafe { asked.read_volatile() };
-        if asks(flags) || matches!(echo, Echo::Request) {
-            // A repeated one is not the first.
-            if asked_ns == 0 {
-                // SAFETY: as above; the helper takes nothing.
-                unsafe { asked.write_volatile(bpf_ktime_get_ns()) };
+        // SAFETY: see the module; the helper takes nothing.
+        unsafe {
+            let asked = &raw mut (*handshake).asked_ns;
+            if anew {
+                (&raw mut (*handshake).rtt_ns).write_volatile(0);
             }
-        } else if asked_ns != 0 {
-            // SAFETY: as above.
-            unsafe {
-                if rtt.read_volatile() == 0 {
-                    rtt.write_volatile(bpf_ktime_get_ns() - asked_ns);
-                }
+            if anew || asked.read_volatile() == 0 {
+                asked.write_volatile(bpf_ktime_get_ns());
+            }
+        }
+    }
+
+    /// Takes the time of what ends it.
+    #[inline(always)]
+    fn answered(self) {
+        let Some(handshake) = CONNECTION_TIME.get_ptr_mut(self.number) else { return };
+        // SAFETY: see the module; the helper takes nothing.
+        unsafe {
+            let asked_ns = (&raw const (*handshake).asked_ns).read_volatile();
+            let rtt = &raw mut (*handshake).rtt_ns;
+            if asked_ns != 0 && rtt.read_volatile() == 0 {
+                rtt.write_volatile(bpf_ktime_get_ns() - asked_ns);
             }
         }
     }

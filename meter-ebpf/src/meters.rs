@@ -23,7 +23,7 @@ use meter_ebpf::{
 };
 
 use crate::{
-    connections::{self, Echo},
+    connections::{self, Captured, Echo},
     context::{OnNetdev as _, Skb},
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     read(skb, scratch);
-    count_read(skb, direction, wire, place, slot_at, tables, scratch);
+    count_read(skb, direction, wire, place, COUNTS_METERS, slot_at, tables, scratch);
 }
 
 /// The same, behind counting it in its connection at a netdev whose connections are counted.
@@ -76,15 +76,17 @@ pub(crate) fn count_connection(
     read(skb, scratch);
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     unsafe { (*scratch).wire = wire };
-    if meter_connection(skb.context(), slot_at(skb.ifindex()).slot(), direction as u32) == 0 {
+    let slot = slot_at(skb.ifindex()).slot();
+    let said = meter_connection(skb.context(), slot, direction as u32);
+    if said & COUNTS_METERS == 0 {
         return;
     }
     let Some(tables) = RULES.get_value(0, &0) else { return };
-    let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
+    let Some(place) = place_of(skb, slot, tables) else { return };
     // SAFETY: as above.
     let wire = unsafe { &(*scratch).wire };
     let wire = Counter { packets: wire.packets, bytes: wire.bytes };
-    count_read(skb, direction, wire, place, slot_at, tables, scratch);
+    count_read(skb, direction, wire, place, said, slot_at, tables, scratch);
 }
 
 /// Where a frame is: the slot of its netdev, and the overlay network that it is in.
@@ -119,18 +121,20 @@ fn read(skb: Skb, scratch: *mut Scratch) {
     }
 }
 
-/// Counts a frame whose fields are read.
+/// Counts a frame whose fields are read; `said` is what [`meter_connection`] said of it.
 #[inline(always)]
 fn count_read(
     skb: Skb,
     direction: Direction,
     wire: Counter,
     Place { slot: own, network }: Place,
+    said: u64,
     slot_at: impl Fn(u32) -> SlotRef,
     tables: &RuleTables,
     scratch: *mut Scratch,
 ) {
-    let is_return = tables.key_mask.asks_for_flow() && meter_flow(skb.context(), own) != 0;
+    let is_return = tables.key_mask.asks_for_flow()
+        && if said & FLOW_KNOWN != 0 { said & IS_RETURN != 0 } else { meter_flow(skb.context(), own) != 0 };
     // SAFETY: the caller's value of this CPU (see the module); the calls have ended.
     let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
     *kept = wire;
@@ -247,29 +251,46 @@ fn tunnel_id(skb: *mut __sk_buff, flags: u64) -> Option<u32> {
     (found == 0).then_some(key[0])
 }
 
-/// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none; returns whether it counts in user-defined
-/// meters as well.
+/// Bits of what [`meter_connection`] says of a frame: it counts in user-defined meters as well.
+const COUNTS_METERS: u64 = 1;
+/// Whether it goes against its connection's first is known.
+const FLOW_KNOWN: u64 = 2;
+/// It does.
+const IS_RETURN: u64 = 4;
+
+/// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none, where connections are counted; returns bits
+/// of what is known of it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -> u64 {
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
-    let Some(captured) = connections::captured(slot) else { return 1 };
+    let Some(captured) = Captured::of(slot) else { return 0 };
+    let meters = if captured.counts_meters() { COUNTS_METERS } else { 0 };
+    if !captured.counts_connections() {
+        return meters;
+    }
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let Scratch { fields, wire } = unsafe { &*scratch };
     let skb = Skb::new(skb);
     let direction = direction as usize;
-    let count = |ends: &Ends, flags, echo| {
-        captured.count(slot, ends, flags, echo, direction, wire, skb.length());
-    };
-    if let Some(ends) = fields.key.ends() {
-        count(&ends, fields.tcp_flags(&skb), Echo::None);
+    let count =
+        |ends: &Ends, flags, echo| captured.count(slot, ends, flags, echo, direction, wire, skb.length());
+    let is_return = if let Some(ends) = fields.key.ends() {
+        count(&ends, fields.tcp_flags(&skb), Echo::None)
     } else if let Some(identifier) = fields.echo_identifier(&skb) {
         let echo = if fields.key.is_echo_reply() { Echo::Reply } else { Echo::Request };
         count(&fields.key.echo_ends(identifier), 0, echo);
+        // Rules take an echo's direction from what it is.
+        None
     } else {
         captured.count_other(direction, wire);
+        None
+    };
+    match is_return {
+        Some(true) => meters | FLOW_KNOWN | IS_RETURN,
+        Some(false) => meters | FLOW_KNOWN,
+        None => meters,
     }
-    u64::from(captured.counts_meters())
 }
 
 /// Counts in one meter.

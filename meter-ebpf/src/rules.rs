@@ -25,9 +25,6 @@ const HW_DST_WORD: usize = 6;
 const SLOTS_WORD: usize = 7;
 const GENERATION_WORD: usize = 8;
 const HW_MASK: u64 = 0xffff_ffff_ffff;
-/// Of the word of the generation: the upper bits of a [`Network::key`] say that it is in a tunnel, then that the VNI is
-/// known, and then that.
-const NETWORK_KNOWN: u64 = 1 << 62;
 /// Types of ICMP and ICMPv6: the answer to an echo request.
 /// <https://www.rfc-editor.org/rfc/rfc792>, <https://www.rfc-editor.org/rfc/rfc4443#section-4.2>
 const ECHO_REPLY: u64 = 0;
@@ -298,14 +295,13 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, counts: &mut impl Counts) {
     let field = start(tables, key, field, present::DST);
     narrow(tables, &mut rules, field, key.words[DST_WORD], key.words[DST_WORD + 1]);
 
-    let network = key.words[GENERATION_WORD];
-    let field = if network & NETWORK_KNOWN != 0 {
-        root(tables, Field::Vni)
-    } else {
-        u32::from(tables.absent[Field::Vni as usize])
+    let network = Network::from_key(key.words[GENERATION_WORD] >> GENERATION_BITS);
+    let (field, vni) = match network.vni() {
+        Some(vni) => (root(tables, Field::Vni), vni),
+        None => (u32::from(tables.absent[Field::Vni as usize]), 0),
     };
-    narrow(tables, &mut rules, field, network << 2, 0);
-    let hook = egress + 2 * (network >> 63) as usize;
+    narrow(tables, &mut rules, field, u64::from(vni) << (64 - Field::Vni.bits()), 0);
+    let hook = egress + 2 * network.is_tunnel() as usize;
 
     let fragment = (key.words[HW_DST_WORD] >> present::FRAGMENT_SHIFT) as usize & 3;
     let inverted = vector(tables, usize::from(tables.inverted));

@@ -1,20 +1,16 @@
 //! Connections that are counted: the table when it is full, when what is in it ends, and when an agent is killed over it.
 
+mod beside;
+mod kept;
+
 use std::{collections::BTreeSet, env};
 
-use aya::maps::{Array, Map, MapData};
 use meter_agent::{
     connections::Selection,
-    datapath::{
-        Capture, CaptureReading, Class, ConnectionReading, Datapath as _, Reading, Target, kernel::Options,
-    },
+    datapath::{Capture, CaptureReading, Class, ConnectionReading, Datapath as _, Reading, kernel::Options},
     meter::PortId,
 };
-use meter_ebpf::abi::{
-    Counter, Direction, Fault, VERSION,
-    connection::{Capture as Place, Connection, capture},
-    map,
-};
+use meter_ebpf::abi::{Counter, Direction, Fault, connection::capture};
 use uuid::Uuid;
 
 use crate::support::{
@@ -45,7 +41,7 @@ fn port(number: u128) -> PortId {
 fn capture_of(ports: &[u128], change: impl FnOnce(&mut Selection)) -> Capture {
     let mut selection = Selection::default();
     change(&mut selection);
-    selection.of(ports.iter().map(|number| port(*number)).collect())
+    selection.of(ports.iter().map(|number| port(*number)).collect(), BTreeSet::new())
 }
 
 fn program(name: &str) -> Program {
@@ -341,101 +337,6 @@ fn no_netdev_gets_more_than_its_share() {
             let reading = world.reading();
             assert_eq!((reading.connections.len(), of(&reading, 1).other.map(packets)), (60, [1_880, 0]));
             assert_eq!(of(&reading, 2).ended.map(packets), [40, 0]);
-        },
-    );
-}
-
-/// Opens a pinned map.
-fn pinned<T: TryFrom<Map>>(options: &Options, name: &str) -> T
-where
-    T::Error: std::fmt::Debug,
-{
-    let pin = options.pin_path.join(format!("v{VERSION}")).join("maps").join(name);
-    T::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
-}
-
-#[test]
-fn agent_that_is_killed_while_a_connection_ends_counts_it_once() {
-    if !ready() {
-        return;
-    }
-    World::with(
-        "conn-killed",
-        |_| {},
-        |mut world| {
-            for number in 0..4 {
-                world.run(&segment(number, false, SYN), Direction::Ingress, 0);
-            }
-            let before = of(&world.reading(), 1);
-            // One is marked. Another is in the journal: it is added already, and has still all that it counted.
-            let mut world = world.reopen(|options| {
-                let mut places: Array<MapData, Connection> = pinned(options, map::CONNECTIONS);
-                let mut captures: Array<MapData, Place> = pinned(options, map::CAPTURES);
-                let occupied: Vec<u32> =
-                    (1..1_025).filter(|number| places.get(number, 0).unwrap().key.words[5] != 0).collect();
-                assert_eq!(occupied.len(), 4);
-                for number in &occupied[..2] {
-                    let mut place = places.get(number, 0).unwrap();
-                    place.course.padding[0] = 1;
-                    places.set(*number, place, 0).unwrap();
-                }
-                let leaving = places.get(&occupied[1], 0).unwrap();
-                let slot = u32::try_from(leaving.key.words[4] & 0xffff_ffff).unwrap();
-                let mut own = captures.get(&slot, 0).unwrap();
-                let [counts, _] = leaving.counts[0];
-                let other_end = leaving.counts[1][0];
-                own.ended[0].add(&counts);
-                own.ended[0].add(&other_end);
-                captures.set(slot, own, 0).unwrap();
-                let mut journal = captures.get(&0, 0).unwrap();
-                journal.ended = own.ended;
-                journal.other[0] = Counter { packets: slot.into(), bytes: occupied[1].into() };
-                captures.set(0, journal, 0).unwrap();
-            });
-            let reading = world.reading();
-            assert_eq!(of(&reading, 1).other, before.other);
-            assert_eq!(of(&reading, 1).ended.map(packets), [2, 0]);
-            world.meter.datapath.tend();
-            world.meter.datapath.tend();
-            let reading = world.reading();
-            assert_eq!((reading.connections.len(), of(&reading, 1).ended.map(packets)), (2, [2, 0]));
-        },
-    );
-}
-
-#[test]
-fn port_whose_counters_another_gets_keeps_what_its_connections_had() {
-    if !ready() {
-        return;
-    }
-    World::with(
-        "conn-slots",
-        |options| options.max_ports = 600,
-        |mut world| {
-            world.run(&segment(1, false, SYN), Direction::Ingress, 0);
-            world.run(&ethernet(&[], 0x0806, &[0; 28]), Direction::Egress, 0);
-            let before = world.reading();
-            assert_eq!((before.connections.len(), of(&before, 1).other.map(packets)), (1, [0, 1]));
-            // As many others as there are slots, and one more, on the same netdev after it.
-            let target = |world: &World<'_>, number: u128| world.host.target("d1", number, Class::Port);
-            let all: BTreeSet<PortId> = (1..=300).map(port).collect();
-            world.meter.datapath.set_capture(&Selection::default().of(all)).unwrap();
-            for number in 3..=258 {
-                let target: Target = target(&world, number);
-                world.meter.attach(&target);
-            }
-            world.run(&segment(9, false, FIN), Direction::Ingress, 0);
-            let reading = world.reading();
-            assert_eq!(reading.connections.iter().filter(|one| one.port == port(1)).count(), 0);
-            let first = of(&reading, 1);
-            assert_eq!((first.other.map(packets), first.ended.map(packets)), ([0, 1], [1, 0]));
-            // It goes on from there, also after the agent was gone.
-            let own = target(&world, 1);
-            world.meter.attach(&own);
-            world.run(&segment(1, false, ACK), Direction::Ingress, 0);
-            let mut world = world.reopen(|_| {});
-            let first = of(&world.reading(), 1);
-            assert_eq!((first.other.map(packets), first.ended.map(packets)), ([0, 1], [1, 0]));
         },
     );
 }

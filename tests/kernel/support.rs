@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use aya::{
+    maps::{Map, MapData},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType},
+};
 use lab::{netns::Netns, require};
 use meter_agent::{
     datapath::{
@@ -311,6 +314,15 @@ pub(crate) fn holds_within(time: Duration, mut holds: impl FnMut() -> bool) -> b
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Opens a map that is pinned below this path.
+pub(crate) fn pinned_map<T: TryFrom<Map>>(pins: &Path, name: &str) -> T
+where
+    T::Error: std::fmt::Debug,
+{
+    let pin = pins.join(format!("v{}/maps/{name}", meter_ebpf::abi::VERSION));
+    T::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
 }
 
 /// Mounts a bpffs at its usual place where there is none: once, since two tests at a time would make two.

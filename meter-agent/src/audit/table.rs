@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{Cause, Report, Row};
+use crate::columns::{self, printable};
 
 const HEAD: [&str; 8] = ["NETDEV", "NETNS", "DIRECTION", "OURS", "KERNEL", "DRIFT", "CAUSE", "BYTES"];
 
@@ -16,21 +17,8 @@ pub fn table(report: &Report) -> String {
     if report.rows.iter().all(|row| row.netns.is_empty()) {
         rows.iter_mut().for_each(|row| drop(row.remove(1)));
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let columns = rows[0].len();
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            // Writing to a `String` can't fail.
-            let written = match columns - column {
-                3..=5 => write!(text, "{cell:>width$}  "),
-                1 => writeln!(text, "{cell}"),
-                _ => write!(text, "{cell:width$}  "),
-            };
-            written.unwrap_or_default();
-        }
-    }
+    let mut text = columns::table(&rows, |column| matches!(columns - column, 3..=5));
     for closure in report.closures.iter().filter(|closure| (closure.packets, closure.bytes) != (0, 0)) {
         writeln!(
             text,
@@ -71,9 +59,4 @@ fn lines(row: &Row) -> Vec<[String; 8]> {
         return vec![line(0, "-", 0)];
     }
     row.drifts.iter().map(|drift| line(drift.packets, drift.cause.name(), drift.bytes)).collect()
-}
-
-/// Replaces control characters, which the kernel allows in a name and a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

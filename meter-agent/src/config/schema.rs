@@ -70,7 +70,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let rules = rules(document, flags, report);
     let namespaces = namespaces(document, report);
     let connections = connections::selection(document, datapath.max_connections, report);
-    let connections_view = connections::view(document, connections.idle_s, report);
+    let connections_view = connections::view(document, report);
     let [http_listen, jolokia_listen, scraper_listen, skydive_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
     let control_socket = control_socket(document, flags, report);

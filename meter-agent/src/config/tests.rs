@@ -70,7 +70,7 @@ fn defaults() -> Config {
             uplink_ingress: IngressHook::Tc,
         },
         namespaces: Selection::default(),
-        connections_view: connections::View { most: 5_000, idle_s: 60, ..connections::View::default() },
+        connections_view: connections::View { most: 5_000, ..connections::View::default() },
         connections: connections::Selection { share: 8_192, ..connections::Selection::default() },
         meters: MeterSet::default(),
     }

@@ -4,12 +4,16 @@
 //!
 //! 1. For each port and direction of its netdev: what the named ones show and `other` add up to all that was counted, always.
 //! 2. What is named shows what was counted of it since it is: nothing that `other` has shown before. So `other` goes back only
-//!    by what comes with a port's beginning anew, which is never.
+//!    by what comes with a port's beginning anew, which is never. What a connection had
+//!    moved that an earlier agent left is `other`'s, and so is what one had whose ends change places.
 //! 3. What is named keeps its name while one of its connections is in the table, unless another without a name has moved half as
 //!    much again as the least of them. What it has shown is `other`'s from then on.
 //! 4. A group is one series, in which a connection that ended stays for as long as another of the group lives.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
 
 use meter_ebpf::abi::Counter;
 
@@ -22,8 +26,8 @@ use crate::{
 /// What both ends sent, the initiator first, by the direction of the hook.
 type Counts = [[Counter; 2]; 2];
 
-/// Which connection, also where the same ends have another one later.
-type Id = (PortId, u8, std::net::SocketAddr, std::net::SocketAddr, u32);
+/// Which connection, also where the same ends have another one later: by the lesser end and the other, whoever began it.
+type Id = (PortId, u8, SocketAddr, SocketAddr, u32);
 
 /// One that has a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +57,7 @@ pub struct Shown {
 #[derive(Debug, Default)]
 pub struct Board {
     named: BTreeMap<Series, Counts>,
+    /// What each connection had, the lesser end first.
     seen: HashMap<Id, Counts>,
     generation: u64,
     shown: Shown,
@@ -78,6 +83,9 @@ impl Board {
         captures: &[CaptureReading],
     ) -> Shown {
         if generation > self.generation {
+            if self.generation == 0 {
+                self.seen = connections.iter().filter(|connection| connection.left).map(canonical).collect();
+            }
             self.generation = generation;
             self.shown = self.next(view, connections, captures);
         }
@@ -99,18 +107,13 @@ impl Board {
             for counts in &connection.counts {
                 total.iter_mut().zip(counts).for_each(|(sum, count)| sum.add(count));
             }
-            let id = (
-                connection.port,
-                connection.protocol,
-                connection.initiator,
-                connection.target,
-                connection.began_s,
-            );
-            let mut new = connection.counts;
+            let (id, counts) = canonical(connection);
+            let mut new = counts;
             if let Some(seen) = before.get(&id) {
                 each(&mut new, seen, Counter::sub);
             }
-            self.seen.insert(id, connection.counts);
+            self.seen.insert(id, counts);
+            turn(&mut new, connection);
             let Some(series) = view.series(connection) else { continue };
             let group = groups.entry(series).or_default();
             each(&mut group.new, &new, Counter::add);
@@ -156,8 +159,11 @@ impl Board {
         }
         let mut named: Vec<(u64, Series)> = self
             .named
-            .keys()
-            .filter_map(|series| Some((groups.get(series)?.bytes, series.clone())))
+            .iter()
+            .filter_map(|(series, shown)| {
+                // What a group shows does not fall when one of it leaves.
+                Some((groups.get(series)?.bytes.max(bytes(shown)), series.clone()))
+            })
             .collect();
         named.sort();
         for ((series, moved), (least, leaves)) in unnamed.zip(named) {
@@ -167,6 +173,20 @@ impl Board {
             self.named.remove(&leaves);
             self.named.insert(series.clone(), Counts::default());
         }
+    }
+}
+
+/// Returns which connection it is, and what it has, the lesser end first.
+fn canonical(connection: &ConnectionReading) -> (Id, Counts) {
+    let ConnectionReading { port, protocol, initiator, target, began_s, mut counts, .. } = *connection;
+    turn(&mut counts, connection);
+    ((port, protocol, initiator.min(target), initiator.max(target), began_s), counts)
+}
+
+/// Changes between counts of the initiator first and of the lesser end first.
+fn turn(counts: &mut Counts, connection: &ConnectionReading) {
+    if connection.initiator > connection.target {
+        counts.reverse();
     }
 }
 

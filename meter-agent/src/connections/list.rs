@@ -1,18 +1,19 @@
 //! The table of connections at the shell: which are asked for, in which order, and how they are written.
 
-use std::{fmt::Write as _, net::IpAddr, str::FromStr};
+use std::{net::IpAddr, str::FromStr};
 
 use meter_ebpf::abi::Counter;
 use serde::{Deserialize, Serialize};
 
 use super::protocol_name;
 use crate::{
+    columns::{self, printable},
     datapath::ConnectionReading,
     meter::PortId,
     rules::{self, Prefix},
 };
 
-/// By what the list is sorted: the largest, or the latest, first.
+/// By what the list is sorted: the largest first; by age the oldest, and by idle time the one that had a frame last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Order {
     /// By bytes of both ends.
@@ -230,9 +231,9 @@ fn status(connection: &ConnectionReading, netdev: Option<String>) -> ConnectionS
 #[must_use]
 pub fn table(connections: &[ConnectionStatus]) -> String {
     const HEAD: [&str; 9] =
-        ["PORT", "PROTO", "INITIATOR", "TARGET", "SENT", "RECEIVED", "RTT_US", "IDLE", "STATE"];
+        ["PORT", "PROTO", "INITIATOR", "TARGET", "SENT_BYTES", "RECEIVED_BYTES", "RTT_US", "IDLE", "STATE"];
     let end = |end: &EndStatus| std::net::SocketAddr::new(end.ip, end.port).to_string();
-    let mut rows = vec![HEAD.map(ToOwned::to_owned)];
+    let mut rows = vec![HEAD.map(ToOwned::to_owned).to_vec()];
     rows.extend(connections.iter().map(|connection| {
         [
             connection.netdev.as_deref().map_or_else(|| connection.port.clone(), printable),
@@ -245,24 +246,7 @@ pub fn table(connections: &[ConnectionStatus]) -> String {
             format!("{}s", connection.idle_s),
             connection.state.clone(),
         ]
+        .to_vec()
     }));
-    let widths: [usize; 9] = std::array::from_fn(|column| {
-        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
-    });
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a `String` can't fail.
-            write!(line, "{cell:width$}  ").unwrap_or_default();
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// Replaces control characters, which the kernel allows in a name and a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    columns::table(&rows, |_| false)
 }

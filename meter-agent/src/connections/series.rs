@@ -46,8 +46,6 @@ pub struct View {
     pub classifier: Option<Classifier>,
     /// Which connections have no name of their own.
     pub exclude: BTreeSet<Tag>,
-    /// Seconds without a frame after which a connection has none any more.
-    pub idle_s: u32,
 }
 
 /// An address, or the network that stands for it.
@@ -90,8 +88,8 @@ impl View {
     /// Returns what a connection is called; `None` where it has no name of its own.
     #[must_use]
     pub fn series(&self, connection: &ConnectionReading) -> Option<Series> {
-        let ConnectionReading { port, protocol, initiator, target, idle_s, .. } = connection;
-        if *idle_s >= self.idle_s {
+        let ConnectionReading { port, protocol, initiator, target, timed_out, .. } = connection;
+        if *timed_out {
             return None;
         }
         let tag = self.classifier.as_ref().map(|classifier| classifier.tag(initiator.ip(), target.ip()));

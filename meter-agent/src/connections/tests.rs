@@ -32,13 +32,15 @@ fn connection(number: u8, counts: [[u64; 2]; 2]) -> ConnectionReading {
         rtt_ns: u64::from(number) + 1,
         began_s: 1,
         idle_s: 0,
+        left: false,
+        timed_out: false,
         answered: true,
         ended: false,
     }
 }
 
 fn view(most: usize) -> View {
-    View { most, idle_s: 60, ..View::default() }
+    View { most, ..View::default() }
 }
 
 /// A table, and what there is beside it.
@@ -52,9 +54,26 @@ struct World {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Send { number: u8, end: usize, hook: usize, bytes: u64 },
-    End { number: u8 },
-    Other { number: u8, hook: usize, bytes: u64 },
+    Send {
+        number: u8,
+        end: usize,
+        hook: usize,
+        bytes: u64,
+    },
+    End {
+        number: u8,
+    },
+    Other {
+        number: u8,
+        hook: usize,
+        bytes: u64,
+    },
+    /// The other end begins it anew.
+    Turn {
+        number: u8,
+    },
+    /// Another agent shows from now on.
+    Restart,
     Show,
 }
 
@@ -65,6 +84,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (0..12_u8).prop_map(|number| Event::End { number }),
         1 => (0..12_u8, 0..2_usize, 1..10_000_u64)
             .prop_map(|(number, hook, bytes)| Event::Other { number, hook, bytes }),
+        1 => (0..12_u8).prop_map(|number| Event::Turn { number }),
+        1 => prop::bool::weighted(0.2).prop_map(|yes| if yes { Event::Restart } else { Event::Show }),
         2 => Just(Event::Show),
     ];
     prop::collection::vec(event, 1..80)
@@ -103,7 +124,13 @@ impl World {
             Event::Other { number, hook, bytes } => {
                 self.capture(number).other[hook].add(&Counter { packets: 1, bytes });
             }
-            Event::Show => {}
+            Event::Turn { number } => {
+                if let Some(known) = self.live.get_mut(&number) {
+                    std::mem::swap(&mut known.initiator, &mut known.target);
+                    known.counts.reverse();
+                }
+            }
+            Event::Restart | Event::Show => {}
         }
     }
 
@@ -147,8 +174,15 @@ proptest! {
         let mut before = Shown::default();
         for event in &events {
             world.take(event);
-            if !matches!(event, Event::Show) {
-                continue;
+            match event {
+                Event::Show => {}
+                Event::Restart => {
+                    board = Board::default();
+                    world.live.values_mut().for_each(|connection| connection.left = true);
+                    before.rows.clear();
+                    continue;
+                }
+                _ => continue,
             }
             let shown = world.show(&mut board, &view);
             prop_assert!(shown.rows.len() <= view.most);
@@ -165,6 +199,11 @@ proptest! {
                 let now = shown.others.iter().find(|(now, _)| now == port).unwrap().1;
                 prop_assert!(!now.iter().zip(others).any(|(now, then)| is_less(now, then)), "{:?}", shown);
             }
+            for row in &before.rows {
+                let Some(now) = shown.rows.iter().find(|now| now.series == row.series) else { continue };
+                let mut pairs = now.counts.as_flattened().iter().zip(row.counts.as_flattened());
+                prop_assert!(!pairs.any(|(now, then)| is_less(now, then)), "{:?} then {:?}", row, now);
+            }
             before = shown;
         }
     }
@@ -178,24 +217,31 @@ fn named(shown: &Shown) -> Vec<u16> {
 fn the_largest_are_named_and_a_little_more_takes_no_name() {
     let mut board = Board::default();
     let update = |board: &mut Board, generation, sizes: &[(u8, u64)]| {
-        let connections: Vec<_> =
-            sizes.iter().map(|(number, bytes)| connection(*number, [[*bytes, 0], [0, 0]])).collect();
+        let one = |(number, bytes): &(u8, u64)| ConnectionReading {
+            left: *number == 2,
+            ..connection(*number, [[*bytes, 0], [0, 0]])
+        };
+        let connections: Vec<_> = sizes.iter().map(one).collect();
         board.update(&view(2), generation, &connections, &[])
     };
-    let shown = update(&mut board, 1, &[(0, 100), (2, 300), (4, 200)]);
+    // What an earlier agent may have shown has no name.
+    let shown = update(&mut board, 1, &[(2, 200)]);
+    assert_eq!((named(&shown), shown.rows[0].counts[0][0].bytes), (vec![2], 0));
+    assert_eq!(shown.others, [(port(0), [Counter { packets: 2, bytes: 200 }, Counter::default()])]);
+    let shown = update(&mut board, 2, &[(0, 100), (2, 300), (4, 200)]);
     assert_eq!((named(&shown), shown.over), (vec![2, 4], 1));
     // Half as much again as the least, and no more.
-    let shown = update(&mut board, 2, &[(0, 300), (2, 300), (4, 200)]);
+    let shown = update(&mut board, 3, &[(0, 300), (2, 300), (4, 200)]);
     assert_eq!(named(&shown), [2, 4]);
     // An older picture changes nothing.
     assert_eq!(update(&mut board, 1, &[(0, 9_999)]), shown);
-    let shown = update(&mut board, 3, &[(0, 301), (2, 300), (4, 200)]);
+    let shown = update(&mut board, 4, &[(0, 301), (2, 300), (4, 200)]);
     assert_eq!(named(&shown), [0, 2]);
     // It shows what came since it has a name; what came before is in what has none.
     let of = |shown: &Shown| shown.rows[0].counts[0][0].bytes;
     assert_eq!((of(&shown), shown.rows[0].live[0][0].bytes), (1, 301));
-    assert_eq!(shown.others, [(port(0), [Counter { packets: 5, bytes: 500 }, Counter::default()])]);
-    let shown = update(&mut board, 4, &[(0, 401), (2, 300), (4, 200)]);
+    assert_eq!(shown.others, [(port(0), [Counter { packets: 7, bytes: 700 }, Counter::default()])]);
+    let shown = update(&mut board, 5, &[(0, 401), (2, 300), (4, 200)]);
     assert_eq!(of(&shown), 101);
 }
 
@@ -238,7 +284,7 @@ fn what_is_left_out_or_of_one_network_is_one() {
     assert_eq!(Some(series), view.series(&connection(6, [[1; 2]; 2])));
     let elsewhere = ConnectionReading { initiator: "[::1]:1".parse().unwrap(), ..connection(4, [[1; 2]; 2]) };
     assert_eq!(view.series(&elsewhere), None);
-    let idle = ConnectionReading { idle_s: 60, ..connection(4, [[1; 2]; 2]) };
+    let idle = ConnectionReading { timed_out: true, ..connection(4, [[1; 2]; 2]) };
     assert_eq!(view.series(&idle), None);
     assert_eq!([6, 17, 132, 1, 58].map(protocol_name), ["TCP", "UDP", "SCTP", "ICMP", "ICMPv6"]);
 }
@@ -279,9 +325,9 @@ fn the_list_is_what_was_asked_for() {
     assert_eq!(
         table(&all),
         "\
-PORT                                  PROTO  INITIATOR       TARGET       SENT  RECEIVED  RTT_US  IDLE  STATE
-00000000-0000-0000-0000-000000000001  TCP    10.0.1.1:40001  10.0.2.1:80  100   50        0       0s    open
-tap\u{fffd}                                  TCP    10.0.1.0:40000  10.0.2.0:80  0     50        0       0s    open
+PORT                                  PROTO  INITIATOR       TARGET       SENT_BYTES  RECEIVED_BYTES  RTT_US  IDLE  STATE
+00000000-0000-0000-0000-000000000001  TCP    10.0.1.1:40001  10.0.2.1:80  100         50              0       0s    open
+tap\u{fffd}                                  TCP    10.0.1.0:40000  10.0.2.0:80  0           50              0       0s    open
 "
     );
 }

@@ -107,6 +107,11 @@ impl Captures {
         self.owners.get(&slot).copied().map(port_id)
     }
 
+    /// Returns the slot in which a port's place is.
+    fn slot_of(&self, port: PortUuid) -> Option<u32> {
+        self.owners.iter().find(|(_, owner)| **owner == port).map(|(slot, _)| *slot)
+    }
+
     /// Returns how many slots have a port's.
     pub(super) fn len(&self) -> usize {
         self.owners.len()
@@ -271,6 +276,9 @@ impl KernelDatapath {
             return;
         }
         let wanted = self.captures.wants(port_id(port));
+        if self.captures.wanted.undecided.contains(&port_id(port)) {
+            return;
+        }
         let owner = self.captures.owners.get(&slot).copied();
         if owner.is_some_and(|owner| owner != port)
             && let Err(error) = self.end_capture(slot)
@@ -278,16 +286,21 @@ impl KernelDatapath {
             tracing::error!(port = %port_id(port), error = %error, "connections of the port are not counted");
             return;
         }
+        let meters = if class_of(class) != Class::Uplink { capture::METERS } else { 0 };
         if !wanted {
-            if owner == Some(port) {
-                self.captures.set_wanted(slot, 0);
-            }
+            // A program that counts connections may be there a little longer, or a little before.
+            self.captures.set_wanted(slot, meters);
             return;
         }
         if owner != Some(port) {
+            if let Some(other) = self.captures.slot_of(port)
+                && let Err(error) = self.end_capture(other)
+            {
+                tracing::error!(port = %port_id(port), error = %error, "connections of the port are not counted");
+                return;
+            }
             self.captures.adopt(slot, port);
         }
-        let meters = if class_of(class) != Class::Uplink { capture::METERS } else { 0 };
         self.captures.set_wanted(slot, self.captures.wanted.bits | meters);
     }
 

@@ -30,6 +30,7 @@ use meter_ebpf::{
 use super::{
     ConnectionReading,
     captures::Captures,
+    kernel::uptime_s,
     mapped::MappedWords,
     maps::{take, typed},
     open::{OpenError, load_error},
@@ -86,6 +87,8 @@ pub(super) struct Connections {
     leaving: Vec<u32>,
     /// Connections at the last tick.
     count: usize,
+    /// When they were taken over or made, by the agent's clock.
+    opened_s: u32,
     /// Since when the clock has run: what came before, and said nothing of when, is taken to have come then.
     since: Option<u32>,
 }
@@ -112,6 +115,7 @@ impl Connections {
             _maps: [map, times],
             leaving: Vec::new(),
             count: 0,
+            opened_s: uptime_s(),
             since: None,
         };
         captures.finish(|place| table.clear(place));
@@ -129,6 +133,8 @@ impl Connections {
             for place in 1..=self.last() {
                 if self.course(place).padding[0] == LEAVING {
                     self.part(place).map_err(failed)?;
+                } else if self.word(place, CONNECTION_LABELS) != 0 {
+                    self.count += 1;
                 }
             }
             return Ok(());
@@ -177,7 +183,7 @@ impl Connections {
             let (_, last_seen) = halves(self.word(place, TIMES));
             let idle = now.saturating_sub(last_seen.max(since));
             let (slot, course) = (self.slot(place), self.course(place));
-            let is_captured = captures.owner(slot).is_some();
+            let is_captured = captures.owner(slot).is_some() && self.has_counted(place);
             let limit = match (is_captured, flow) {
                 (false, _) => idle_limit(labels, course),
                 (true, false) => captures.wanted().idle_limit(course),
@@ -220,7 +226,7 @@ impl Connections {
         let since = self.since.unwrap_or(now);
         let occupied = (1..=self.last()).filter(|place| self.word(*place, CONNECTION_LABELS) != 0);
         let readings = occupied.filter_map(|place| {
-            let port = captures.owner(self.slot(place))?;
+            let port = captures.owner(self.slot(place)).filter(|_| self.has_counted(place))?;
             let key = self.key(place);
             let course = self.course(place);
             let (first_seen, last_seen) = halves(self.word(place, TIMES));
@@ -231,6 +237,7 @@ impl Connections {
                 counts.reverse();
             }
             let [initiator, target] = ends;
+            let idle_s = now.saturating_sub(last_seen.max(since));
             Some(ConnectionReading {
                 port,
                 protocol: protocol(&key),
@@ -239,7 +246,9 @@ impl Connections {
                 counts,
                 rtt_ns: self.handshakes.words().get(index(place) * HANDSHAKE + 1).map_or(0, load),
                 began_s: first_seen,
-                idle_s: now.saturating_sub(last_seen.max(since)),
+                idle_s,
+                left: first_seen < self.opened_s,
+                timed_out: idle_s >= captures.wanted().idle_limit(course),
                 answered: course.answered != 0,
                 ended: course.has_ended(),
             })
@@ -306,11 +315,10 @@ impl Connections {
 
     /// Lets a program have a place, once what the connection had is where it stays.
     fn give_back(&mut self, place: u32, captures: &Captures) -> Result<(), MapError> {
-        let counts = self.by_direction(place);
-        if counts == [Counter::default(); 2] {
-            self.clear(place);
+        if self.has_counted(place) {
+            captures.fold(place, self.slot(place), self.by_direction(place), || self.clear(place));
         } else {
-            captures.fold(place, self.slot(place), counts, || self.clear(place));
+            self.clear(place);
         }
         self.store(place, COURSE, 0);
         self.free.push(place, 0)
@@ -342,6 +350,11 @@ impl Connections {
         let [mut sums, high] = self.counts(place);
         sums.iter_mut().zip(&high).for_each(|(sum, count)| sum.add(count));
         sums
+    }
+
+    /// Returns whether frames of a connection were counted: of one that only rules with `flow` asked for, none were.
+    fn has_counted(&self, place: u32) -> bool {
+        self.by_direction(place) != [Counter::default(); 2]
     }
 
     /// Returns the slot in which a connection was seen; that of the last one where there is none now.

@@ -6,10 +6,11 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use meter_ebpf::abi::Direction;
 
 use super::{
-    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks, maps,
+    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
     object::{CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
     open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
     softirq::Softirqs,
+    specs,
 };
 
 /// What was found of one thing.
@@ -100,7 +101,7 @@ fn bpffs(pin_path: &Path) -> Result<String, OpenError> {
 fn try_object(options: &Options) -> Result<bool, OpenError> {
     let small =
         Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, max_connections: 1, ..options.clone() };
-    let (ebpf, _) = load_object(&maps::specs(&small), &settings(&small), None)?;
+    let (ebpf, _) = load_object(&specs::specs(&small), &settings(&small), None)?;
     Ok(has_tcx(&ebpf))
 }
 

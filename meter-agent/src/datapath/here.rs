@@ -85,6 +85,8 @@ impl KernelDatapath {
     /// Goes on with the hooks from before, for the port that the target has now.
     fn keep(&mut self, before: Attachment, target: &Target, ours: bool) {
         let target = before.with_port_of(target);
+        // Programs that count connections, or don't, for one port and not for the other are to be changed still.
+        let lost = self.captures.wants(before.target.port) != self.captures.wants(target.port);
         if target.underlay
             && let Err(error) = self.bind(&target, None)
         {
@@ -94,7 +96,7 @@ impl KernelDatapath {
         if let Err(error) = self.record(&target, hook_bits(before.kinds(), ours)) {
             tracing::error!(error = %error, "hooks not recorded");
         }
-        self.attached.insert(target.id, Attachment { target, lost: false, ..before });
+        self.attached.insert(target.id, Attachment { target, lost, ..before });
     }
 
     /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its

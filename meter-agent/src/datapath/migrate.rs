@@ -31,7 +31,7 @@ use super::{
     hooks,
     kernel::KernelDatapath,
     ledger::Write,
-    maps::{self, Maps, Spec},
+    maps::Maps,
     meters,
     namespaces::{self, loaded},
     open::{OpenError, load_error, lock, path_error},
@@ -39,6 +39,7 @@ use super::{
     places::PlaceTable,
     saved,
     slots::SlotTable,
+    specs::{self, Spec},
     sys,
     takeover::ledger_of,
 };
@@ -79,7 +80,7 @@ impl Earlier {
         }
         let directories = Directories::new(pin_path, version);
         let lock = lock(&directories.maps)?;
-        let mut specs = maps::specs(options);
+        let mut specs = specs::specs(options);
         let mut settled = pins::settle(&mut specs, &directories)?;
         let numbers = pins::numbers(pinned(&specs, &directories.maps), &directories.maps)?;
         let counters = numbers.iter().find(|(name, _)| *name == map::COUNTERS).map_or(0, |(_, id)| *id);

@@ -20,13 +20,14 @@ use super::{
     hooks::ProgramIds,
     kernel::KernelDatapath,
     ledger::Ledger,
-    maps::{Maps, Spec, check_pin, namespaces_spec},
+    maps::Maps,
     numbers::Kept,
     object::{OBJECT, load_programs},
     open::{OpenError, load_error, path_error},
     pins::{self, set_aside},
     places::PlaceTable,
     record::netdev_of,
+    specs::{Spec, check_pin, namespaces_spec},
 };
 use crate::netdev::{
     NamespaceId, NetdevId,
@@ -38,6 +39,9 @@ pub(super) const NAMESPACE_PROGRAMS: [&str; 2] = ["meter_ns_in", "meter_ns_out"]
 pub(super) const NAMESPACE_METER_PROGRAMS: [&str; 2] = ["meter_user_nin", "meter_user_nout"];
 /// The same where connections are counted.
 pub(super) const NAMESPACE_CONNECTION_PROGRAMS: [&str; 2] = ["meter_conn_nin", "meter_conn_nout"];
+/// Every program that has the number of a namespace in it.
+pub(super) const ALL_NAMESPACE_PROGRAMS: [[&str; 2]; 3] =
+    [NAMESPACE_PROGRAMS, NAMESPACE_METER_PROGRAMS, NAMESPACE_CONNECTION_PROGRAMS];
 
 /// What loading the programs of one more namespace takes.
 #[derive(Debug)]
@@ -345,8 +349,7 @@ pub(super) fn places(
         tracing::error!(pin = %pin.display(), found, aside = %aside.display(), "not our map; set aside");
         repairs.set_aside += 1;
     }
-    let programs = [NAMESPACE_PROGRAMS, NAMESPACE_METER_PROGRAMS];
-    if !pins::restore_beside(&spec, map_pins, counters, programs.as_flattened())? {
+    if !pins::restore_beside(&spec, map_pins, counters, ALL_NAMESPACE_PROGRAMS.as_flattened())? {
         return Ok(None);
     }
     repairs.restored += 1;

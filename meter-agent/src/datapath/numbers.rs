@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::programs::loaded_programs;
 
 use super::{
-    failure::describe, kernel::KernelDatapath, namespaces::NAMESPACE_METER_PROGRAMS,
-    namespaces::NAMESPACE_PROGRAMS, places::PlaceTable,
+    failure::describe, kernel::KernelDatapath, namespaces::ALL_NAMESPACE_PROGRAMS, places::PlaceTable,
 };
 use crate::netdev::{NamespaceId, namespaces::Identity};
 
@@ -50,10 +49,9 @@ impl Kept {
         }
     }
 
-    /// Forgets a number that its own namespace has again.
+    /// Does not wait with a number any more that its own namespace has again. What may hang there still may.
     pub(super) fn taken(&mut self, number: NamespaceId) {
         self.numbers.remove(&number);
-        self.doubted.remove(&number);
     }
 }
 
@@ -93,10 +91,10 @@ impl KernelDatapath {
 
 /// Returns whether a program of namespaces that is none of `ours` uses this map.
 fn strangers(map: u32, ours: &BTreeSet<u32>) -> Result<bool, String> {
-    let names = [NAMESPACE_PROGRAMS, NAMESPACE_METER_PROGRAMS];
+    let names = ALL_NAMESPACE_PROGRAMS.as_flattened();
     for program in loaded_programs() {
         let program = program.map_err(|error| describe(&error))?;
-        let is_of_namespaces = program.name_as_str().is_some_and(|name| names.as_flattened().contains(&name));
+        let is_of_namespaces = program.name_as_str().is_some_and(|name| names.contains(&name));
         if !is_of_namespaces || ours.contains(&program.id()) {
             continue;
         }

@@ -9,8 +9,8 @@ use super::{
     Options,
     hook::load,
     hooks::ProgramIds,
-    maps,
     open::{OpenError, load_error},
+    specs::Spec,
     sys::{self, LinkPlace},
 };
 
@@ -47,7 +47,7 @@ pub(super) struct Pinned<'a> {
 /// Makes the maps and loads the TC programs. The maps are those that are pinned, or pinned there; without that they go
 /// with what is returned.
 pub(super) fn load_object(
-    specs: &[maps::Spec],
+    specs: &[Spec],
     settings: &Settings,
     pinned: Option<&Pinned<'_>>,
 ) -> Result<(Ebpf, ProgramIds), OpenError> {

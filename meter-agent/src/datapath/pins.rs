@@ -12,13 +12,13 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
     programs::loaded_programs,
 };
-use meter_ebpf::abi::{Direction, Meta, map};
+use meter_ebpf::abi::{Direction, Meta, SLOTS_PER_BLOCK, map};
 
 use super::{
     Repairs, clsact, connections,
     failure::describe,
-    maps::{self, Spec},
     open::{OpenError, path_error, pin_error},
+    specs::{self, Spec},
     sys,
 };
 
@@ -80,7 +80,7 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
     let mut missing = BTreeSet::new();
     for spec in specs.iter_mut() {
         let pin = pins.join(spec.name);
-        match maps::check_pin(spec, &pin) {
+        match specs::check_pin(spec, &pin) {
             Ok(Some(entries)) => keep_size(spec, entries),
             Ok(None) => {
                 missing.insert(spec.name);
@@ -108,7 +108,7 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
             continue;
         }
         let pin = pins.join(spec.name);
-        match running.iter().find(|info| maps::is_as(spec, info).is_ok() && is_named(info, spec.name)) {
+        match running.iter().find(|info| specs::is_as(spec, info).is_ok() && is_named(info, spec.name)) {
             Some(info) => {
                 pin_again(info, &pin)?;
                 tracing::warn!(map = spec.name, pin = %pin.display(), "the pin was gone; the map is pinned again");
@@ -125,6 +125,7 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
         }
     }
     drop_what_means_nothing_alone(specs, &mut missing, pins)?;
+    agree(specs, &missing);
     settled.lost = missing;
     Ok(settled)
 }
@@ -192,7 +193,7 @@ pub(super) fn restore_beside(
         tracing::debug!(error, "the maps of the programs that count can't be asked for");
         Vec::new()
     });
-    let Some(info) = found.iter().find(|info| maps::is_as(spec, info).is_ok() && is_named(info, spec.name))
+    let Some(info) = found.iter().find(|info| specs::is_as(spec, info).is_ok() && is_named(info, spec.name))
     else {
         return Ok(false);
     };
@@ -279,6 +280,27 @@ fn drop_what_means_nothing_alone(
     remove_pins(&with, missing, pins)
 }
 
+/// Has maps that are made anew as many entries as those beside them tell.
+fn agree(specs: &mut [Spec], missing: &BTreeSet<&'static str>) {
+    let entries =
+        |specs: &[Spec], name| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
+    // All of them are there or none.
+    let connections = entries(specs, map::CONNECTION_KEYS);
+    // Of each slot there is one.
+    let of_slots = [map::COUNTERS, map::CAPTURES, map::NETWORKS];
+    let known = of_slots.into_iter().find(|name| !missing.contains(name)).unwrap_or(map::COUNTERS);
+    let per_entry = |name| if name == map::COUNTERS { SLOTS_PER_BLOCK } else { 1 };
+    let slots = entries(specs, known) * per_entry(known);
+    for spec in specs.iter_mut().filter(|spec| missing.contains(spec.name)) {
+        spec.max_entries = match spec.name {
+            map::CONNECTIONS | map::CONNECTION_TIMES => connections + 1,
+            map::CONNECTION_FREE => connections,
+            name if of_slots.contains(&name) => slots / per_entry(name),
+            _ => continue,
+        };
+    }
+}
+
 fn remove_pins(
     maps: &[&'static str],
     missing: &mut BTreeSet<&'static str>,
@@ -310,7 +332,11 @@ fn what_it_held(name: &str) -> &'static str {
         map::METERS => "the totals of user-defined meters: nothing tells any more whose they are",
         map::METER_COUNTERS => "the totals of user-defined meters that were counted last",
         map::NAMESPACES => "which netdevs of namespaces count for which port",
-        map::CONNECTIONS | map::CONNECTION_KEYS => "who began the connections that are on",
+        map::CONNECTIONS | map::CONNECTION_KEYS => {
+            "who began the connections that are on, and what those had moved that are counted"
+        }
+        map::CAPTURES | map::CAPTURE_SAVED => "what ports had beside the connections that are counted",
+        map::NETWORKS => "the VNIs of tunnel netdevs, until they are attached anew",
         _ => "nothing",
     }
 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::{
     BucketReading, MapUsage, PortReading, ReadError, Reading,
     kernel::{KernelDatapath, uptime_s},
-    maps::namespaces_spec,
     record::{port_id, port_reading},
+    specs::namespaces_spec,
     tunnels,
 };
 use crate::{

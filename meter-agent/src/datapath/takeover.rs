@@ -1,9 +1,9 @@
 //! The start: what an earlier agent left is taken over, and what is not there is made.
 
-use meter_ebpf::abi::map;
+use meter_ebpf::abi::{Network, UNBOUND_SLOT, map};
 
 use super::{
-    Options,
+    Class, Options,
     bind::now_ns,
     captures::Captures,
     carried::carry,
@@ -11,17 +11,18 @@ use super::{
     grace::Grace,
     kernel::KernelDatapath,
     ledger::{Capacity, Ledger},
-    maps::{self, Maps, Spec, take},
+    maps::{Maps, take},
     meters::Meters,
     migrate::Earlier,
     namespaces::{self, Namespaces, Recipe},
     object::{METER_PROGRAMS, OBJECT, Pinned, has_tcx, load_object, load_programs, settings},
     open::{OpenError, check_kernel, load_error, lock, make_directory},
     pins::{self, Directories},
-    record::adopted,
+    record::{adopted, class_of},
     saved,
     slots::SlotTable,
     softirq::Softirqs,
+    specs::{self, Spec},
     unrecorded,
 };
 use crate::{rules::MeterSet, totals::Totals};
@@ -66,7 +67,7 @@ impl KernelDatapath {
         make_directory(links, &options.pin_path)?;
         let lock = lock(map_pins)?;
 
-        let mut specs = maps::specs(options);
+        let mut specs = specs::specs(options);
         if let Some(earlier) = &earlier {
             earlier.keep_sizes(&mut specs, map_pins)?;
         }
@@ -139,6 +140,7 @@ impl KernelDatapath {
         }
         unrecorded::record(&mut maps, &mut ledger, links, left);
         let kept = namespaces::settle(&mut maps, &mut ledger, links)?;
+        of_tunnels(&mut maps, &ledger)?;
         let attached = adopted(&ledger, |slot| maps.network(slot));
         let namespaces = Namespaces::new(Recipe {
             specs: specs.clone(),
@@ -177,6 +179,21 @@ impl KernelDatapath {
         }
         Ok(datapath)
     }
+}
+
+/// Has no tunnel netdev taken for a port whose network is lost: until it is attached anew its frames are in a tunnel of which
+/// the VNI is not known.
+fn of_tunnels(maps: &mut Maps, ledger: &Ledger) -> Result<(), OpenError> {
+    let tunnels = ledger.records().values().filter(|record| {
+        class_of(record.class) == Class::Tunnel && record.ifindex != 0 && record.slot != UNBOUND_SLOT
+    });
+    for record in tunnels {
+        if !maps.network(record.slot).is_tunnel() {
+            let failed = |source| OpenError::Write { map: map::NETWORKS, source };
+            maps.set_network(record.slot, Network::UNKNOWN).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn entries_of(specs: &[Spec], name: &str) -> u32 {

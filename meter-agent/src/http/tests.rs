@@ -75,6 +75,8 @@ fn connections() -> Arc<[ConnectionReading]> {
         rtt_ns: 1_250_000,
         began_s: 7,
         idle_s: 1,
+        left: false,
+        timed_out: false,
         answered: true,
         ended: false,
     };

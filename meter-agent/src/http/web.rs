@@ -10,7 +10,6 @@ mod rate;
 mod san;
 mod tls;
 mod users;
-pub(crate) mod yaml;
 
 use std::{
     fs,
@@ -31,8 +30,9 @@ use hyper::{
 };
 use rustls::ServerConfig;
 
-use self::{document::Source, rate::Limiter, users::Users, yaml::Mistake};
+use self::{document::Source, rate::Limiter, users::Users};
 use super::Response;
+use crate::yaml::Mistake;
 
 /// Bytes of the longest file that is read.
 const MAX_FILE: u64 = 1024 * 1024;

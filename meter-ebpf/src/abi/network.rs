@@ -8,7 +8,10 @@ pub struct Network(u32);
 const TUNNEL: u32 = 1 << 31;
 const KNOWN: u32 = 1 << 30;
 const EXTERNAL: u32 = 1 << 29;
-const VNI: u32 = 0xff_ffff;
+/// Above the bits that a key has beside the VNI: those of `TUNNEL` and `KNOWN`.
+const KEPT_SHIFT: u32 = 30;
+const VNI_BITS: u32 = 24;
+const VNI: u32 = (1 << VNI_BITS) - 1;
 
 impl Network {
     /// That of a netdev that is no tunnel's.
@@ -62,14 +65,23 @@ impl Network {
     #[must_use]
     #[inline(always)]
     pub const fn key(self) -> u64 {
-        ((self.0 >> 30) << 24 | self.0 & VNI) as u64
+        ((self.0 >> KEPT_SHIFT) << VNI_BITS | self.0 & VNI) as u64
+    }
+
+    /// Returns the one that has this [`key`](Self::key).
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_key(key: u64) -> Self {
+        let key = (key & 0xffff_ffff) as u32;
+        Self((key >> VNI_BITS) << KEPT_SHIFT | key & VNI)
     }
 }
 
 /// Bits of [`Network::key`].
-pub const NETWORK_BITS: u32 = 26;
+pub const NETWORK_BITS: u32 = VNI_BITS + 32 - KEPT_SHIFT;
 
 const _: () = {
     assert!(Network::new(VNI).key() < 1 << NETWORK_BITS);
+    assert!(Network::from_key(Network::new(7).key()).0 == Network::new(7).0);
     assert!(!Network::UNKNOWN.is_external() && Network::EXTERNAL.is_tunnel() && !Network::NONE.is_tunnel());
 };

@@ -5,12 +5,12 @@ use std::{
     thread,
 };
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use lab::traffic::RawSocket;
-use meter_ebpf::abi::{Direction, PortRecord, PortUuid, SLOT_ENTRIES, SlotRef, VERSION, map};
+use meter_ebpf::abi::{Direction, PortRecord, PortUuid, SLOT_ENTRIES, SlotRef, map};
 
 use super::{
-    super::support::{Meter, becomes, table::Table},
+    super::support::{Meter, becomes, pinned_map, table::Table},
     BYTES, Class, HookKind, PORT, Pair, Target, TcMode, auto_kind, frame, hooks, ready,
 };
 
@@ -110,17 +110,14 @@ fn netdevs_that_exchange_their_ports_lose_no_frame() {
 
 /// Changes a pinned record as an agent would have, before it was killed.
 fn with_records(pair: &Pair, change: impl FnOnce(&mut HashMap<MapData, PortUuid, PortRecord>)) {
-    let pin = pair.host.pins.join(format!("v{VERSION}/maps/{}", map::PORTS));
-    let data = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    change(&mut data.try_into().unwrap());
+    change(&mut pinned_map(&pair.host.pins, map::PORTS));
 }
 
 /// Writes where a netdev counts.
 fn set_slot(pair: &Pair, ifindex: u32, slot: u32) {
-    let pin = pair.host.pins.join(format!("v{VERSION}/maps/{}", map::SLOTS));
+    let pins = pair.host.pins.clone();
     let write = move || {
-        let data = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-        let mut slots: Array<MapData, [u64; SLOT_ENTRIES as usize]> = data.try_into().unwrap();
+        let mut slots: Array<MapData, [u64; SLOT_ENTRIES as usize]> = pinned_map(&pins, map::SLOTS);
         let mut values = slots.get(&0, 0).unwrap();
         values[usize::try_from(ifindex).unwrap()] = SlotRef::new(slot, 0).bits();
         slots.set(0, values, 0).unwrap();

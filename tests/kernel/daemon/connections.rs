@@ -20,14 +20,15 @@ fn sums(text: &str, unit: &str) -> [u64; 3] {
     [of("connection"), of("connection_other"), of("port_receive") + of("port_transmit")]
 }
 
-/// Asserts that they add up, and returns what the named connections have.
-fn named(daemon: &Daemon<'_>) -> u64 {
+/// Asserts that they add up, and returns the bytes of the named connections and of the rest.
+fn parts(daemon: &Daemon<'_>) -> [u64; 2] {
     let text = daemon.get("/metrics");
     for unit in ["packets", "bytes"] {
         let [connections, others, port] = sums(&text, unit);
         assert_eq!(connections + others, port, "{unit}: {text}");
     }
-    sums(&text, "bytes")[0]
+    let [connections, others, _] = sums(&text, "bytes");
+    [connections, others]
 }
 
 #[test]
@@ -41,7 +42,8 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     let mut daemon = Daemon::started(&host, &configuration("timeout = \"1h\"\n"));
     guests.talk();
     guests.counts();
-    let first = named(&daemon);
+    let mut before = parts(&daemon);
+    let [first, _] = before;
     // Two streams of half a megabyte, and datagrams.
     assert!(first > 1_000_000, "{first}");
 
@@ -69,8 +71,13 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
         daemon.start();
         daemon.wait_until_ready();
         guests.counts();
-        let now = named(&daemon);
-        assert!(now > first, "{now} after {first}");
+        // What the agent before named, and what came while there was none, is the rest's.
+        let [named, others] = parts(&daemon);
+        assert!(others >= before[0] + before[1] && named < first, "{named} and {others} after {before:?}");
+        guests.talk();
+        guests.counts();
+        before = parts(&daemon);
+        assert!(before[0] > 1_000_000 && before[1] >= others, "{before:?} after {others}");
     }
 
     // Names for one connection only, and the rest of them are in what has none.
@@ -78,7 +85,7 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     daemon.configure(&configuration("timeout = \"1h\"\nmax_series = 2\n[compat]\nskydive = true\n"));
     daemon.start();
     daemon.wait_until_ready();
-    named(&daemon);
+    parts(&daemon);
     let text = daemon.get("/metrics");
     assert_eq!(text.lines().filter(|line| line.starts_with("meter_connection_bytes_total{")).count(), 2);
     let skydive = "skydive_network_connection_total_bytes{";

@@ -65,7 +65,7 @@ fn assert_closed(reading: &Reading) {
 fn measure(path: Path, mtu: u32, gro: bool) -> (Counted, Reading) {
     let site = Site::new(path, mtu, gro);
     let capture = Selection { ports: BTreeSet::from([tap()]), ..Selection::default() };
-    let capture: Capture = capture.of(BTreeSet::from([tap()]));
+    let capture: Capture = capture.of(BTreeSet::from([tap()]), BTreeSet::new());
     assert_eq!(capture.bits, EVERYTHING);
     let (counted, reading) = site.measure_connections(&capture, |[vm, container, far]| {
         exchange(&vm, &far, site.guest_mtu);

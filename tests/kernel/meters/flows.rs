@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use meter_agent::{
-    datapath::{Datapath as _, kernel::Options},
+    datapath::Datapath as _,
     rules::{self, Direction, Flow, Flows},
 };
 use meter_ebpf::abi::{
-    Fault, VERSION,
+    Fault,
     connection::{CONNECTION_LABELS, Connection, ConnectionKey},
     map,
 };
@@ -17,7 +17,7 @@ use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use super::{NETDEVS, World, program, set};
 use crate::support::{
     frames::{IPV4, IPV6, ethernet, ipv4_with, ipv6},
-    ready,
+    pinned_map, ready,
 };
 
 /// Packets of each sequence, and sequences.
@@ -269,15 +269,6 @@ fn connections_outlive_a_clock_that_stood_still() {
     });
 }
 
-/// Opens a pinned map.
-fn pinned<T: TryFrom<Map>>(options: &Options, name: &str) -> T
-where
-    T::Error: std::fmt::Debug,
-{
-    let pin = options.pin_path.join(format!("v{VERSION}")).join("maps").join(name);
-    T::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
-}
-
 #[test]
 fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one() {
     if !ready() {
@@ -294,8 +285,9 @@ fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one(
             }
             // One is marked; of another the key is gone as well, and of the third nothing is left but the mark.
             let options = world.options.clone();
-            let mut places: Array<MapData, Connection> = pinned(&options, map::CONNECTIONS);
-            let mut keys: HashMap<MapData, ConnectionKey, u32> = pinned(&options, map::CONNECTION_KEYS);
+            let mut places: Array<MapData, Connection> = pinned_map(&options.pin_path, map::CONNECTIONS);
+            let mut keys: HashMap<MapData, ConnectionKey, u32> =
+                pinned_map(&options.pin_path, map::CONNECTION_KEYS);
             let taken: Vec<(ConnectionKey, u32)> = keys.iter().collect::<Result<_, _>>().unwrap();
             assert_eq!(taken.len(), 3);
             for (done, (key, number)) in taken.iter().enumerate() {

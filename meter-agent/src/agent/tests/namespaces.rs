@@ -158,12 +158,15 @@ fn what_an_earlier_agent_left_in_a_namespace_waits_until_all_are_known() {
     bench.agent.datapath.entered = [(NamespaceId(1), identity(7)), (NamespaceId(2), identity(8))].into();
     bench.netdevs(&[]).settle();
     assert_eq!(bench.calls(), [""; 0]);
+    let undecided = |bench: &Bench| bench.agent.datapath.capture.undecided.len();
+    assert_eq!(undecided(&bench), 1, "and its connections count as they did");
     bench.here(7, "red").settle();
     assert_eq!(bench.calls(), [""; 0], "what is in it is not known");
     bench.looked().settle();
     assert_eq!(bench.calls(), ["detach 2 of 2", "leave 2"], "nobody follows this one any more");
     bench.dumped(7, &[(2, "eth0")]).settle();
     assert_eq!(bench.calls(), ["attach eth0"]);
+    assert_eq!(undecided(&bench), 0);
 }
 
 #[test]

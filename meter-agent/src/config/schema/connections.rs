@@ -93,7 +93,7 @@ const DEFAULT_MAX_SERIES: u32 = 10_000;
 const MAX_NETWORKS: usize = 256;
 
 /// Reads how connections are shown.
-pub(super) fn view(document: &Document<'_>, idle_s: u32, report: &mut Report<'_>) -> View {
+pub(super) fn view(document: &Document<'_>, report: &mut Report<'_>) -> View {
     let section = document.section("connections", report);
     let max_series = section.one(report, "max_series", check::integer(1..=MAX_ENTRIES));
     let drop = section.list(report, "drop_labels", LABELS.len(), check::string(check::word(LABELS)));
@@ -115,6 +115,5 @@ pub(super) fn view(document: &Document<'_>, idle_s: u32, report: &mut Report<'_>
         networks: groups.unwrap_or_default(),
         classifier,
         exclude,
-        idle_s,
     }
 }

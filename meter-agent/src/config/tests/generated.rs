@@ -183,7 +183,6 @@ prop_compose! {
                     .then(|| connections::Classifier(vec![prefix("10.0.0.0/8").unwrap()]))
                     .or_else(|| xdp.then(connections::Classifier::default)),
                 exclude: if xdp { connections::Tag::ALL.into() } else { [].into() },
-                idle_s: connections.idle_s,
             },
             connections,
             meters,

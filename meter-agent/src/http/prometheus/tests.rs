@@ -38,7 +38,7 @@ fn process() -> Process {
 
 fn exposition(max_series: usize) -> Exposition {
     let scraper_agent = "compute-1:7200".to_owned();
-    let connections = View { most: 100, idle_s: 60, ..View::default() };
+    let connections = View { most: 100, ..View::default() };
     Exposition::new(Options {
         max_series,
         midonet: false,

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use bcrypt::HashParts;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{
-    rate::{Rate, duration},
-    yaml::{Mistake, Node, Place, Value, parse},
-};
+use super::rate::{Rate, duration};
+use crate::yaml::{Mistake, Node, Place, Value, parse};
 
 /// The headers that may be set, and the values that they may have; any where there is none.
 const HEADERS: &[(&str, &[&str])] = &[

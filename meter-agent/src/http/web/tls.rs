@@ -13,8 +13,8 @@ use rustls::{
 use super::{
     clients::Clients,
     document::{ClientAuth, Pem, Source, Tls},
-    yaml::Mistake,
 };
+use crate::yaml::Mistake;
 
 /// Bytes of the longest file of certificates.
 const MAX_PEM: u64 = 4 * 1024 * 1024;

@@ -1,0 +1,57 @@
+//! Of which ports connections are counted: told to the datapath at each look at what should be.
+
+use std::collections::BTreeSet;
+
+use super::Agent;
+use crate::{datapath::Datapath, meter::PortId};
+
+/// Ticks before what was refused is tried again.
+const WAIT: u32 = 10;
+
+/// What was refused.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    /// Why; `None` where nothing was.
+    why: Option<String>,
+    /// Ticks until it is tried again.
+    wait: u32,
+}
+
+impl<D: Datapath> Agent<D> {
+    /// Has the connections of those ports counted that are selected. Of a port in a namespace that is not looked at yet it is
+    /// not known.
+    pub(super) fn capture(&mut self) {
+        let attached = self.datapath.attached().iter();
+        let undecided: BTreeSet<PortId> = attached
+            .filter(|(id, _)| !self.namespaces.is_known(id.namespace) && !self.gone.contains(id))
+            .map(|(_, attachment)| attachment.target.port)
+            .collect();
+        let capture = self.policy.connections.of(self.survey.captured.clone(), undecided);
+        match self.datapath.set_capture(&capture) {
+            Ok(()) => {
+                if self.capture_refusal.why.take().is_some() {
+                    tracing::info!("connections are counted as configured again");
+                }
+            }
+            Err(error) => {
+                *self.health.attach_failures.entry("connections").or_default() += 1;
+                let why = error.to_string();
+                if self.capture_refusal.why.as_ref() != Some(&why) {
+                    tracing::error!(
+                        error = why,
+                        "connections are counted as before, and not as configured; will retry"
+                    );
+                }
+                self.capture_refusal = Refusal { why: Some(why), wait: WAIT };
+            }
+        }
+    }
+
+    /// Lets a second pass: what was refused is tried again after some.
+    pub(super) fn tick_capture(&mut self) {
+        if self.capture_refusal.why.is_some() {
+            self.capture_refusal.wait = self.capture_refusal.wait.saturating_sub(1);
+            self.stale |= self.capture_refusal.wait == 0;
+        }
+    }
+}
