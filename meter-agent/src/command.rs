@@ -19,7 +19,7 @@ Files:
   /run/meter-agent/meter-agent.sock    what meter-agent ls asks
   /var/lib/meter-agent/meters.json     the meters that were added at run time
 
-Signals: SIGHUP reads bindings, meters, ports and uplinks again. SIGTERM and SIGINT end the agent; the hooks count on.
+Signals: SIGHUP reads bindings, meters, ports, uplinks and which connections are counted again. SIGTERM and SIGINT end the agent; the hooks count on.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a kernel, a privilege or a bpffs that does not do: starting again \
 does not help.";
@@ -63,8 +63,8 @@ pub enum Command {
         #[arg(long, value_name = "ORDER", default_value = "bytes")]
         sort: Order,
         /// List so many at most
-        #[arg(long, value_name = "COUNT")]
-        limit: Option<usize>,
+        #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+        limit: usize,
         /// Only those of this port
         #[arg(long, value_name = "UUID", value_parser = |text: &str| text.parse().map(PortId))]
         port: Option<PortId>,

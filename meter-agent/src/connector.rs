@@ -12,8 +12,12 @@ use crate::{
 
 /// What the connector took where it was told 0, in seconds.
 const DEFAULT_TIMEOUT: u64 = 60;
-/// The most that [`crate::config`] takes.
+/// The most that [`crate::config`] takes; the connector took more.
 const LONGEST_TIMEOUT: u64 = 24 * 3600;
+
+/// Keys that have lists.
+const NETWORKS: &str = "pipeline.classify.cluster_net_masks";
+const EXCLUDED: &str = "pipeline.filter.excluded_tags";
 
 /// A configuration of the connector, as this agent has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub struct Converted {
 ///
 /// # Errors
 ///
-/// Everything that is wrong with the keys that apply; the connector would not have started either.
+/// Everything that is wrong with the keys that apply.
 pub fn convert(text: &str) -> Result<Converted, Vec<String>> {
     let root = yaml::parse(text)
         .map_err(|mistake| vec![format!("{}: not YAML: {}", at(mistake.place), mistake.message)])?;
@@ -80,6 +84,10 @@ impl Reader {
             }
             return;
         };
+        if matches!(prefix, NETWORKS | EXCLUDED) {
+            self.take(prefix, node);
+            return;
+        }
         for (key, value) in pairs {
             let key = key.text().unwrap_or_default();
             let name = if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
@@ -89,13 +97,11 @@ impl Reader {
 
     fn take(&mut self, name: &str, node: &Node) {
         match name {
-            "pipeline.classify.cluster_net_masks" => {
-                self.each(name, node, |this, text, place| match rules::prefix(text) {
-                    Ok(_) if text.contains('/') => this.networks.push(text.to_owned()),
-                    _ => this.wrong.push(format!("{place}: {name}: cannot parse netmask {text:?}")),
-                })
-            }
-            "pipeline.filter.excluded_tags" => self.each(name, node, |this, text, place| {
+            NETWORKS => self.each(name, node, |this, text, place| match rules::prefix(text) {
+                Ok(_) if text.contains('/') => this.networks.push(text.to_owned()),
+                _ => this.wrong.push(format!("{place}: {name}: cannot parse netmask {text:?}")),
+            }),
+            EXCLUDED => self.each(name, node, |this, text, place| {
                 match Tag::ALL.into_iter().find(|tag| tag.name() == text) {
                     Some(tag) => this.classes.push(tag.name()),
                     None => this.ignored.push(format!("{place}: {name}: {text:?}, which no connection is")),
@@ -149,7 +155,7 @@ fn at(place: yaml::Place) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::{any, prop_assert, proptest};
+    use proptest::prelude::{Strategy as _, any, prop_assert, proptest};
 
     use super::{Converted, convert};
     use crate::config::{Config, Flags, HostFacts};
@@ -201,6 +207,8 @@ pipeline:
         let mistakes = convert(wrong).unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:?}");
         assert!(mistakes[0].contains("cannot parse netmask \"10.0.0.0/33\""), "{mistakes:?}");
+        let map = convert("pipeline: {classify: {cluster_net_masks: {a: b}}}").unwrap_err();
+        assert_eq!(map, ["1:42: pipeline.classify.cluster_net_masks: expected a list, found a map"]);
         assert_eq!(convert("- 1").unwrap_err().len(), 1);
         assert_eq!(convert("").unwrap().ignored, [""; 0]);
     }
@@ -210,7 +218,8 @@ pipeline:
         fn what_comes_out_is_a_configuration(
             networks in proptest::collection::vec(any::<(std::net::Ipv4Addr, u8)>(), 0..4),
             tags in proptest::sample::subsequence(vec!["internal", "ingress", "egress", "other"], 0..4),
-            port in 1..=u16::MAX,
+            // The ports that are listened on by default can't be given twice.
+            port in (1..=u16::MAX).prop_filter("free", |port| ![7_200, 7_300].contains(port)),
             timeout in 0..=86_400_u32,
         ) {
             let masks: Vec<_> = networks.iter().map(|(address, length)| format!("{address}/{}", length % 33)).collect();

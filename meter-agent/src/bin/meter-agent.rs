@@ -68,7 +68,7 @@ fn main() -> ExitCode {
             result => result.map(drop),
         },
         Some(Command::Connections { json, sort, limit, port, protocol, address, number }) => {
-            let question = Question { order: sort, most: limit, port, protocol, address, number };
+            let question = Question { order: sort, most: Some(limit), port, protocol, address, number };
             connections(&config, json, &question)
         }
         Some(Command::ConvertConnector { file }) => convert(&file),

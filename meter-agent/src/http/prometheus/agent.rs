@@ -102,8 +102,9 @@ fn frames(families: &mut Families<'_>, snapshot: &Snapshot) -> fmt::Result {
         faults().map(|(reason, counter)| (by_reason(reason.label()), counter.bytes)),
     )?;
     let untracked = snapshot.faults.reasons[Fault::ConnectionTableFull as usize];
-    let seen = "of connections that have no room in the table (connections.max_entries), at any hook: for rules with flow they are \
-        forward, and the answer to a SYN is return; they are in every other meter.";
+    let seen = "of connections that have no room in the table (connections.max_entries) or in their netdev's part of it \
+        (connections.max_entries_of_netdev), at any hook: for rules with flow they are forward, and the answer to a SYN is return; they are in \
+        meter_connection_other and in every other meter.";
     families.counters(
         &Family::new("meter_agent_untracked_packets", format!("Super-packets and frames {seen}")),
         [(Labels::<0>([]), untracked.packets)],

@@ -87,7 +87,7 @@ fn interfaces(out: &mut String, snapshot: &Snapshot) {
         for (port, carrier) in &netdevs {
             let hook = if egress { &port.egress } else { &port.ingress };
             let (host, netdev, kind) =
-                (Escaped(&snapshot.host), Escaped(&carrier.netdev), Escaped(&carrier.kind));
+                (Escaped(&snapshot.host), Escaped(&carrier.netdev), Escaped(kind_of(&carrier.kind)));
             put(
                 out,
                 format_args!(
@@ -99,6 +99,11 @@ fn interfaces(out: &mut String, snapshot: &Snapshot) {
             );
         }
     }
+}
+
+/// Returns Skydive's word for a kind of netdev.
+fn kind_of(kind: &str) -> &str {
+    if kind == "physical" { "device" } else { kind }
 }
 
 fn put(out: &mut String, line: fmt::Arguments<'_>) {
