@@ -3,10 +3,13 @@
 use std::{fs, path::PathBuf};
 
 use meter_agent::{
-    datapath::{Repairs, kernel::remove_all},
+    datapath::{
+        Repairs,
+        kernel::{Options, remove_all},
+    },
     meter::DeviceId,
 };
-use meter_ebpf::abi::{VERSION, map};
+use meter_ebpf::abi::{SLOTS_PER_BLOCK, VERSION, map};
 use uuid::Uuid;
 
 use super::{
@@ -122,6 +125,39 @@ fn another_map_at_the_pin_makes_room_for_the_one_that_counts() {
     drop(meter);
     assert!(pair.host.pins.join("aside/COUNTERS_1").exists());
     fs::remove_dir_all(pair.host.pins.join("aside")).unwrap();
+}
+
+#[test]
+fn maps_that_belong_together_are_made_anew_of_one_size() {
+    if !ready() {
+        return;
+    }
+    let pair = Pair::new("sizes");
+    let options = pair.options(TcMode::Auto);
+    for more in [false, true] {
+        for lost in [map::CONNECTION_TIMES, map::CONNECTION_FREE, map::CAPTURES, map::NETWORKS, map::COUNTERS]
+        {
+            drop(pair.host.open_with(&options));
+            fs::remove_file(pair.pin(lost)).unwrap();
+            let other = |number: u32| if more { number * 3 } else { number / 3 };
+            let options = Options {
+                max_connections: other(options.max_connections),
+                max_netdevs: other(options.max_netdevs),
+                ..options.clone()
+            };
+            let mut meter = pair.host.open_with(&options);
+            let maps = meter.reading().maps;
+            let entries = |name| maps.iter().find(|usage| usage.map == name).unwrap().capacity;
+            let connections = entries(map::CONNECTION_KEYS);
+            assert_eq!(
+                [map::CONNECTIONS, map::CONNECTION_TIMES, map::CONNECTION_FREE].map(entries),
+                [connections + 1, connections + 1, connections],
+                "{lost}"
+            );
+            let slots = entries(map::COUNTERS) * u64::from(SLOTS_PER_BLOCK);
+            assert_eq!([map::CAPTURES, map::NETWORKS].map(entries), [slots; 2], "{lost}");
+        }
+    }
 }
 
 #[test]

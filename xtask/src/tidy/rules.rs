@@ -160,6 +160,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("snapshot", &["audit", "binding", "datapath", "definitions", "meter", "netdev"]),
     ("survey", &["binding", "connections", "datapath", "meter", "netdev", "reconcile", "roles", "snapshot"]),
     ("totals", &[]),
+    ("yaml", &[]),
 ];
 
 /// The files that hold `unsafe`, each block with its argument. Tests are free: the lab makes namespaces.

@@ -42,14 +42,10 @@ const UNBOUND: &str = "meter_agent_unbound_packets_total{direction=\"receive\"}"
 
 /// The name goes while no agent runs, and nothing that can be seen leads to the namespace: its filters count on, for
 /// nobody, and its number is no other's.
-#[test]
-fn filters_in_a_namespace_that_is_not_found_count_for_nobody() {
-    if !ready() {
-        return;
-    }
-    let host = Host::new("nsx");
-    let red = Router::new("nsx-red");
-    let mut daemon = started(&host, &format!("tc = \"clsact\"\n{}", follow("nsx")));
+fn is_not_found(label: &str, more: &str) {
+    let host = Host::new(label);
+    let red = Router::new(&format!("{label}-red"));
+    let mut daemon = started(&host, &format!("tc = \"clsact\"\n{}{more}", follow(label)));
     let port = wait_for_port(&daemon, &red.netns, "eth0");
     red.cross("eth0", 1, 2);
     wait_for_frames(&daemon, &[(&port, [1, 2])], "before");
@@ -61,7 +57,7 @@ fn filters_in_a_namespace_that_is_not_found_count_for_nobody() {
         }
         start(&mut daemon);
         assert!(!red.hooks("eth0").is_empty(), "nothing leads there");
-        let blue = Router::new("nsx-blue");
+        let blue = Router::new(&format!("{label}-blue"));
         let other = wait_for_port(&daemon, &blue.netns, "eth0");
         assert_eq!(red.ifindex("eth0"), blue.ifindex("eth0"));
         let before = daemon.sample(UNBOUND).unwrap();
@@ -73,6 +69,20 @@ fn filters_in_a_namespace_that_is_not_found_count_for_nobody() {
     }
     // So that the lab finds what it is to remove.
     lab_ip(&["netns", "add", red.netns.name()]);
+}
+
+#[test]
+fn filters_in_a_namespace_that_is_not_found_count_for_nobody() {
+    if ready() {
+        is_not_found("nsx", "");
+    }
+}
+
+#[test]
+fn filters_that_count_connections_in_a_namespace_that_is_not_found_count_for_nobody() {
+    if ready() {
+        is_not_found("nsxc", "[connections]\nroles = [\"port\"]\n");
+    }
 }
 
 /// The same, where a process is in the namespace: it is found by that, and its filters are removed.
