@@ -92,8 +92,8 @@ pub enum ChangeError {
         /// Its name.
         group: String,
     },
-    /// There would be more rules than a set may have.
-    #[error("{0} rules of all meters together are too many: at most {MAX_RULES} are possible")]
+    /// There would be more rules than a set may have, those of routers included.
+    #[error("{0} rules of all meters and routers together are too many: at most {MAX_RULES} are possible")]
     TooManyRules(usize),
     /// The datapath can't count them.
     #[error("the datapath refuses these meters: {0}")]
@@ -166,7 +166,7 @@ impl Definitions {
     pub fn set_without(&self, names: &BTreeSet<String>) -> Result<MeterSet, ChangeError> {
         let mut set = self.configured.clone();
         set.meters.extend(self.shown().filter(|meter| !names.contains(&meter.name)).cloned());
-        let rules = set.meters.iter().map(|meter| meter.rules.len()).sum();
+        let rules = set.rules();
         if rules > MAX_RULES { Err(ChangeError::TooManyRules(rules)) } else { Ok(set) }
     }
 

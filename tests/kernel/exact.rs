@@ -4,6 +4,7 @@
 
 mod connections;
 mod meters;
+mod networks;
 mod restarts;
 mod site;
 

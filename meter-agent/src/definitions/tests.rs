@@ -3,14 +3,15 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use proptest::{collection::btree_map, collection::vec, prelude::prop_assert_eq, proptest};
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{
     Change, ChangeError, Definition, Definitions, Origin, meter,
     state::{Found, State, StateError},
 };
 use crate::{
-    meter::PortId,
-    rules::{Attribute, Groups, MAX_RULES, Meter, MeterSet, tests::strategies::conditions},
+    meter::{DeviceId, PortId},
+    rules::{Attribute, Groups, MAX_RULES, Meter, MeterSet, Router, tests::strategies::conditions},
 };
 
 fn a(name: &str, lines: &[&str]) -> Meter {
@@ -19,7 +20,7 @@ fn a(name: &str, lines: &[&str]) -> Meter {
 }
 
 fn set(meters: Vec<Meter>) -> MeterSet {
-    let group = ("tenant".to_owned(), [PortId(uuid::Uuid::from_u128(1))].into());
+    let group = ("tenant".to_owned(), [PortId(Uuid::from_u128(1))].into());
     MeterSet { meters, groups: Groups { ports: [group].into(), ..Groups::default() }, ..MeterSet::default() }
 }
 
@@ -64,6 +65,22 @@ fn change_makes_a_set_or_says_why_not() {
     ] {
         let changed = definitions().changed(&change).and_then(|changed| changed.set().map(|_| changed));
         assert_eq!(changed.map(|changed| changed.added().to_vec()), expected, "{change:?}");
+    }
+}
+
+/// A router counts by a rule for each of its MAC addresses on each of its bridges.
+#[test]
+fn rules_of_routers_count_as_well() {
+    let ids = [1, 2, 3].map(|id| DeviceId(Uuid::from_u128(id)));
+    let router = Router {
+        device: ids[0],
+        macs: [1, 2, 3].map(|last| [2, 0, 0, 0, 0, last]).into(),
+        bridges: ids[1..].iter().copied().collect(),
+    };
+    let definitions = Definitions::new(MeterSet { routers: vec![router], ..MeterSet::default() }, vec![]);
+    for (rules, expected) in [(MAX_RULES - 6, Ok(())), (MAX_RULES - 5, Err(MAX_RULES + 1))] {
+        let changed = definitions.changed(&add(a("many", &vec!["proto 6"; rules]), false)).unwrap();
+        assert_eq!(changed.set().map(drop), expected.map_err(ChangeError::TooManyRules));
     }
 }
 

@@ -49,6 +49,13 @@ impl MeterSet {
         set
     }
 
+    /// Returns how many rules the set has, with those of [`MeterSet::with_routers`].
+    #[must_use]
+    pub fn rules(&self) -> usize {
+        let of_routers = self.routers.iter().map(|router| router.bridges.len() * router.macs.len());
+        self.meters.iter().map(|meter| meter.rules.len()).chain(of_routers).sum()
+    }
+
     /// Adds the routers that a packet meets to what it has come through. `of` tells the device of a port.
     pub fn meet_routers(&self, packet: &mut Packet, of: impl Fn(PortId) -> Option<DeviceId>) {
         let [came, went] = [packet.in_port, packet.out_port].map(|port| port.and_then(&of));

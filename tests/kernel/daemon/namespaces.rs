@@ -9,7 +9,12 @@ mod rights;
 
 use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
-use lab::{mac::Mac, netns::Netns, traffic::RawSocket};
+use lab::{
+    mac::Mac,
+    netdev::{Tunnel, TunnelKind, TunnelMode},
+    netns::Netns,
+    traffic::RawSocket,
+};
 
 use super::{Daemon, Host, bound, ready};
 use crate::support::{auto_kind, frames::between};
@@ -249,6 +254,40 @@ fn meters_of_ones_own_count_in_namespaces() {
     }
     red.cross("eth0", 1, 1);
     daemon.wait("the port counts on", |daemon| frames(daemon).get(&eth0) == Some(&[9, 12]));
+}
+
+/// A tunnel that ends where it begins: what goes into it comes out of it.
+#[test]
+fn overlay_networks_of_namespaces_count_by_their_vni() {
+    if !ready() {
+        return;
+    }
+    let (host, red) = (Host::new("nsv"), Netns::new("nsv-red").unwrap());
+    red.ip("link set lo up").unwrap();
+    let here = std::net::Ipv4Addr::LOCALHOST.into();
+    let mode = TunnelMode::Fixed { vni: 7, local: here, remote: here };
+    let encap = TunnelKind::Vxlan { udp_port: 4789 };
+    red.tunnel(&Tunnel { name: "vxlan7", encap, mode, mtu: 1_400 }).unwrap();
+    let rules =
+        [("from", "vni 7"), ("to", "vni 7 direction tx"), ("other", "vni !7"), ("any", "ethertype 34997")];
+    let meter = |(name, rule)| format!("[[meter]]\nname = \"{name}\"\nrules = [\"{rule}\"]\n");
+    let daemon = started(&host, &format!("{}{}", follow("nsv"), rules.map(meter).concat()));
+    let of_tunnel = |daemon: &Daemon<'_>| {
+        ["receive", "transmit"].map(|direction| {
+            let family = format!("meter_tunnel_netdev_{direction}_packets_total{{");
+            let text = daemon.get("/metrics");
+            text.lines()
+                .find(|line| line.starts_with(&family))
+                .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        })
+    };
+    daemon.wait("the netdev is metered", |daemon| of_tunnel(daemon) == [Some(0), Some(0)]);
+    let frame = between(Mac::local(1), Mac::local(2), &[], 0x88b5, &[0; 100]);
+    let socket = RawSocket::open(&red, "vxlan7").unwrap();
+    (0..5).for_each(|_| socket.send(&frame).unwrap());
+    daemon.wait("all went into it and came out of it", |daemon| of_tunnel(daemon) == [Some(5), Some(5)]);
+    let count = |(name, _)| daemon.sample(&format!("meter_user_packets_total{{meter=\"{name}\"}}"));
+    assert_eq!(rules.map(count), [Some(5), Some(5), Some(0), Some(0)]);
 }
 
 #[test]

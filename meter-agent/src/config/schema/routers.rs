@@ -25,7 +25,7 @@ pub(super) fn read(
 ) {
     let mut ids: BTreeMap<DeviceId, Origin> = BTreeMap::new();
     let mut bridges: Vec<Placed<DeviceId>> = Vec::new();
-    let mut rules: usize = set.meters.iter().map(|meter| meter.rules.len()).sum();
+    let mut rules = set.rules();
     for section in document.sections("router", report) {
         let id = id(&section, bindings, &mut ids, report);
         let macs = members(&section, "macs", check::mac, report);
