@@ -13,12 +13,14 @@ mod schema;
 mod tests;
 
 use std::{
+    borrow::Cow,
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use tracing_subscriber::filter::LevelFilter;
 use uuid::Uuid;
 
 pub use self::{
@@ -121,10 +123,22 @@ pub enum HostIdSource {
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// A directive that `tracing_subscriber::EnvFilter` takes, such as `info`.
+    /// A level, or directives that `tracing_subscriber::EnvFilter` takes.
     pub level: String,
     /// How lines are written.
     pub format: LogFormat,
+}
+
+impl Log {
+    /// Returns the directives that the level stands for. A level alone is the agent's: what its libraries have to say beyond
+    /// `info`, thousands of lines about each program that is loaded, takes a directive that names them.
+    #[must_use]
+    pub fn directives(&self) -> Cow<'_, str> {
+        match self.level.parse::<LevelFilter>() {
+            Ok(own) if own > LevelFilter::INFO => format!("info,meter_agent={own}").into(),
+            _ => Cow::Borrowed(&self.level),
+        }
+    }
 }
 
 /// How log lines are written.

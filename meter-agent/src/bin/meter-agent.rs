@@ -114,7 +114,7 @@ fn daemon(config: &Config, web: Option<Web>, reload: impl Fn() -> Result<Config,
 
 /// Sends what the agent says of itself to standard error.
 fn log(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log.level).context("log.level")?;
+    let filter = EnvFilter::try_new(config.log.directives()).context("log.level")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -224,7 +224,7 @@ pub(super) fn path(most: usize) -> impl Fn(&str) -> Result<PathBuf, String> {
 /// Reads a log level or directives, and returns them without blanks around them, which `EnvFilter` miscounts.
 pub(super) fn level(text: &str) -> Result<String, String> {
     const EXPECTED: &str =
-        "expected off, error, warn, info, debug, trace, or directives such as \"info,meter_agent=debug\"";
+        "expected off, error, warn, info, debug, trace, or directives such as \"info,aya=debug\"";
     if text.len() > MAX_LEVEL {
         return Err(format!("{} is longer than {MAX_LEVEL} bytes", quote(text)));
     }

@@ -41,7 +41,7 @@ pub struct Flags {
     /// Let /metrics have the families of the Skydive-Prometheus connector too
     #[arg(long = "compat.skydive", global = true)]
     pub compat_skydive: bool,
-    /// What to log: error, warn, info, debug, trace, or directives such as info,meter_agent=debug
+    /// What to log: error, warn, info, debug, trace, or directives such as info,aya=debug for a library
     #[arg(long, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
     /// How to log: text or json

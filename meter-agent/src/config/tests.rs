@@ -231,7 +231,7 @@ fn mistakes_in_flags_name_the_flag_and_come_after_those_of_the_file() {
         "--datapath-tc: \"xdp\" is not one of \"auto\", \"tcx\", \"clsact\"",
         "--log-format: \"xml\" is not one of \"text\", \"json\"",
         "--log-level: \"loud\" is not a log level; expected off, error, warn, info, debug, trace, or directives such \
-         as \"info,meter_agent=debug\"",
+         as \"info,aya=debug\"",
         "--state-directory: \"lib\" is not an absolute path, expected one that begins with /",
         "--uplinks-ingress: \"tcx\" is not one of \"tc\", \"xdp\"",
         "--web.config.file: \"web.yml\" is not an absolute path, expected one that begins with /",
@@ -252,6 +252,21 @@ fn blanks_around_log_directives_are_taken_out() {
             Ok(Config { log, ..defaults() }),
             "{level}"
         );
+    }
+}
+
+#[test]
+fn level_alone_is_about_the_agent_and_not_its_libraries() {
+    for (level, expected) in [
+        ("warn", "warn"),
+        ("info", "info"),
+        ("debug", "info,meter_agent=debug"),
+        ("TRACE", "info,meter_agent=trace"),
+        ("debug,aya=info", "debug,aya=info"),
+        ("off", "off"),
+    ] {
+        let log = Log { level: level.to_owned(), format: LogFormat::Text };
+        assert_eq!(log.directives(), expected, "{level}");
     }
 }
 

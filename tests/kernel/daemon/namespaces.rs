@@ -28,8 +28,7 @@ fn follow(label: &str) -> String {
     format!("[namespaces]\ninclude = [\"meter-lab-{pid}-{label}-*\"]\nexclude = [\"*-out\"]\n")
 }
 
-/// Starts a daemon, and waits until everything is attached. What aya says of each load at level debug takes longer than
-/// the load.
+/// Starts a daemon, and waits until everything is attached.
 fn started<'a>(host: &'a Host, more: &str) -> Daemon<'a> {
     let mut daemon = Daemon::new(host, more);
     start(&mut daemon);
@@ -37,7 +36,7 @@ fn started<'a>(host: &'a Host, more: &str) -> Daemon<'a> {
 }
 
 fn start(daemon: &mut Daemon<'_>) {
-    daemon.start_flags(&[], &["--log-level", "info"], |_| {});
+    daemon.start();
     daemon.wait_until_ready();
 }
 

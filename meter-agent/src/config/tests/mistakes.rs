@@ -192,14 +192,14 @@ fn words_and_texts() {
             &[
                 "a.toml:2:1: log.format: \"yaml\" is not one of \"text\", \"json\"",
                 "a.toml:3:1: log.level: \"verbose\" is not a log level; expected off, error, warn, info, debug, trace, \
-                 or directives such as \"info,meter_agent=debug\"",
+                 or directives such as \"info,aya=debug\"",
             ],
         ),
         (
             "[log]\nlevel = \"[x{\"",
             &[
                 "a.toml:2:1: log.level: \"[x{\" is not a log directive (invalid filter directive); expected off, error, \
-               warn, info, debug, trace, or directives such as \"info,meter_agent=debug\"",
+               warn, info, debug, trace, or directives such as \"info,aya=debug\"",
             ],
         ),
         (

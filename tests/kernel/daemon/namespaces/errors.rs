@@ -25,7 +25,7 @@ fn directory_that_can_not_be_read_costs_the_host_nothing() {
     daemon.stop();
     let hooks = red.hooks("eth0");
     let line = ["unshare", "--mount", "sh", "-c", UNREADABLE];
-    daemon.start_flags(&line, &["--log-level", "info"], |_| {});
+    daemon.start_with(&line, |_| {});
     daemon.wait_until_ready();
     cross(&host.netns, "eth0", &outside, "eth0-there", 3, 5);
     red.cross("eth0", 10, 20);
