@@ -17,7 +17,7 @@ mod steps;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvError, TryRecvError},
@@ -32,7 +32,7 @@ use crate::{
     audit::Report,
     datapath::{Datapath, Lost, ReadError},
     definitions::{Change, ChangeError, state::Found},
-    netdev::{NamespaceId, NetdevEvent, NetdevId, Netdevs, namespaces::NamespaceEvent},
+    netdev::{NamespaceId, NetdevEvent, NetdevId, NetdevState, Netdevs, namespaces::NamespaceEvent},
     publish::Refresh,
     reconcile::{self, Step},
     rules::MeterSet,
@@ -79,6 +79,8 @@ pub enum Event {
     Refresh(Refresh),
     /// An audit has ended.
     Audited(Arc<Report>),
+    /// The kernel told the statistics and addresses of metered netdevs.
+    NetdevStates(Arc<BTreeMap<NetdevId, NetdevState>>),
     /// Somebody wants all totals, to write them down.
     Totals(oneshot::Sender<Result<Totals, ReadError>>),
     /// Totals could not be written down.
@@ -104,6 +106,7 @@ pub struct Agent<D> {
     failures: Failures,
     attaches: Attaches,
     audit: Option<Arc<Report>>,
+    netdev_states: Arc<BTreeMap<NetdevId, NetdevState>>,
     /// Whether there was a dump since the hooks were looked at.
     unverified: bool,
     /// Ticks since then.
@@ -154,6 +157,7 @@ impl<D: Datapath> Agent<D> {
             failures: Failures::default(),
             attaches: Attaches::default(),
             audit: None,
+            netdev_states: Arc::default(),
             unverified: false,
             verified_before: VERIFY_REST,
             steps: VecDeque::new(),
@@ -228,6 +232,7 @@ impl<D: Datapath> Agent<D> {
             Event::Totals(wish) => drop(wish.send(self.datapath.totals())),
             Event::TotalsFailed => self.health.state_failures += 1,
             Event::Audited(report) => self.audit = Some(report),
+            Event::NetdevStates(states) => self.netdev_states = states,
             Event::Tick => {
                 self.stale |= self.failures.tick() | self.tick_meters();
                 self.tick_namespaces();
@@ -378,6 +383,7 @@ impl<D: Datapath> Agent<D> {
                     definitions: self.meters.list(),
                     attaches: &self.attaches,
                     audit: self.audit.as_ref(),
+                    netdev_states: &self.netdev_states,
                     host: &self.host,
                 };
                 let snapshot = Arc::new(compose::snapshot(self.generation, reading, &known));

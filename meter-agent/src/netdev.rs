@@ -168,7 +168,7 @@ impl NetdevTable {
     }
 }
 
-/// What the kernel counts of a netdev: `struct rtnl_link_stats64`, as far as an audit needs it.
+/// What the kernel counts of a netdev: `struct rtnl_link_stats64`, as far as something here needs it.
 ///
 /// In the kernel's own units, which differ by driver: see [`crate::audit`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -185,8 +185,25 @@ pub struct NetdevStats {
     pub tx_bytes: u64,
     /// Dropped instead of being sent.
     pub tx_dropped: u64,
+    /// Received with an error.
+    pub rx_errors: u64,
     /// Not sent for an error.
     pub tx_errors: u64,
+    /// Missed by the device for want of room.
+    pub rx_missed_errors: u64,
+    /// Collisions.
+    pub collisions: u64,
+}
+
+/// A netdev's statistics and addresses at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetdevState {
+    /// What the kernel counted since the netdev exists.
+    pub stats: NetdevStats,
+    /// Its first IPv4 address with its prefix length, in the kernel's order.
+    pub ipv4: Option<(IpAddr, u8)>,
+    /// The same of IPv6.
+    pub ipv6: Option<(IpAddr, u8)>,
 }
 
 /// The statistics of one netdev at one moment, and what explains them.

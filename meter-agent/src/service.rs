@@ -5,7 +5,7 @@
 //! | thread `agent` | [`Agent::run`]: owns all mutable state |
 //! | thread `netdevs` | [`Monitor`]: turns netlink into events |
 //! | thread `namespaces` | [`crate::netdev::namespaces::Watcher`]: the same for named network namespaces, where these are followed |
-//! | tokio | the servers, the audits, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
+//! | tokio | the servers, the audits, the statistics of netdevs, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
 //! count on; the next one takes them over.
@@ -16,6 +16,7 @@ mod beans;
 mod namespaces;
 mod notify;
 mod servers;
+mod states;
 mod totals;
 
 use std::{
@@ -179,6 +180,11 @@ pub fn run(
             let events = events.clone();
             move |report| drop(events.send(Event::Audited(report)))
         });
+        if config.compat.skydive || !config.compat.skydive_listen.is_empty() {
+            let events = events.clone();
+            let publish = move |states| events.send(Event::NetdevStates(states)).is_ok();
+            tokio::spawn(states::keep(reader.clone(), publish));
+        }
         let socket = control.map(|listener| {
             let events = events.clone();
             let change = move |change, answer| drop(events.send(Event::Change(change, answer)));

@@ -12,7 +12,7 @@ use crate::{
     datapath::{CaptureReading, Class, ConnectionReading, HookKind, MapUsage, Repairs, UserMeter},
     definitions::Definition,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
-    netdev::NetdevId,
+    netdev::{NetdevId, NetdevState},
 };
 
 /// A port, an uplink or a tunnel netdev with its totals.
@@ -194,6 +194,8 @@ pub struct Snapshot {
     pub maps: Vec<MapUsage>,
     /// What was done about their pins.
     pub repairs: Repairs,
+    /// The kernel's statistics of metered netdevs, and their addresses, as they were some seconds ago; empty where nobody asked.
+    pub netdev_states: Arc<BTreeMap<NetdevId, NetdevState>>,
     /// Every netdev of the host, metered or not.
     pub netdevs: Vec<NetdevStatus>,
     /// The agent itself.

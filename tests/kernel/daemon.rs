@@ -4,6 +4,7 @@ mod audit;
 mod bpffs;
 mod churn;
 mod connections;
+mod connector;
 mod doctor;
 mod hooks;
 mod jolokia;

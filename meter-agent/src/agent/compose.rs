@@ -10,7 +10,7 @@ use crate::{
     datapath::{Attachment, BucketReading, PortReading, Reading, TunnelReading},
     definitions::Definition,
     meter::PortId,
-    netdev::{Kind, MacAddress, NetdevId, Netdevs},
+    netdev::{Kind, MacAddress, NetdevId, NetdevState, Netdevs},
     snapshot::{Carrier, Health, Port, Snapshot, TunnelId, TunnelTotals},
     survey::Survey,
 };
@@ -25,6 +25,7 @@ pub(super) struct Known<'a> {
     pub(super) definitions: &'a Arc<[Definition]>,
     pub(super) attaches: &'a Attaches,
     pub(super) audit: Option<&'a Arc<Report>>,
+    pub(super) netdev_states: &'a Arc<BTreeMap<NetdevId, NetdevState>>,
     pub(super) host: &'a str,
 }
 
@@ -55,6 +56,7 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
         unbound: reading.unbound.hooks,
         maps: reading.maps,
         repairs: reading.repairs,
+        netdev_states: Arc::clone(known.netdev_states),
         netdevs,
         health: known.health.clone(),
         audit: known.audit.cloned(),

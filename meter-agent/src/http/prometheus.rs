@@ -191,7 +191,7 @@ impl Exposition {
         let view = skydive::view(&self.options.connections);
         let readings = skydive::with_transport(&snapshot.connections);
         let shown = lock(&self.skydive).update(&view, snapshot.generation, &readings, &[]);
-        skydive::write(out, &shown, snapshot);
+        skydive::write(out, &shown, snapshot, self.options.max_series);
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget> {

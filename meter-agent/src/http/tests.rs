@@ -1,6 +1,6 @@
 //! What the tests of the pages share: a snapshot with something in every family, and the golden files.
 
-use std::{env, fs, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, env, fs, path::PathBuf, sync::Arc};
 
 use meter_ebpf::abi::{Buckets, Counter, Direction, Encap, Faults, HookCounter};
 use uuid::Uuid;
@@ -10,6 +10,7 @@ use crate::{
     binding::Source,
     datapath::{CaptureReading, Class, ConnectionReading, HookKind, MapUsage, Repairs, UserMeter},
     meter::{DeviceId, FlowStats, PortId},
+    netdev::{NetdevId, NetdevState, NetdevStats},
     snapshot::{Carrier, Health, Port, Since, Snapshot, TunnelId, TunnelTotals},
 };
 
@@ -134,7 +135,7 @@ pub(super) fn snapshot() -> Snapshot {
             ),
         ]
         .into(),
-        parts: std::collections::BTreeMap::new(),
+        parts: BTreeMap::new(),
         buckets: buckets(),
         faults: Faults { reasons: counters(100) },
         unbound: [HookCounter::default(), HookCounter { skb_packets: 1, skb_bytes: 60, ..<_>::default() }],
@@ -142,6 +143,7 @@ pub(super) fn snapshot() -> Snapshot {
             MapUsage { map: "COUNTERS", entries: 5, capacity: 16_384, memory_bytes: 2_097_152 },
             MapUsage { map: "TUNNELS", entries: 3, capacity: 65_536, memory_bytes: 8_388_608 },
         ],
+        netdev_states: Arc::new(netdev_states()),
         netdevs: Vec::new(),
         repairs: Repairs { set_aside: 1, restored: 2, lost: 3, unrestored: 4 },
         health: Health {
@@ -152,7 +154,7 @@ pub(super) fn snapshot() -> Snapshot {
             attach_pending: 1,
             hooks_lost: 2,
             namespaces: None,
-            namespaces_failed: std::collections::BTreeMap::new(),
+            namespaces_failed: BTreeMap::new(),
             state_failures: 5,
             read_failures: 4,
             config_reload_ok: true,
@@ -164,6 +166,29 @@ pub(super) fn snapshot() -> Snapshot {
         },
         audit: Some(Arc::new(audit())),
     }
+}
+
+/// Returns the statistics of two netdevs.
+fn netdev_states() -> BTreeMap<NetdevId, NetdevState> {
+    let stats = NetdevStats {
+        rx_packets: 1,
+        rx_bytes: 2_000_000,
+        rx_dropped: 3,
+        tx_packets: 4,
+        tx_bytes: 5,
+        tx_dropped: 6,
+        rx_errors: 7,
+        tx_errors: 8,
+        rx_missed_errors: 9,
+        collisions: 10,
+    };
+    let ipv4 = Some(([10, 0, 0, 5].into(), 24));
+    let ipv6 = Some(("fe80::1".parse().unwrap(), 64));
+    [
+        (4.into(), NetdevState { stats, ipv4, ipv6 }),
+        (775.into(), NetdevState { stats: NetdevStats::default(), ipv4: None, ipv6: None }),
+    ]
+    .into()
 }
 
 /// Returns an audit with every shape of a row.
@@ -244,7 +269,7 @@ fn tunnel(src: [u8; 4], dst: [u8; 4], vni: u32, packets: u64) -> (TunnelId, Tunn
 }
 
 /// Buckets of the uplink in both directions, and of the port that is one as well.
-fn buckets() -> std::collections::BTreeMap<(PortId, Direction), Buckets> {
+fn buckets() -> BTreeMap<(PortId, Direction), Buckets> {
     let id = |number| PortId(Uuid::from_u128(number));
     [
         ((id(4), Direction::Ingress), Buckets { reasons: counters(1) }),

@@ -208,7 +208,7 @@ impl Task {
 }
 
 /// Returns what `ask` returns in a named namespace; `None` where that is gone or can't be entered.
-fn in_namespace<T: Send>(name: &str, ask: impl FnOnce() -> T + Send) -> Option<T> {
+pub(super) fn in_namespace<T: Send>(name: &str, ask: impl FnOnce() -> T + Send) -> Option<T> {
     let entrance = namespaces::open(Path::new(namespaces::DIRECTORY), name)?;
     entrance.enter(ask).inspect_err(|error| tracing::debug!(netns = name, error = %error, "not entered")).ok()
 }

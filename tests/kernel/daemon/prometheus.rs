@@ -14,24 +14,35 @@ const WEB: &str = "127.0.0.1:9090";
 /// Where the daemon serves what the JMX scraper did.
 const SCRAPER: &str = "127.0.0.1:7201";
 
-/// A Prometheus on a test's host, which scrapes the daemon on both of its ports each second.
-struct Prometheus<'a> {
+/// A Prometheus on a test's host, which scrapes the daemon each second.
+pub(super) struct Prometheus<'a> {
     host: &'a Host,
     scratch: TempDir,
     _process: Process,
 }
 
 impl<'a> Prometheus<'a> {
-    fn start(host: &'a Host) -> Self {
+    /// Returns whether there is one.
+    pub(super) fn is_here() -> bool {
+        let found = std::process::Command::new("prometheus").arg("--version").output().is_ok();
+        require::met("prometheus", found, "prometheus (cargo xtask setup)")
+    }
+
+    /// Starts one that scrapes `/metrics` of the daemon as job `meter-agent`, and these addresses by their jobs.
+    pub(super) fn start(host: &'a Host, jobs: &[(&str, &str)]) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let config = scratch.path().join("prometheus.yml");
+        let daemon = super::HTTP.to_string();
+        let jobs = [("meter-agent", &*daemon)].into_iter().chain(jobs.iter().copied());
+        let jobs: String = jobs
+            .map(|(job, address)| {
+                format!("- {{job_name: {job}, static_configs: [{{targets: ['{address}']}}]}}\n")
+            })
+            .collect();
         let text = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{RULES}/meter-agent.rules.yml', '{RULES}/meter-agent.alerts.yml']\n\
-             scrape_configs:\n\
-             - {{job_name: meter-agent, static_configs: [{{targets: ['{}']}}]}}\n\
-             - {{job_name: midonet, static_configs: [{{targets: ['{SCRAPER}']}}]}}\n",
-            super::HTTP
+             scrape_configs:\n{jobs}"
         );
         fs::write(&config, text).unwrap();
         let log = fs::File::create(scratch.path().join("log")).unwrap();
@@ -56,10 +67,16 @@ impl<'a> Prometheus<'a> {
 
     /// Returns the values of a query's series, as they are written.
     fn query(&self, query: &str) -> Vec<String> {
+        self.series(query).into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// Returns a query's series: labels and value.
+    pub(super) fn series(&self, query: &str) -> Vec<(Value, String)> {
         let encoded = utf8_percent_encode(query, NON_ALPHANUMERIC);
         let data = self.api(&format!("query?query={encoded}")).unwrap_or_default();
         let series = data["result"].as_array().cloned().unwrap_or_default();
-        series.iter().map(|series| series["value"][1].as_str().unwrap().to_owned()).collect()
+        let value = |series: &Value| series["value"][1].as_str().unwrap().to_owned();
+        series.iter().map(|series| (series["metric"].clone(), value(series))).collect()
     }
 
     /// Waits until something holds.
@@ -92,15 +109,14 @@ impl<'a> Prometheus<'a> {
 
 #[test]
 fn prometheus_answers_with_what_crossed() {
-    let found = std::process::Command::new("prometheus").arg("--version").output().is_ok();
-    if !ready() || !require::met("prometheus", found, "prometheus (cargo xtask setup)") {
+    if !ready() || !Prometheus::is_here() {
         return;
     }
     let host = Host::new("prometheus");
     let guests = Guests::new(&host.netns);
     let compat = format!("[compat]\nscraper = true\nmidonet = true\nscraper_listen = [\"{SCRAPER}\"]\n");
     let daemon = Daemon::started(&host, &format!("{compat}{}", bound("tap1")));
-    let prometheus = Prometheus::start(&host);
+    let prometheus = Prometheus::start(&host, &[("midonet", SCRAPER)]);
     guests.talk();
     guests.counts();
     let check = || {

@@ -1,8 +1,12 @@
 //! The families of the Skydive-Prometheus connector, as it wrote them: gauges all, with its HELP texts and its labels.
 //!
 //! Each connection shows its totals from its beginning, and leaves with its series. What else there is of a port is not here.
+//! A netdev shows the kernel's statistics since it exists.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    net::IpAddr,
+};
 
 use meter_ebpf::{
     abi::Counter,
@@ -12,7 +16,8 @@ use meter_ebpf::{
 use crate::{
     connections::{Row, Shown, View, protocol_name},
     datapath::ConnectionReading,
-    snapshot::Snapshot,
+    netdev::{NetdevState, NetdevStats},
+    snapshot::{Carrier, Port, Snapshot},
 };
 
 /// Returns how connections are shown here: one by one, and those that the classifier doesn't filter out.
@@ -27,8 +32,8 @@ pub(super) fn with_transport(connections: &[ConnectionReading]) -> Vec<Connectio
     connections.iter().filter(has_transport).cloned().collect()
 }
 
-/// Writes all of it.
-pub(super) fn write(out: &mut String, shown: &Shown, snapshot: &Snapshot) {
+/// Writes all of it; `limit` is how many netdevs there may be.
+pub(super) fn write(out: &mut String, shown: &Shown, snapshot: &Snapshot, limit: usize) {
     let value = |value: fn(&Counter) -> u64| {
         move |hooks: &[Counter; 2]| hooks.iter().fold(0_u64, |sum, hook| sum.wrapping_add(value(hook)))
     };
@@ -55,50 +60,65 @@ pub(super) fn write(out: &mut String, shown: &Shown, snapshot: &Snapshot) {
     family("total_bytes", help, true, &|row, end| bytes(&row.live[end]));
     let help = "Number of packets that have been transmmitted on this connection";
     family("total_packets", help, true, &|row, end| packets(&row.live[end]));
-    interfaces(out, snapshot);
+    interfaces(out, snapshot, limit);
 }
 
-/// Writes what the netdevs of ports received and sent whose connections are counted, in the kernel's units.
-fn interfaces(out: &mut String, snapshot: &Snapshot) {
-    let captured =
-        snapshot.captures.iter().map(|capture| capture.port).collect::<std::collections::BTreeSet<_>>();
-    let netdevs: Vec<_> = snapshot
+/// What the kernel says of a netdev: how the family's name ends, what it counts, and where that is.
+type Statistic = (&'static str, &'static str, fn(&NetdevStats) -> u64);
+
+const STATISTICS: [Statistic; 11] = [
+    ("collisions", "collisions reported on", |stats| stats.collisions),
+    ("rx_bytes", "bytes that have been received on", |stats| stats.rx_bytes),
+    ("rx_dropped", "received packets that have been dropped by", |stats| stats.rx_dropped),
+    ("rx_errors", "errors on received packets on", |stats| stats.rx_errors),
+    ("rx_missed_errors", "missed errors on received packets on", |stats| stats.rx_missed_errors),
+    ("rx_packets", "packets that have been received on", |stats| stats.rx_packets),
+    ("tx_bytes", "bytes that have been transmitted by", |stats| stats.tx_bytes),
+    ("tx_dropped", "transmitted packets that have been dropped on", |stats| stats.tx_dropped),
+    ("tx_errors", "errors on transmitted packets on", |stats| stats.tx_errors),
+    // Skydive had none, so the connector's was 0.
+    ("tx_missed_errors", "missed errors on transmitted packets on", |_| 0),
+    ("tx_packets", "packets that have been transmitted by", |stats| stats.tx_packets),
+];
+
+/// Writes what the kernel says of metered netdevs, at most so many: those of the ports that are there longest.
+fn interfaces(out: &mut String, snapshot: &Snapshot, limit: usize) {
+    let mut netdevs: Vec<(&Port, &NetdevState, String)> = snapshot
         .ports
         .iter()
-        .filter(|port| captured.contains(&port.port))
-        .filter_map(|port| Some((port, port.carrier.as_ref()?)))
+        .filter_map(|port| {
+            let carrier = port.carrier.as_ref()?;
+            let state = snapshot.netdev_states.get(&carrier.id)?;
+            Some((port, state, interface_labels(&snapshot.host, port, carrier, state)))
+        })
         .collect();
+    netdevs.sort_by_key(|(port, ..)| (port.created_ns, port.port));
+    netdevs.truncate(limit);
     if netdevs.is_empty() {
         return;
     }
-    for (name, what, egress, value) in [
-        (
-            "rx_bytes",
-            "bytes that have been received on",
-            false,
-            (|counter| counter.bytes) as fn(&Counter) -> u64,
-        ),
-        ("rx_packets", "packets that have been received on", false, |counter| counter.packets),
-        ("tx_bytes", "bytes that have been transmitted by", true, |counter| counter.bytes),
-        ("tx_packets", "packets that have been transmitted by", true, |counter| counter.packets),
-    ] {
+    for (name, what, value) in STATISTICS {
         let name = format!("skydive_network_interface_{name}");
         put(out, format_args!("# HELP {name} Number of {what} this interface\n# TYPE {name} gauge\n"));
-        for (port, carrier) in &netdevs {
-            let hook = if egress { &port.egress } else { &port.ingress };
-            let (host, netdev, kind) =
-                (Escaped(&snapshot.host), Escaped(&carrier.netdev), Escaped(kind_of(&carrier.kind)));
-            put(
-                out,
-                format_args!(
-                    "{name}{{host=\"{host}\",interface_name=\"{netdev}\",interface_type=\"{kind}\",ipv4=\"\",ipv6=\"\",\
-                     node_tid=\"{}\"}} {}\n",
-                    port.port,
-                    Float(value(&hook.skb()))
-                ),
-            );
+        for (_, state, labels) in &netdevs {
+            put(out, format_args!("{name}{{{labels}}} {}\n", Float(value(&state.stats))));
         }
     }
+}
+
+fn interface_labels(host: &str, port: &Port, carrier: &Carrier, state: &NetdevState) -> String {
+    let address = |address: Option<(IpAddr, u8)>| {
+        address.map(|(address, prefix)| format!("{address}/{prefix}")).unwrap_or_default()
+    };
+    format!(
+        "host=\"{}\",interface_name=\"{}\",interface_type=\"{}\",ipv4=\"{}\",ipv6=\"{}\",node_tid=\"{}\"",
+        Escaped(host),
+        Escaped(&carrier.netdev),
+        Escaped(kind_of(&carrier.kind)),
+        address(state.ipv4),
+        address(state.ipv6),
+        port.port,
+    )
 }
 
 /// Returns Skydive's word for a kind of netdev.

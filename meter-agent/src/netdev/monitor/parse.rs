@@ -148,18 +148,25 @@ fn link(payload: &[u8], gone: bool) -> Option<Message> {
     Some(Message::Netdev(Link { netdev, parent }))
 }
 
-/// `struct ifaddrmsg`, 8 bytes, and attributes.
 fn address(payload: &[u8], says: impl FnOnce(u32, IpAddr) -> Message) -> Option<Message> {
-    const IFA_ADDRESS: u16 = 1;
-    const IFA_LOCAL: u16 = 2;
     if !matches!(*payload.first()?, FAMILY_INET | FAMILY_INET6) {
         return Some(Message::Other);
     }
+    let (ifindex, address, _) = own_address(payload)?;
+    Some(says(ifindex, address))
+}
+
+/// Returns whose address a message of IPv4 or IPv6 names, which, and its prefix length: of `struct ifaddrmsg`, 8 bytes, and
+/// attributes.
+pub(super) fn own_address(payload: &[u8]) -> Option<(u32, IpAddr, u8)> {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    let [_, prefix] = bytes(payload, 0)?;
     let ifindex = u32::from_ne_bytes(bytes(payload, 4)?);
     let attributes = Attributes::read(payload.get(8..)?)?;
     // On a point-to-point netdev IFA_ADDRESS is the peer's.
     let own = attributes.first(IFA_LOCAL).or_else(|| attributes.first(IFA_ADDRESS))?;
-    Some(says(ifindex, ip(own)?))
+    Some((ifindex, ip(own)?, prefix))
 }
 
 /// `struct rtmsg`, 12 bytes, and attributes.

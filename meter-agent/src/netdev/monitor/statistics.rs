@@ -1,4 +1,4 @@
-//! What the kernel counts of netdevs, for audits.
+//! What the kernel counts of netdevs, for audits and for the Skydive connector's page.
 //!
 //! One dump of all netdevs and one of all queueing disciplines, whatever is asked; and for veths whose other end is
 //! elsewhere one dump of that network namespace, of [`MOST_NAMESPACES`] at most. A dump that was interrupted may lack
@@ -8,17 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
+    address::AddressMessage,
     link::{LinkAttribute, LinkMessage},
     tc::TcMessage,
 };
 
 use super::{
     MonitorError,
-    parse::{Attributes, bytes},
+    parse::{Attributes, bytes, own_address},
     socket::{RawMessage, Requests},
     socket_error,
 };
-use crate::netdev::{NetdevSample, NetdevStats};
+use crate::netdev::{NetdevSample, NetdevState, NetdevStats};
 
 /// Namespaces of other ends that are looked at. A dump of one takes some 50 µs.
 const MOST_NAMESPACES: usize = 4096;
@@ -100,6 +101,35 @@ impl Sampler {
         Ok(samples)
     }
 
+    /// Returns statistics and first addresses of these netdevs, as far as they exist.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn states(&mut self, netdevs: &BTreeSet<u32>) -> Result<BTreeMap<u32, NetdevState>, MonitorError> {
+        let mut states: BTreeMap<u32, NetdevState> = BTreeMap::new();
+        self.links(None, |ifindex, attributes| {
+            if let Some(stats) = stats(attributes).filter(|_| netdevs.contains(&ifindex)) {
+                states.insert(ifindex, NetdevState { stats, ipv4: None, ipv6: None });
+            }
+        })
+        .map_err(|source| MonitorError::Dump { what: "statistics", source })?;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let each = |(message_type, payload): RawMessage<'_>| {
+            let own = (message_type == libc::RTM_NEWADDR).then(|| own_address(payload)).flatten();
+            if let Some((ifindex, address, prefix)) = own
+                && let Some(state) = states.get_mut(&ifindex)
+            {
+                let first = if address.is_ipv4() { &mut state.ipv4 } else { &mut state.ipv6 };
+                first.get_or_insert((address, prefix));
+            }
+        };
+        self.requests
+            .dump(request, each)
+            .map_err(|source| MonitorError::Dump { what: "addresses", source })?;
+        Ok(states)
+    }
+
     /// Hands out each netdev of a namespace, `None` for this one.
     fn links(
         &mut self,
@@ -162,7 +192,10 @@ fn stats(attributes: &Attributes<'_>) -> Option<NetdevStats> {
         tx_bytes: field(3)?,
         rx_dropped: field(6)?,
         tx_dropped: field(7)?,
+        rx_errors: field(4)?,
         tx_errors: field(5)?,
+        rx_missed_errors: field(15)?,
+        collisions: field(9)?,
     })
 }
 
@@ -206,7 +239,7 @@ mod tests {
         let list = [
             attribute(IFLA_TXQLEN, &1000_u32.to_ne_bytes()),
             attribute(IFLA_NUM_TX_QUEUES, &2_u32.to_ne_bytes()),
-            attribute(IFLA_STATS64, &words(&[1, 2, 3, 4, 5, 6, 7, 8, 9])),
+            attribute(IFLA_STATS64, &words(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17])),
             attribute(IFLA_XDP, &attribute(IFLA_XDP_ATTACHED, &[1])),
             attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"veth\0")),
             attribute(IFLA_LINK, &7_u32.to_ne_bytes()),
@@ -221,7 +254,10 @@ mod tests {
             tx_bytes: 4,
             rx_dropped: 7,
             tx_dropped: 8,
+            rx_errors: 5,
             tx_errors: 6,
+            rx_missed_errors: 16,
+            collisions: 10,
         };
         assert_eq!(stats(&attributes), Some(expected));
         let sample = sample(expected, &attributes);
