@@ -3,6 +3,7 @@
 //! The independent counts are those of the lab: of the wire, where each read is one frame, and of the guest's relay.
 
 mod connections;
+mod iperf;
 mod meters;
 mod networks;
 mod restarts;

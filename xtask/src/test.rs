@@ -77,7 +77,7 @@ mod tests {
     fn root_skips_nothing_that_was_set_up() {
         assert_eq!(
             required(),
-            "root,object,guest,ip,python3,pip3,ping,ethtool,bpftool,promtool,prometheus,pypi-clients,npm-clients"
+            "root,object,guest,ip,python3,pip3,ping,ethtool,bpftool,iperf3,promtool,prometheus,pypi-clients,npm-clients"
         );
     }
 }

@@ -41,6 +41,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool { command: "ping", package: "iputils-ping", from: From::Install },
     Tool { command: "ethtool", package: "ethtool", from: From::Install },
     Tool { command: "bpftool", package: "bpftool", from: From::Install },
+    Tool { command: "iperf3", package: "iperf3", from: From::Install },
     Tool { command: "promtool", package: "prometheus", from: From::Unpack },
     Tool { command: "prometheus", package: "prometheus", from: From::Unpack },
 ];

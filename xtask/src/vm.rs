@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 4] = [
 const PATIENCE: Duration = Duration::from_secs(40 * 60);
 
 /// What must not be missing in a guest: each is in the initramfs.
-const REQUIRED: &str = "root,object,ip,ping,ethtool,bpftool,setpriv";
+const REQUIRED: &str = "root,object,ip,ping,ethtool,bpftool,setpriv,iperf3";
 
 /// Runs the kernel tests on each supported kernel, or on those of some series.
 ///

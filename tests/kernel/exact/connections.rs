@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     exchange,
-    site::{Counted, Path, Site, TAP},
+    site::{Counted, End, Path, Site, TAP},
 };
 use crate::support::ready;
 
@@ -64,19 +64,24 @@ fn assert_closed(reading: &Reading) {
 
 fn measure(path: Path, mtu: u32, gro: bool) -> (Counted, Reading) {
     let site = Site::new(path, mtu, gro);
-    let capture = Selection { ports: BTreeSet::from([tap()]), ..Selection::default() };
-    let capture: Capture = capture.of(BTreeSet::from([tap()]), BTreeSet::new());
-    assert_eq!(capture.bits, EVERYTHING);
-    let (counted, reading) = site.measure_connections(&capture, |[vm, container, far]| {
+    measure_at(&site, |[vm, container, far]| {
         exchange(&vm, &far, site.guest_mtu);
         exchange(&far, &vm, site.guest_mtu);
         exchange(&vm, &container, site.guest_mtu);
         for address in far.addresses {
             vm.netns.run("ping", &["-c", "3", "-i", "0.01", "-s", "1000", &address.to_string()]).unwrap();
         }
-    });
+    })
+}
+
+/// Lets `traffic` happen; each connection of the machine's port is what the relay counted of it.
+pub(super) fn measure_at(site: &Site, traffic: impl FnOnce([End<'_>; 3])) -> (Counted, Reading) {
+    let capture = Selection { ports: BTreeSet::from([tap()]), ..Selection::default() };
+    let capture: Capture = capture.of(BTreeSet::from([tap()]), BTreeSet::new());
+    assert_eq!(capture.bits, EVERYTHING);
+    let (counted, reading) = site.measure_connections(&capture, traffic);
     let expected = [counted.guest.from_guest.flows.clone(), counted.guest.to_guest.flows.clone()];
-    assert_eq!(by_flow(&reading), expected, "{path:?}");
+    assert_eq!(by_flow(&reading), expected);
     assert_closed(&reading);
     assert!(counted.guest.from_guest.super_packets > 0);
     (counted, reading)

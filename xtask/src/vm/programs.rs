@@ -11,9 +11,9 @@ use super::{archive::Archive, directory, kernel::Kernel};
 use crate::{ebpf, executable, workspace};
 
 /// Programs that the tests run.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "ip", "tc", "bridge", "bpftool", "ethtool", "ping", "setpriv", "setarch", "unshare", "nsenter",
-    "modprobe", "sysctl", "bash", "dd", "curl",
+    "modprobe", "sysctl", "bash", "dd", "curl", "iperf3",
 ];
 
 /// Applets of busybox. Not its `ip` and `tc`: they are others.
