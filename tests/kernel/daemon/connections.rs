@@ -85,6 +85,8 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     daemon.configure(&configuration("timeout = \"1h\"\nmax_series = 2\n[compat]\nskydive = true\n"));
     daemon.start();
     daemon.wait_until_ready();
+    guests.talk();
+    guests.counts();
     parts(&daemon);
     let text = daemon.get("/metrics");
     assert_eq!(text.lines().filter(|line| line.starts_with("meter_connection_bytes_total{")).count(), 2);
