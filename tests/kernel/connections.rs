@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::support::{
     Host, Meter,
     frames::{IPV4, IPV6, ethernet, ipv4_with, ipv6},
-    programs::{PROGRAMS, Program, Programs},
+    programs::{Program, Programs, named},
     ready,
 };
 
@@ -44,8 +44,11 @@ fn capture_of(ports: &[u128], change: impl FnOnce(&mut Selection)) -> Capture {
     selection.of(ports.iter().map(|number| port(*number)).collect(), BTreeSet::new())
 }
 
-fn program(name: &str) -> Program {
-    PROGRAMS.into_iter().find(|program| program.name == name).unwrap()
+fn program(direction: Direction) -> Program {
+    named(match direction {
+        Direction::Ingress => "meter_conn_in",
+        Direction::Egress => "meter_conn_out",
+    })
 }
 
 impl<'h> World<'h> {
@@ -56,7 +59,7 @@ impl<'h> World<'h> {
         let mut options = host.options();
         change(&mut options);
         let mut meter = host.open_with(&options);
-        let programs = Programs::load(&options);
+        let programs = Programs::load(&options, Direction::ALL.map(program));
         let netdevs = ["d1", "d2"].map(|netdev| host.ifindex(netdev));
         meter.datapath.set_capture(&capture_of(&[1, 2], |_| {})).unwrap();
         let mut world = World { host: &host, options, meter, programs, netdevs };
@@ -84,11 +87,7 @@ impl<'h> World<'h> {
 
     /// Lets a frame come in through a netdev, or go out.
     fn run(&self, frame: &[u8], direction: Direction, netdev: usize) {
-        let name = match direction {
-            Direction::Ingress => "meter_conn_in",
-            Direction::Egress => "meter_conn_out",
-        };
-        self.programs.run_between(program(name), frame, [0, self.netdevs[netdev]]);
+        self.programs.run_between(program(direction), frame, [0, self.netdevs[netdev]]);
     }
 
     fn reading(&mut self) -> Reading {

@@ -105,7 +105,7 @@ fn with_programs(
     let mut options = host.options();
     change(&mut options);
     let mut meter = host.open_with(&options);
-    let programs = Programs::load(&options);
+    let programs = Programs::load(&options, PROGRAMS);
     meter.attach(&host.target("lo", PORT, Class::Uplink));
     host.netns.run_in(|| work(&mut meter, &programs)).unwrap();
 }

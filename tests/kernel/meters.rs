@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::support::{
     Host, Meter,
-    programs::{PROGRAMS, Program, Programs},
+    programs::{Program, Programs, named},
 };
 
 /// Netdevs of the test runs, with their ports, devices and overlay networks. One is nobody's; what is in no test run is the
@@ -56,7 +56,7 @@ impl World<'_> {
         let mut options = host.options();
         change(&mut options);
         let meter = host.open_with(&options);
-        let programs = Programs::load(&options);
+        let programs = Programs::load(&options, [Direction::Rx, Direction::Tx].map(program));
         let netdevs = NETDEVS.map(|(netdev, ..)| host.ifindex(netdev)).to_vec();
         let mut world = World { host: &host, options, meter, programs, netdevs };
         world.attach();
@@ -122,11 +122,10 @@ fn device_of(port: PortId) -> Option<DeviceId> {
 
 /// Returns the program of a port's hook.
 fn program(direction: Direction) -> Program {
-    let name = match direction {
+    named(match direction {
         Direction::Rx => "meter_user_in",
         Direction::Tx => "meter_user_out",
-    };
-    PROGRAMS.into_iter().find(|program| program.name == name).unwrap()
+    })
 }
 
 /// Makes a set of meters of one rule line each.

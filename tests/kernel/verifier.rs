@@ -19,7 +19,14 @@ use meter_ebpf::abi::{
     rules::{MeterBlock, MeterName, MeterRecord},
 };
 
-use super::support::{self, Host, daemon::output, foreign::Foreign, programs::Programs, ready, table::Table};
+use super::support::{
+    self, Host,
+    daemon::output,
+    foreign::Foreign,
+    programs::{OF_NAMESPACES, PROGRAMS, Programs},
+    ready,
+    table::Table,
+};
 
 #[test]
 fn every_program_loads_and_every_map_is_the_abis() {
@@ -35,7 +42,7 @@ fn every_program_loads_and_every_map_is_the_abis() {
         ..host.options()
     };
     let mut meter = host.open_with(&options);
-    Programs::load(&options);
+    Programs::load(&options, PROGRAMS.into_iter().chain(OF_NAMESPACES));
     let size = |bytes: usize| u32::try_from(bytes).unwrap();
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     let mut expected = vec![

@@ -69,7 +69,7 @@ impl Program {
     }
 }
 
-/// Every program of the object.
+/// Every program of the host's own netdevs.
 pub(crate) const PROGRAMS: [Program; 14] = [
     program("meter_in", Direction::Ingress, false, false),
     program("meter_out", Direction::Egress, false, false),
@@ -87,6 +87,21 @@ pub(crate) const PROGRAMS: [Program; 14] = [
     program("meter_up_xdpf", Direction::Ingress, true, true),
 ];
 
+/// Returns the one with this name.
+pub(crate) fn named(name: &str) -> Program {
+    PROGRAMS.into_iter().find(|program| program.name == name).unwrap()
+}
+
+/// Those of netdevs in other network namespaces, which find the port of a netdev in a map of their own.
+pub(crate) const OF_NAMESPACES: [Program; 6] = [
+    program("meter_ns_in", Direction::Ingress, false, false),
+    program("meter_ns_out", Direction::Egress, false, false),
+    program("meter_user_nin", Direction::Ingress, false, false),
+    program("meter_user_nout", Direction::Egress, false, false),
+    program("meter_conn_nin", Direction::Ingress, false, false),
+    program("meter_conn_nout", Direction::Egress, false, false),
+];
+
 /// A super-packet's `gso_size` and `gso_segs`.
 pub(crate) type Gso = (u32, u32);
 
@@ -97,7 +112,7 @@ impl Programs {
     /// Loads those that this kernel has over the maps that a datapath with these options has pinned.
     ///
     /// Before it attaches anything: what the object's section `SLOTS` holds, which is nothing, is written to the map.
-    pub(crate) fn load(options: &Options) -> Self {
+    pub(crate) fn load(options: &Options, programs: impl IntoIterator<Item = Program>) -> Self {
         let maps = options.pin_path.join(format!("v{VERSION}")).join("maps");
         let settings = Settings {
             tunnel_mask: options.max_tunnels.next_power_of_two().max(2) - 1,
@@ -111,7 +126,7 @@ impl Programs {
         }
         loader.override_global("SETTINGS", &settings, true);
         let mut ebpf = loader.load(OBJECT).unwrap();
-        for program in PROGRAMS.into_iter().filter(|program| program.loads()) {
+        for program in programs.into_iter().filter(|program| program.loads()) {
             let loaded = ebpf.program_mut(program.name).unwrap();
             if program.xdp {
                 let xdp: &mut Xdp = loaded.try_into().unwrap();
