@@ -4,7 +4,9 @@
 //! to take an answer, how long both may be, and how much memory answers take that nobody reads. What is beyond it is
 //! answered with a status that says so where the protocol has one, and counted by its reason.
 
+mod body;
 mod counts;
+mod farewell;
 mod limits;
 mod places;
 mod stream;
@@ -14,24 +16,20 @@ mod watch;
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::Poll,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
 use hyper::{
     StatusCode,
-    body::{Body as _, Incoming},
+    body::Incoming,
     header::{CONNECTION, HeaderMap, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -54,8 +52,6 @@ use super::{
 
 /// Bytes of a request's head. hyper answers 431 beyond it.
 const MAX_HEAD: usize = 16 * 1024;
-/// Bytes that are thrown away after a request that was refused.
-const MAX_REST: u64 = 8 * 1024 * 1024;
 
 /// What one server's listeners share: the bounds, and who is connected.
 #[derive(Debug, Clone)]
@@ -153,7 +149,7 @@ impl Server {
                         let (server, answer) = (self.clone(), answer.clone());
                         tokio::spawn(async move { server.connection(stream, place, answer).await });
                     }
-                    Err(_) => refuse(stream),
+                    Err(_) => farewell::refuse(stream),
                 },
                 Err(error) => {
                     // Out of descriptors, mostly: a connection that ends frees one.
@@ -247,7 +243,7 @@ impl Server {
         tokio::select! {
             biased;
             _ = watch.overdue(&self.limits) => {}
-            () = leave(&mut stream, cut.is_some()) => {}
+            () = farewell::leave(&mut stream, cut.is_some()) => {}
         }
     }
 
@@ -309,7 +305,7 @@ impl Server {
         F: Future<Output = Response>,
     {
         watch.enter(Phase::Body);
-        let read = read(request, &self.limits).await;
+        let read = body::read(request, &self.limits).await;
         watch.enter(Phase::Answering);
         match read {
             Ok(request) => {
@@ -344,74 +340,4 @@ impl Server {
 fn last(mut response: Response) -> Response {
     response.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
-}
-
-/// Reads a request to its end.
-async fn read(request: hyper::Request<Incoming>, limits: &Limits) -> Result<Request, Response> {
-    let (head, body) = request.into_parts();
-    let too_long = || {
-        let line = format!("the body is longer than {} bytes", limits.max_body);
-        Response::text(StatusCode::PAYLOAD_TOO_LARGE, &line)
-    };
-    if usize::try_from(body.size_hint().lower()).map_or(true, |length| length > limits.max_body) {
-        return Err(too_long());
-    }
-    let body = match timeout(limits.body_timeout, collect(body, limits.max_body)).await {
-        Err(_) => return Err(Response::text(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        Ok(Err(error)) => return Err(Response::text(StatusCode::BAD_REQUEST, &format!("the body: {error}"))),
-        Ok(Ok(None)) => return Err(too_long()),
-        Ok(Ok(Some(body))) => body,
-    };
-    Ok(Request {
-        method: head.method,
-        path: head.uri.path().to_owned(),
-        query: head.uri.query().map(ToOwned::to_owned),
-        headers: head.headers,
-        body,
-    })
-}
-
-/// Reads a body into one piece; `None` where it is longer than `max`.
-///
-/// Pieces are copied as they come: one of a single byte costs its client six, and would cost some forty to keep.
-async fn collect(mut body: Incoming, max: usize) -> hyper::Result<Option<Bytes>> {
-    let mut bytes = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(piece) = frame?.into_data() else { continue };
-        if piece.len() > max - bytes.len() {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(Some(bytes.freeze()))
-}
-
-/// Ends a connection so that its client gets to read the last answer: a kernel that has bytes nobody read resets it.
-async fn leave<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, is_late: bool) {
-    if is_late {
-        let late = closing(StatusCode::REQUEST_TIMEOUT, "the head of the request took too long");
-        // Whether it gets there or not, that was it.
-        drop(stream.write_all(late.as_bytes()).await);
-    }
-    if stream.shutdown().await.is_ok() {
-        drop(tokio::io::copy(&mut stream.take(MAX_REST), &mut tokio::io::sink()).await);
-    }
-}
-
-/// Says no, if that can be done at once.
-fn refuse(mut stream: impl Stream) {
-    let full = closing(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again");
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    if let Poll::Ready(Err(error)) = Pin::new(&mut stream).poll_write(&mut context, full.as_bytes()) {
-        tracing::debug!(error = %error, "refused");
-    }
-}
-
-/// Writes an answer that is none of hyper's.
-fn closing(status: StatusCode, line: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n\
-         {line}\n",
-        line.len() + 1
-    )
 }
