@@ -38,7 +38,7 @@ pub struct Selection {
     pub ports: BTreeSet<PortId>,
     /// By what they are.
     pub roles: BTreeSet<Class>,
-    /// Which protocols: bits of [`capture`].
+    /// Which protocols, and whether inside of tunnels at uplinks: bits of [`capture`].
     pub bits: u32,
     /// Connections that one netdev has at most.
     pub share: u32,

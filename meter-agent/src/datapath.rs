@@ -124,7 +124,7 @@ pub struct Capture {
     pub ports: BTreeSet<PortId>,
     /// Ports of which it is not known yet: what is counted of their connections stays as it is.
     pub undecided: BTreeSet<PortId>,
-    /// Which protocols: bits of [`meter_ebpf::abi::connection::capture`].
+    /// Which protocols, and whether inside of tunnels at uplinks: bits of [`meter_ebpf::abi::connection::capture`].
     pub bits: u32,
     /// Connections that one netdev has at most.
     pub share: u32,

@@ -4,7 +4,8 @@
 //! The initiator is the sender of TCP's SYN where that was seen, and else of the first packet.
 
 use crate::abi::{
-    connection::{ConnectionKey, Course, End},
+    Encap,
+    connection::{CONNECTION_LABELS, ConnectionKey, Course, End},
     rules::FlowKey,
 };
 use crate::rules::Ends;
@@ -65,9 +66,27 @@ impl Seen {
             }
         }
     }
+
+    /// Says in which tunnel it is: [`Inside::labels`](crate::packet::tunnel::Inside::labels), 0 for none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn inside(mut self, labels: u64) -> Self {
+        self.key.words[CONNECTION_LABELS] |= labels;
+        self
+    }
 }
 
 impl ConnectionKey {
+    /// Returns the encapsulation that it is in, and the VNI or GRE key there.
+    #[must_use]
+    pub const fn overlay(&self) -> Option<(Encap, u32)> {
+        let [_, _, encap, _, a, b, c, d] = self.words[CONNECTION_LABELS].to_le_bytes();
+        match Encap::from_number(encap) {
+            Some(encap) => Some((encap, u32::from_le_bytes([a, b, c, d]))),
+            None => None,
+        }
+    }
+
     /// Mixes all words into one number.
     #[inline(always)]
     #[must_use]

@@ -111,6 +111,12 @@ impl Captured {
         self.wanted() & capture::METERS != 0
     }
 
+    /// Returns whether what tunnel packets hold is counted, and not they.
+    #[inline(always)]
+    pub(crate) fn looks_inside(self) -> bool {
+        self.wanted() & capture::INSIDE != 0
+    }
+
     /// Returns whether a connection between such ends is counted.
     #[inline(always)]
     fn wants(self, ends: &Ends) -> bool {
@@ -146,8 +152,8 @@ impl Captured {
     #[inline(always)]
     pub(crate) fn count(
         self,
-        slot: u32,
         ends: &Ends,
+        seen: &Seen,
         flags: u8,
         echo: Echo,
         direction: usize,
@@ -158,8 +164,7 @@ impl Captured {
             self.count_other(direction, wire);
             return None;
         }
-        let seen = Seen::between(ends, slot);
-        let Some(place) = find(&seen, flags, || self.has_room()) else {
+        let Some(place) = find(seen, flags, || self.has_room()) else {
             maps::count_fault(Fault::ConnectionTableFull, length);
             self.count_other(direction, wire);
             return Some(is_return_alone(flags));
@@ -168,7 +173,7 @@ impl Captured {
             // SAFETY: as in `wanted`.
             increase(unsafe { &raw mut (*self.0).live }, 1);
         }
-        let (before, after) = follow(place.at, &seen, flags);
+        let (before, after) = follow(place.at, seen, flags);
         let is_return = after.is_return(seen.from);
         if asks(flags) || matches!(echo, Echo::Request) {
             place.asked(before.has_ended());

@@ -18,11 +18,16 @@ use meter_ebpf::{
         },
     },
     connection::Seen,
-    packet::Frame as _,
-    rules::{Counts, Ends, Fields, classify, fields, plain_fields},
+    packet::{
+        Frame as _,
+        tunnel::{Inside, inside_of},
+    },
+    register::Register as _,
+    rules::{Counts, Ends, Fields, classify, fields, inner_fields, plain_fields},
 };
 
 use crate::{
+    Loaded,
     connections::{self, Captured, Echo},
     context::{OnNetdev as _, Skb},
 };
@@ -49,6 +54,10 @@ static METER_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 struct Scratch {
     fields: Fields,
+    /// Of what a tunnel packet holds, where that is asked for.
+    inside: Fields,
+    /// The labels of its tunnel; 0 where it is not asked for, or no tunnel's.
+    tunnel: u64,
     wire: Counter,
 }
 
@@ -74,9 +83,15 @@ pub(crate) fn count_connection(
 ) {
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     read(skb, scratch);
-    // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    unsafe { (*scratch).wire = wire };
     let slot = slot_at(skb.ifindex()).slot();
+    // Not by `meter_connection`: the stacks of both together would be too large.
+    let looks_inside = Captured::of(slot).is_some_and(Captured::looks_inside);
+    let tunnel = if looks_inside { meter_inside(skb.context()) } else { 0 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe {
+        (*scratch).wire = wire;
+        (*scratch).tunnel = tunnel;
+    }
     let said = meter_connection(skb.context(), slot, direction as u32);
     if said & COUNTS_METERS == 0 {
         return;
@@ -136,7 +151,7 @@ fn count_read(
     let is_return = tables.key_mask.asks_for_flow()
         && if said & FLOW_KNOWN != 0 { said & IS_RETURN != 0 } else { meter_flow(skb.context(), own) != 0 };
     // SAFETY: the caller's value of this CPU (see the module); the calls have ended.
-    let Scratch { fields: Fields { key, .. }, wire: kept } = unsafe { &mut *scratch };
+    let Scratch { fields: Fields { key, .. }, wire: kept, .. } = unsafe { &mut *scratch };
     *kept = wire;
     let wire = &*kept;
     if is_return {
@@ -270,11 +285,15 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -
         return meters;
     }
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    let Scratch { fields, wire } = unsafe { &*scratch };
+    let Scratch { fields, inside, tunnel, wire } = unsafe { &*scratch };
+    let tunnel = *tunnel;
+    let fields = if tunnel != 0 { inside } else { fields };
     let skb = Skb::new(skb);
     let direction = direction as usize;
-    let count =
-        |ends: &Ends, flags, echo| captured.count(slot, ends, flags, echo, direction, wire, skb.length());
+    let count = |ends: &Ends, flags, echo| {
+        let seen = Seen::between(ends, slot).inside(tunnel);
+        captured.count(ends, &seen, flags, echo, direction, wire, skb.length())
+    };
     let is_return = if let Some(ends) = fields.key.ends() {
         count(&ends, fields.tcp_flags(&skb), Echo::None)
     } else if let Some(identifier) = fields.echo_identifier(&skb) {
@@ -287,10 +306,30 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -
         None
     };
     match is_return {
+        // Rules ask for the outer one.
+        _ if tunnel != 0 => meters,
         Some(true) => meters | FLOW_KNOWN | IS_RETURN,
         Some(false) => meters | FLOW_KNOWN,
         None => meters,
     }
+}
+
+/// Reads the fields of what a tunnel packet holds to [`METER_SCRATCH`]; returns the labels of its tunnel, 0 for no tunnel's.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_inside(skb: *mut __sk_buff) -> u64 {
+    let Some(inside) = Option::<Inside>::unpack(walk_inside(skb)) else { return 0 };
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    let fields = inner_fields(&Skb::new(skb), inside.ethertype, inside.offset);
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe { (*scratch).inside = fields };
+    inside.labels()
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_inside(skb: *mut __sk_buff) -> u64 {
+    inside_of(&Skb::new(skb), &Loaded).pack()
 }
 
 /// Counts in one meter.

@@ -4,8 +4,13 @@
 //! rest is an error.
 
 use crate::{
-    abi::{Bucket, Fault},
-    packet::{Ethernet, Fragment, Ip, Stop, gso::GsoHeader, tunnel::Inner},
+    abi::{Bucket, Encap, Fault},
+    packet::{
+        Ethernet, Fragment, Ip, Stop,
+        gso::GsoHeader,
+        numbers::{ETH_IPV4, ETH_IPV6, ETH_TEB},
+        tunnel::{Inner, Inside},
+    },
 };
 
 const FAILED: u64 = 1 << 63;
@@ -131,11 +136,47 @@ impl Register for Result<Inner, Bucket> {
     }
 }
 
+/// What a tunnel packet holds, and none.
+impl Register for Option<Inside> {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let Some(inside) = self else { return 0 };
+        // Others than these hold no connection.
+        let kind = match inside.ethertype {
+            ETH_TEB => 1,
+            ETH_IPV4 => 2,
+            ETH_IPV6 => 3,
+            _ => 0,
+        };
+        (inside.vni as u64) << 32 | (inside.offset as u64 & 0xffff) << 16 | kind << 8 | inside.encap as u64
+    }
+
+    #[inline(always)]
+    fn unpack(register: u64) -> Self {
+        let encap = match bits(register, 0, 8) {
+            1 => Encap::Vxlan,
+            2 => Encap::Geneve,
+            3 => Encap::Gre,
+            _ => return None,
+        };
+        let ethertype = match bits(register, 8, 8) {
+            1 => ETH_TEB,
+            2 => ETH_IPV4,
+            3 => ETH_IPV6,
+            _ => 0,
+        };
+        Some(Inside { encap, vni: (register >> 32) as u32, offset: bits(register, 16, 16), ethertype })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
-    use super::{Bucket, Ethernet, Fault, Fragment, GsoHeader, Inner, Ip, Register, Stop};
+    use super::{
+        Bucket, ETH_IPV4, ETH_TEB, Encap, Ethernet, Fault, Fragment, GsoHeader, Inner, Inside, Ip, Register,
+        Stop,
+    };
 
     proptest! {
         #[test]
@@ -155,6 +196,10 @@ mod tests {
             let inner: Result<_, Bucket> =
                 Ok(Inner { offset: payload, trailer: trailer.into(), fragmented: fragmented.into() });
             prop_assert_eq!(Result::<Inner, Bucket>::unpack(inner.pack()), inner);
+            let encap = Encap::ALL[part];
+            let inside =
+                Some(Inside { encap, vni: end << 16 | payload, offset: payload, ethertype: [ETH_TEB, ETH_IPV4, 0][part] });
+            prop_assert_eq!(Option::<Inside>::unpack(inside.pack()), inside);
         }
     }
 
@@ -168,6 +213,7 @@ mod tests {
             round_trip::<Result<Ethernet, Stop>>(Err(stop));
             round_trip::<Result<Ip, Stop>>(Err(stop));
         }
+        round_trip::<Option<Inside>>(None);
         for &fault in Fault::ALL {
             round_trip::<Result<GsoHeader, Fault>>(Err(fault));
         }

@@ -7,7 +7,7 @@ mod fields;
 
 use core::hint::black_box;
 
-pub use self::fields::{Fields, fields, plain_fields};
+pub use self::fields::{Fields, fields, inner_fields, plain_fields};
 use crate::{
     abi::{
         Direction, Network,

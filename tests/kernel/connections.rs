@@ -2,6 +2,7 @@
 
 mod beside;
 mod kept;
+mod tunnels;
 
 use std::{collections::BTreeSet, env};
 

@@ -50,6 +50,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "roles",
             "protocols",
             "ip_versions",
+            "inside_tunnels",
             "timeout",
             "ended_timeout",
             "max_entries",

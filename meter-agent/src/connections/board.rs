@@ -15,7 +15,7 @@ use std::{
     net::SocketAddr,
 };
 
-use meter_ebpf::abi::Counter;
+use meter_ebpf::abi::{Counter, Encap};
 
 use super::{Series, View};
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 type Counts = [[Counter; 2]; 2];
 
 /// Which connection, also where the same ends have another one later: by the lesser end and the other, whoever began it.
-type Id = (PortId, u8, SocketAddr, SocketAddr, u32);
+type Id = (PortId, u8, Option<(Encap, u32)>, SocketAddr, SocketAddr, u32);
 
 /// One that has a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,9 +178,10 @@ impl Board {
 
 /// Returns which connection it is, and what it has, the lesser end first.
 fn canonical(connection: &ConnectionReading) -> (Id, Counts) {
-    let ConnectionReading { port, protocol, initiator, target, began_s, mut counts, .. } = *connection;
+    let ConnectionReading { port, protocol, overlay, initiator, target, began_s, mut counts, .. } =
+        *connection;
     turn(&mut counts, connection);
-    ((port, protocol, initiator.min(target), initiator.max(target), began_s), counts)
+    ((port, protocol, overlay, initiator.min(target), initiator.max(target), began_s), counts)
 }
 
 /// Changes between counts of the initiator first and of the lesser end first.

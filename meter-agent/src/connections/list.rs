@@ -145,7 +145,14 @@ impl Question {
                 Order::Age => u64::from(connection.began_s),
                 Order::Idle => u64::from(connection.idle_s),
             };
-            (first, connection.port, connection.protocol, connection.initiator, connection.target)
+            (
+                first,
+                connection.port,
+                connection.protocol,
+                connection.overlay,
+                connection.initiator,
+                connection.target,
+            )
         });
         let shown = met.into_iter().take(self.most.unwrap_or(usize::MAX));
         shown.map(|connection| status(connection, netdev(connection.port))).collect()
@@ -187,6 +194,9 @@ pub struct ConnectionStatus {
     pub netdev: Option<String>,
     /// The protocol.
     pub protocol: String,
+    /// The tunnel that it is inside of, as `vxlan:7`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<String>,
     /// Who began it.
     pub initiator: EndStatus,
     /// To whom.
@@ -218,6 +228,7 @@ fn status(connection: &ConnectionReading, netdev: Option<String>) -> ConnectionS
         port: connection.port.to_string(),
         netdev,
         protocol: protocol_name(connection.protocol).to_owned(),
+        overlay: connection.overlay.map(|(encap, vni)| format!("{}:{vni}", encap.name())),
         initiator: end(connection.initiator, initiator),
         target: end(connection.target, target),
         rtt_ns: (connection.rtt_ns != 0).then_some(connection.rtt_ns),
@@ -230,13 +241,24 @@ fn status(connection: &ConnectionReading, netdev: Option<String>) -> ConnectionS
 /// Writes the list as a table: one line each, columns as wide as their widest value.
 #[must_use]
 pub fn table(connections: &[ConnectionStatus]) -> String {
-    const HEAD: [&str; 9] =
-        ["PORT", "PROTO", "INITIATOR", "TARGET", "SENT_BYTES", "RECEIVED_BYTES", "RTT_US", "IDLE", "STATE"];
+    const HEAD: [&str; 10] = [
+        "PORT",
+        "OVERLAY",
+        "PROTO",
+        "INITIATOR",
+        "TARGET",
+        "SENT_BYTES",
+        "RECEIVED_BYTES",
+        "RTT_US",
+        "IDLE",
+        "STATE",
+    ];
     let end = |end: &EndStatus| std::net::SocketAddr::new(end.ip, end.port).to_string();
     let mut rows = vec![HEAD.map(ToOwned::to_owned).to_vec()];
     rows.extend(connections.iter().map(|connection| {
         [
             connection.netdev.as_deref().map_or_else(|| connection.port.clone(), printable),
+            connection.overlay.clone().unwrap_or_else(|| "-".to_owned()),
             connection.protocol.clone(),
             end(&connection.initiator),
             end(&connection.target),

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
-use meter_ebpf::packet::numbers::{IP_ICMP, IP_ICMPV6, IP_SCTP, IP_TCP, IP_UDP};
+use meter_ebpf::{
+    abi::Encap,
+    packet::numbers::{IP_ICMP, IP_ICMPV6, IP_SCTP, IP_TCP, IP_UDP},
+};
 
 use super::{Classifier, Tag};
 use crate::{datapath::ConnectionReading, meter::PortId, rules::Prefix};
@@ -20,16 +23,22 @@ pub enum Label {
     TargetPort,
     /// The protocol.
     Protocol,
+    /// The encapsulation that it is in.
+    Encap,
+    /// The VNI or GRE key there.
+    Vni,
 }
 
 impl Label {
     /// All labels with their names.
-    pub const ALL: [(&'static str, Self); 5] = [
+    pub const ALL: [(&'static str, Self); 7] = [
         ("initiator_ip", Self::InitiatorIp),
         ("initiator_port", Self::InitiatorPort),
         ("target_ip", Self::TargetIp),
         ("target_port", Self::TargetPort),
         ("protocol", Self::Protocol),
+        ("encap", Self::Encap),
+        ("vni", Self::Vni),
     ];
 }
 
@@ -82,13 +91,17 @@ pub struct Series {
     pub target: (Address, Option<u16>),
     /// Which way it goes.
     pub tag: Option<Tag>,
+    /// The encapsulation that it is in.
+    pub encap: Option<Encap>,
+    /// The VNI or GRE key there.
+    pub vni: Option<u32>,
 }
 
 impl View {
     /// Returns what a connection is called; `None` where it has no name of its own.
     #[must_use]
     pub fn series(&self, connection: &ConnectionReading) -> Option<Series> {
-        let ConnectionReading { port, protocol, initiator, target, timed_out, .. } = connection;
+        let ConnectionReading { port, protocol, initiator, target, timed_out, overlay, .. } = connection;
         if *timed_out {
             return None;
         }
@@ -106,6 +119,8 @@ impl View {
             ),
             target: (self.address(Label::TargetIp, target.ip()), number(Label::TargetPort, target.port())),
             tag,
+            encap: overlay.map(|(encap, _)| encap).filter(|_| !self.drop.contains(&Label::Encap)),
+            vni: overlay.map(|(_, vni)| vni).filter(|_| !self.drop.contains(&Label::Vni)),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use meter_ebpf::abi::Counter;
+use meter_ebpf::abi::{Counter, Encap};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ fn connection(number: u8, counts: [[u64; 2]; 2]) -> ConnectionReading {
     ConnectionReading {
         port: port(number % 2),
         protocol: 6,
+        overlay: None,
         initiator: end(1, 40_000 + u16::from(number)),
         target: end(2, 80),
         counts: counts.map(|counts| counts.map(|bytes| Counter { packets: bytes.div_ceil(100), bytes })),
@@ -320,14 +321,17 @@ fn the_list_is_what_was_asked_for() {
         assert_eq!(Question::parse(query), Err(what.to_owned()));
     }
     connections.truncate(2);
+    connections.iter_mut().filter(|connection| connection.port != port(0)).for_each(|connection| {
+        connection.overlay = Some((Encap::Vxlan, 7));
+    });
     let all = Question::default()
         .answer(&connections, |port| (port == super::tests::port(0)).then(|| "tap\u{1b}".to_owned()));
     assert_eq!(
         table(&all),
         "\
-PORT                                  PROTO  INITIATOR       TARGET       SENT_BYTES  RECEIVED_BYTES  RTT_US  IDLE  STATE
-00000000-0000-0000-0000-000000000001  TCP    10.0.1.1:40001  10.0.2.1:80  100         50              0       0s    open
-tap\u{fffd}                                  TCP    10.0.1.0:40000  10.0.2.0:80  0           50              0       0s    open
+PORT                                  OVERLAY  PROTO  INITIATOR       TARGET       SENT_BYTES  RECEIVED_BYTES  RTT_US  IDLE  STATE
+00000000-0000-0000-0000-000000000001  vxlan:7  TCP    10.0.1.1:40001  10.0.2.1:80  100         50              0       0s    open
+tap\u{fffd}                                  -        TCP    10.0.1.0:40000  10.0.2.0:80  0           50              0       0s    open
 "
     );
 }

@@ -205,6 +205,14 @@ impl Captures {
         Ok(())
     }
 
+    /// Drops what is saved of a port.
+    fn forget(&mut self, port: PortUuid) -> Result<(), MetersError> {
+        self.without_slot.remove(&port);
+        self.saved.remove(&port).map_err(|error| {
+            MetersError(format!("remove from map {}: {}", map::CAPTURE_SAVED, describe(&error)))
+        })
+    }
+
     fn port(&self, slot: u32) -> PortUuid {
         let mut uuid = [0; 16];
         let words = [self.word(slot, PORT), self.word(slot, PORT + 1)];
@@ -271,7 +279,7 @@ impl KernelDatapath {
     /// Makes the place of a port's slot what it should be. A port for which that can't be is not captured.
     pub(super) fn capture_port(&mut self, port: PortUuid) {
         let Some(record) = self.ledger.records().get(&port) else { return };
-        let (slot, class) = (record.slot, record.class);
+        let (slot, class, is_uplink) = (record.slot, record.class, record.uplink != 0);
         if slot == UNBOUND_SLOT {
             return;
         }
@@ -301,7 +309,29 @@ impl KernelDatapath {
             }
             self.captures.adopt(slot, port);
         }
-        self.captures.set_wanted(slot, self.captures.wanted.bits | meters);
+        let mut bits = self.captures.wanted.bits | meters;
+        if !is_uplink {
+            // What a guest tunnels is its own.
+            bits &= !capture::INSIDE;
+        }
+        self.captures.set_wanted(slot, bits);
+    }
+
+    /// Drops what is there of ports of which the maps have no record any more: with their totals it would add up to nothing.
+    pub(super) fn forget_captures(&mut self) {
+        let records = self.ledger.records();
+        let unknown = |port: &&PortUuid| !records.contains_key(*port);
+        let slots = self.captures.owners.iter().filter(|(_, port)| unknown(port)).map(|(slot, _)| *slot);
+        let slots: Vec<u32> = slots.collect();
+        let ended: Result<(), MetersError> = slots.into_iter().try_for_each(|slot| self.end_capture(slot));
+        let records = self.ledger.records();
+        let ports = self.captures.without_slot.keys().filter(|port| !records.contains_key(*port));
+        let ports: Vec<PortUuid> = ports.copied().collect();
+        if let Err(error) =
+            ended.and_then(|()| ports.into_iter().try_for_each(|port| self.captures.forget(port)))
+        {
+            tracing::error!(error = %error, "connections of ports that are not known any more are not forgotten");
+        }
     }
 
     /// Ends the connections of a slot, and saves what its port has.

@@ -241,6 +241,7 @@ impl Connections {
             Some(ConnectionReading {
                 port,
                 protocol: protocol(&key),
+                overlay: key.overlay(),
                 initiator,
                 target,
                 counts,

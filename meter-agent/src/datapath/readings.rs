@@ -87,6 +87,8 @@ pub struct ConnectionReading {
     pub port: PortId,
     /// The IP protocol.
     pub protocol: u8,
+    /// The tunnel that it is inside of: the encapsulation, and the VNI or GRE key.
+    pub overlay: Option<(Encap, u32)>,
     /// Who began it; of ICMP the port is the identifier.
     pub initiator: SocketAddr,
     /// To whom.

@@ -177,6 +177,7 @@ impl KernelDatapath {
             datapath.migrate(earlier)?;
             datapath.ledger = ledger_of(&datapath.maps, &specs)?;
         }
+        datapath.forget_captures();
         Ok(datapath)
     }
 }

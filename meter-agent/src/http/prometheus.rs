@@ -29,7 +29,7 @@ use prometheus_client::{
 
 pub use self::format::Format;
 use self::{
-    budget::{Budget, Choice, METER_KINDS},
+    budget::{Budget, Choice, METER_KINDS, Pool},
     compat::Compat,
     families::Families,
     lines::{Created, Lines},
@@ -40,6 +40,7 @@ use super::{
 };
 use crate::{
     connections::{Board, Shown, View},
+    meter::PortId,
     snapshot::{SharedSnapshot, Snapshot},
 };
 
@@ -131,20 +132,27 @@ impl Exposition {
             + (snapshot.tunnels_receive.len() + snapshot.tunnels_transmit.len()) * BYTES_PER_TUNNEL;
         let mut lines = Lines::new(format, created.clone(), capacity);
         let meters = (midonet || scraper).then(|| snapshot.meters());
-        let (choice, meter_pools, over) = {
+        let (choice, others, meter_pools, over) = {
             let mut budget = self.budget();
             let pools =
                 meters.as_ref().map(|meters| budget.choose_meters(max_series, &snapshot.ports, meters));
             let choice = budget.choose(max_series, snapshot);
             let mut over = over(&choice, budget.meters_over());
-            over.extend((!snapshot.captures.is_empty()).then_some(("meter_connection", connections.over)));
-            (choice, pools, over)
+            let others = budget.choose_others(max_series, &snapshot.ports, &connections.others);
+            if !snapshot.captures.is_empty() {
+                over.extend([
+                    ("meter_connection", connections.over),
+                    ("meter_connection_other", others.len()),
+                ]);
+            }
+            (choice, others, pools, over)
         };
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
             snapshot: SharedSnapshot::clone(snapshot),
             choice,
             connections,
+            others,
             series: Series { limit: max_series, over },
             process,
             servers,
@@ -225,6 +233,7 @@ struct Scrape {
     snapshot: SharedSnapshot,
     choice: Choice,
     connections: Shown,
+    others: Pool<PortId, 4>,
     series: Series,
     process: Process,
     servers: Vec<Published>,
@@ -238,7 +247,7 @@ impl Collector for Scrape {
         let created = (self.format == Format::OpenMetrics).then(|| self.created.clone());
         let mut families = Families::new(encoder, created);
         traffic::write(&mut families, &self.snapshot, &self.choice)?;
-        connections::write(&mut families, &self.connections)?;
+        connections::write(&mut families, &self.connections, &self.others)?;
         audit::write(&mut families, &self.snapshot, &self.choice, agent::started_ns(&self.process))?;
         agent::write(&mut families, &self.snapshot, &self.process)?;
         servers::write(&mut families, &self.servers)?;

@@ -70,6 +70,7 @@ fn connections() -> Arc<[ConnectionReading]> {
     let tcp = ConnectionReading {
         port: PortId(Uuid::from_u128(0x3f2a_0000_0000_4000_8000_0000_0000_0067)),
         protocol: 6,
+        overlay: None,
         initiator: "10.0.0.5:40312".parse().unwrap(),
         target: "10.0.0.6:5201".parse().unwrap(),
         counts: [counts(10_485), counts(3)],
@@ -83,6 +84,7 @@ fn connections() -> Arc<[ConnectionReading]> {
     };
     let echo = ConnectionReading {
         protocol: 58,
+        overlay: Some((Encap::Vxlan, 7)),
         initiator: "[2001:db8::5]:7".parse().unwrap(),
         target: "[2001:db8::6]:7".parse().unwrap(),
         counts: [counts(1), counts(0)],
@@ -101,7 +103,14 @@ pub(super) fn snapshot() -> Snapshot {
             port: PortId(Uuid::from_u128(0x3f2a_0000_0000_4000_8000_0000_0000_0067)),
             other: [Counter { packets: 4, bytes: 400 }, Counter::default()],
             ended: [Counter { packets: 1, bytes: 60 }, Counter { packets: 2, bytes: 1_514 }],
-        }],
+        }]
+        .into_iter()
+        .chain([CaptureReading {
+            port: PortId(Uuid::from_u128(1)),
+            other: [Counter { packets: 3, bytes: 200 }, Counter::default()],
+            ended: [Counter::default(); 2],
+        }])
+        .collect(),
         generation: 7,
         host: "compute-1".to_owned(),
         ports: ports(),

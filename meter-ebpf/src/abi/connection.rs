@@ -7,8 +7,9 @@ use super::Direction;
 /// Ends of a connection at one netdev, in an order that both of its directions share.
 ///
 /// By words: the address of the lesser end and that of the other, two each (IPv4 in the upper half of the first); the
-/// ports of both with the slot of the netdev's port below them; the VNI of an inner connection, 0 for none, with the
-/// protocol and 1 for IPv6 below it.
+/// ports of both with the slot of the netdev's port below them; and the labels: from the lowest byte 1 for IPv6, the
+/// protocol, the number of the [`super::Encap`] of the tunnel that it is in (0 for none), a 0, and the VNI or GRE key of that
+/// tunnel in four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ConnectionKey {
@@ -131,6 +132,8 @@ pub mod capture {
     pub const IPV6: u32 = 1 << 5;
     /// Its frames count in user-defined meters as well.
     pub const METERS: u32 = 1 << 6;
+    /// Of tunnel packets, those inside.
+    pub const INSIDE: u32 = 1 << 7;
 }
 
 /// What a port's frames were that no connection in the table has, while it has no slot: value of `CAPTURE_SAVED`.

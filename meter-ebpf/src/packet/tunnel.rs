@@ -1,8 +1,8 @@
 //! Tunnels: which one a frame of the underlay belongs to, and how much of it is inside.
 
 use super::{
-    ETH_IPV4, ETH_IPV6, ETHERNET, Ethernet, Fragment, Frame, IP_GRE, IP_TCP, IP_UDP, Stop, UDP, UDP_TUNNEL,
-    be16, double_word, encapsulations::Encapsulations, gre, half,
+    ETH_IPV4, ETH_IPV6, ETH_TEB, ETHERNET, Ethernet, Fragment, Frame, IP_GRE, IP_TCP, IP_UDP, Stop, UDP,
+    UDP_TUNNEL, be16, double_word, encapsulations::Encapsulations, gre, half,
 };
 use crate::abi::{Address, Bucket, Counter, Encap, TunnelKey};
 
@@ -324,6 +324,63 @@ pub fn outer(
         };
     }
     Ok(Tunnel { src, dst, vni, encap, inner })
+}
+
+/// Where what a tunnel packet holds begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inside {
+    /// The encapsulation.
+    pub encap: Encap,
+    /// VNI of 24 bits, or a GRE key of 32.
+    pub vni: u32,
+    /// Bytes before it.
+    pub offset: u32,
+    /// What it is: [`ETH_TEB`] for an Ethernet frame, else the ethertype of the packet that begins there.
+    pub ethertype: u16,
+}
+
+impl Inside {
+    /// Returns encapsulation and VNI as a connection's key has them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn labels(&self) -> u64 {
+        (self.vni as u64) << 32 | (self.encap as u64) << 16
+    }
+}
+
+/// Finds what a frame that is a tunnel packet holds; `None` for every other frame, and for a part of one that does not begin
+/// there.
+#[inline(always)]
+pub fn inside_of(frame: &(impl Frame + ?Sized), settings: &impl Encapsulations) -> Option<Inside> {
+    let Ethernet { ethertype, payload } = frame.ethernet(0).ok()?;
+    if ethertype != ETH_IPV4 && ethertype != ETH_IPV6 {
+        return None;
+    }
+    let ip = frame.ip(ethertype, payload).ok()?;
+    if ip.fragment as u32 == Fragment::Later as u32 {
+        return None;
+    }
+    match ip.protocol {
+        IP_UDP => {
+            let [high, low] = frame.read::<2>(ip.payload + 2)?;
+            let port = be16(high, low);
+            let vxlan = settings.is_vxlan(port);
+            if !vxlan && !settings.is_geneve(port) {
+                return None;
+            }
+            let header = frame.read::<8>(ip.payload + UDP)?;
+            let vni = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            let (encap, vni, options) = udp_tunnel_header(vxlan, header[0], vni).ok()?;
+            let ethertype = if vxlan { ETH_TEB } else { be16(header[2], header[3]) };
+            Some(Inside { encap, vni, offset: ip.payload + UDP + UDP_TUNNEL + options, ethertype })
+        }
+        IP_GRE => {
+            let gre = gre(frame, ip.payload).ok()?;
+            let vni = settings.gre_vni(gre.ethertype, gre.key);
+            Some(Inside { encap: Encap::Gre, vni, offset: gre.payload, ethertype: gre.ethertype })
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]

@@ -8,8 +8,8 @@ use crate::{
     packet::{
         Fragment, Frame, half,
         numbers::{
-            ARP_HEAD, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEAST, ETH_QINQ, ETH_VLAN, IP_ICMP, IP_ICMPV6,
-            IP_SCTP, IP_TCP, IP_UDP,
+            ARP_HEAD, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_LEAST, ETH_QINQ, ETH_TEB, ETH_VLAN, IP_ICMP,
+            IP_ICMPV6, IP_SCTP, IP_TCP, IP_UDP,
         },
     },
 };
@@ -127,6 +127,22 @@ pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> Fields {
         ETH_ARP => arp(frame, ethernet.payload, key),
         ETH_IPV4 | ETH_IPV6 => [*tcp, *echo] = ip(frame, ethernet.ethertype, ethernet.payload, key),
         _ => {}
+    }
+    fields
+}
+
+/// Reads the fields by which a frame or packet that begins at `start` of a frame is of a connection: `ethertype` says which
+/// packet, or [`ETH_TEB`] a frame.
+#[inline(always)]
+pub fn inner_fields(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32) -> Fields {
+    let mut fields = Fields::default();
+    let (mut ethertype, mut start) = (ethertype, start);
+    if ethertype == ETH_TEB {
+        let Ok(ethernet) = frame.ethernet(start) else { return fields };
+        (ethertype, start) = (ethernet.ethertype, ethernet.payload);
+    }
+    if matches!(ethertype, ETH_IPV4 | ETH_IPV6) {
+        [fields.tcp, fields.echo] = ip(frame, ethertype, start, &mut fields.key);
     }
     fields
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use meter_agent::{
     connections::Selection,
     datapath::{Class, Datapath as _, Target},
     meter::PortId,
 };
 use meter_ebpf::abi::{
-    Counter, Direction,
+    Counter, Direction, PortRecord, PortUuid,
     connection::{Capture as Place, Connection},
     map,
 };
@@ -99,6 +99,41 @@ fn port_whose_counters_another_gets_keeps_what_its_connections_had() {
             let mut world = world.reopen(|_| {});
             let first = of(&world.reading(), 1);
             assert_eq!((first.other.map(packets), first.ended.map(packets)), ([0, 1], [1, 0]));
+        },
+    );
+}
+
+#[test]
+fn port_whose_record_is_gone_begins_anew_with_its_connections() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-forgot",
+        |_| {},
+        |mut world| {
+            for direction in Direction::ALL {
+                world.run(&segment(1, false, SYN), direction, 0);
+                world.run(&ethernet(&[], 0x0806, &[0; 28]), direction, 1);
+            }
+            // One has a place and connections, the other is only saved.
+            world.meter.datapath.set_capture(&super::capture_of(&[1], |_| {})).unwrap();
+            assert_eq!(world.reading().captures.len(), 2);
+            let mut world = world.reopen(|options| {
+                let mut ports: HashMap<MapData, PortUuid, PortRecord> =
+                    pinned_map(&options.pin_path, map::PORTS);
+                let uuids: Vec<PortUuid> = ports.keys().collect::<Result<_, _>>().unwrap();
+                uuids.iter().for_each(|uuid| ports.remove(uuid).unwrap());
+            });
+            let reading = world.reading();
+            for number in [1, 2] {
+                let capture = of(&reading, number);
+                assert_eq!((capture.other.map(packets), capture.ended.map(packets)), ([0, 0], [0, 0]));
+            }
+            assert_eq!(reading.connections, []);
+            world.run(&segment(2, false, SYN), Direction::Ingress, 0);
+            let reading = world.reading();
+            assert_eq!((reading.connections.len(), of(&reading, 1).other.map(packets)), (1, [0, 0]));
         },
     );
 }

@@ -9,12 +9,12 @@ use meter_agent::{
     datapath::{Capture, Reading},
     meter::PortId,
 };
-use meter_ebpf::abi::{Counter, Direction};
+use meter_ebpf::abi::{Counter, Direction, Encap, connection::capture};
 use uuid::Uuid;
 
 use super::{
     exchange,
-    site::{Counted, End, Path, Site, TAP},
+    site::{Counted, End, Path, Site, TAP, UPLINK, VNI},
 };
 use crate::support::ready;
 
@@ -22,10 +22,10 @@ fn tap() -> PortId {
     PortId(Uuid::from_u128(TAP))
 }
 
-/// Returns what each end of each connection of the machine's port sent, by hook.
-fn by_flow(reading: &Reading) -> [BTreeMap<Flow, Count>; 2] {
+/// Returns what each end of each connection of a port sent, by hook.
+fn by_flow(reading: &Reading, port: PortId) -> [BTreeMap<Flow, Count>; 2] {
     let mut sums = [BTreeMap::new(), BTreeMap::new()];
-    for connection in reading.connections.iter().filter(|connection| connection.port == tap()) {
+    for connection in reading.connections.iter().filter(|connection| connection.port == port) {
         let (initiator, target) = (connection.initiator, connection.target);
         for (ends, counts) in [(initiator, target), (target, initiator)].into_iter().zip(connection.counts) {
             for (sums, Counter { packets, bytes }) in sums.iter_mut().zip(counts) {
@@ -44,8 +44,8 @@ fn by_flow(reading: &Reading) -> [BTreeMap<Flow, Count>; 2] {
 }
 
 /// All connections, those that ended and what is in none add up to the port's total.
-fn assert_closed(reading: &Reading) {
-    let of_port = |port: &PortId| *port == tap();
+fn assert_closed(reading: &Reading, port: PortId) {
+    let of_port = |other: &PortId| *other == port;
     let [capture] = &reading.captures.iter().filter(|capture| of_port(&capture.port)).collect::<Vec<_>>()[..]
     else {
         panic!("{:?}", reading.captures);
@@ -81,8 +81,8 @@ pub(super) fn measure_at(site: &Site, traffic: impl FnOnce([End<'_>; 3])) -> (Co
     assert_eq!(capture.bits, EVERYTHING);
     let (counted, reading) = site.measure_connections(&capture, traffic);
     let expected = [counted.guest.from_guest.flows.clone(), counted.guest.to_guest.flows.clone()];
-    assert_eq!(by_flow(&reading), expected);
-    assert_closed(&reading);
+    assert_eq!(by_flow(&reading, tap()), expected);
+    assert_closed(&reading, tap());
     assert!(counted.guest.from_guest.super_packets > 0);
     (counted, reading)
 }
@@ -107,6 +107,38 @@ fn each_connection_is_what_crossed_the_wire() {
         assert!(connection.rtt_ns > 0 && connection.answered, "{connection:?}");
     }
     assert_eq!((of(1).count(), of(58).count()), (1, 1));
+}
+
+/// Connections inside of the tunnel, at the uplink: what the relay counted of each, and the tunnel's headers.
+fn measure_inside(six: bool) {
+    let site = Site::new(Path::Vxlan { six }, 1_500, true);
+    let uplink = PortId(Uuid::from_u128(UPLINK));
+    let selection = Selection { bits: EVERYTHING | capture::INSIDE, ..Selection::default() };
+    let capture: Capture = selection.of(BTreeSet::from([uplink]), BTreeSet::new());
+    let (counted, reading) = site.measure_connections(&capture, |[vm, _, far]| {
+        exchange(&vm, &far, site.guest_mtu);
+        exchange(&far, &vm, site.guest_mtu);
+    });
+    let headers = if six { 70 } else { 50 };
+    let outer = |flows: &BTreeMap<Flow, Count>| {
+        let grown = flows.iter().map(|(flow, count)| {
+            (*flow, Count { frames: count.frames, bytes: count.bytes + headers * count.frames })
+        });
+        grown.collect::<BTreeMap<_, _>>()
+    };
+    let expected = [outer(&counted.guest.to_guest.flows), outer(&counted.guest.from_guest.flows)];
+    assert!(expected[0].len() > 10, "{expected:?}");
+    assert_eq!(by_flow(&reading, uplink), expected, "IPv6 {six}");
+    assert!(reading.connections.iter().all(|connection| connection.overlay == Some((Encap::Vxlan, VNI))));
+    assert_closed(&reading, uplink);
+}
+
+#[test]
+fn each_connection_inside_of_a_tunnel_is_what_crossed_the_wire() {
+    if ready() {
+        measure_inside(false);
+        measure_inside(true);
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ use super::super::support::{
 pub(crate) const TAP: u128 = 1;
 pub(crate) const VETH: u128 = 2;
 pub(crate) const TUNNEL: u128 = 7;
-const UPLINK: u128 = 9;
+pub(crate) const UPLINK: u128 = 9;
 /// The device that both ports belong to.
 const DEVICE: u128 = 5;
 
@@ -41,7 +41,7 @@ pub(crate) const VETH_OUT: (u128, Direction) = (VETH, Direction::Egress);
 pub(crate) const UPLINK_IN: (u128, Direction) = (UPLINK, Direction::Ingress);
 pub(crate) const UPLINK_OUT: (u128, Direction) = (UPLINK, Direction::Egress);
 
-const VNI: u32 = 7;
+pub(crate) const VNI: u32 = 7;
 
 /// How frames get from the host's bridge to the far host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,6 +58,10 @@ pub(super) fn selection(document: &Document<'_>, max_entries: u32, report: &mut 
             }
         }
     }
+    let inside = section.one(report, "inside_tunnels", check::boolean);
+    if or(inside, false).value {
+        bits |= capture::INSIDE;
+    }
     let seconds = |key, default: u32, report: &mut Report<'_>| {
         let read = |text: &str| {
             let timeout = check::interval(TIMEOUTS)(text)?;

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
+use meter_ebpf::abi::connection::capture;
+
 use super::*;
 use crate::{
     connections,
@@ -197,6 +199,7 @@ prop_compose! {
         roles in prop::collection::btree_set(prop::sample::select(vec![Class::Port, Class::Uplink, Class::Tunnel]), 0..3),
         protocols in 0..16_u32,
         versions in 0..4_u32,
+        inside in any::<bool>(),
         share in 1..=1_000_000_u32,
         (idle_s, ended_s) in (1..=86_400_u32, 1..=86_400_u32),
     ) -> connections::Selection {
@@ -204,7 +207,7 @@ prop_compose! {
             netdevs,
             ports: ports.into_iter().map(|port| PortId(Uuid::from_u128(port))).collect(),
             roles,
-            bits: protocols | versions << 4,
+            bits: protocols | versions << 4 | if inside { capture::INSIDE } else { 0 },
             share,
             idle_s,
             ended_s,
@@ -219,13 +222,14 @@ fn written_connections(Config { connections: selection, connections_view: view, 
     };
     let roles: Vec<&str> = selection.roles.iter().map(|role| role.name()).collect();
     format!(
-        "netdevs = {}\nports = {}\nroles = {roles:?}\nprotocols = {:?}\nip_versions = [{}]\nmax_entries_of_netdev = {}\n\
+        "netdevs = {}\nports = {}\nroles = {roles:?}\nprotocols = {:?}\nip_versions = [{}]\ninside_tunnels = {}\nmax_entries_of_netdev = {}\n\
          timeout = \"{}s\"\nended_timeout = \"{}s\"\nmax_series = {}\ndrop_labels = {:?}\ngroup_networks = {}\n\
          internal_networks = {}\nexclude_classes = {:?}",
         strings(&selection.netdevs),
         strings(&selection.ports.iter().collect::<Vec<_>>()),
         words(&["tcp", "udp", "sctp", "icmp"], 0),
         words(&["4", "6"], 4).join(", "),
+        selection.bits & capture::INSIDE != 0,
         selection.share,
         selection.idle_s,
         selection.ended_s,

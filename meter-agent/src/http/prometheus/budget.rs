@@ -17,6 +17,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use meter_ebpf::abi::Counter;
+
 use crate::{
     datapath::Class,
     meter::{DeviceId, FlowStats, MeterKey, PortId},
@@ -150,6 +152,8 @@ pub(super) struct Budget {
     user_meters: Group<String, 2>,
     tunnels_transmit: Group<TunnelId, 3>,
     tunnels_receive: Group<TunnelId, 3>,
+    /// What is in no connection with a name, by port.
+    others: Group<PortId, 4>,
     meters: [Group<MeterKey, 2>; METER_KINDS.len()],
     meters_over: Option<[usize; METER_KINDS.len()]>,
 }
@@ -191,6 +195,22 @@ impl Budget {
         }
     }
 
+    /// Chooses for the families of what no connection with a name shows: of each port two series, one for each direction.
+    pub(super) fn choose_others(
+        &mut self,
+        most: usize,
+        ports: &[Port],
+        others: &[(PortId, [Counter; 2])],
+    ) -> Pool<PortId, 4> {
+        let entries = others.iter().map(|(id, [ingress, egress])| Entry {
+            id: *id,
+            created_ns: created_ns(ports, *id),
+            values: [ingress.packets, egress.packets, ingress.bytes, egress.bytes],
+            is_other: false,
+        });
+        self.others.admit(most.div_ceil(2), entries)
+    }
+
     /// Chooses for the families that MidoNet's meters are in. A port's meters, the one as a device among them, are as
     /// old as the port, which is one of `ports`; of others nobody knows.
     pub(super) fn choose_meters(
@@ -205,8 +225,7 @@ impl Budget {
                 MeterKey::Device(device) => PortId(*device),
                 MeterKey::Tunnel { .. } | MeterKey::User(_) => return 0,
             };
-            let found = ports.binary_search_by_key(&id, |port| port.port).ok();
-            found.and_then(|index| ports.get(index)).map_or(0, |port| port.created_ns)
+            created_ns(ports, id)
         };
         let pools: MeterPools = std::array::from_fn(|kind| {
             let meters = meters.iter().filter(|(key, _)| meter_kind(key) == kind);
@@ -249,6 +268,12 @@ impl Choice {
             ("meter_uplink", self.uplinks.len()),
         ]
     }
+}
+
+/// Returns when a port began, of ports in the order of their UUIDs; 0 where nobody knows.
+fn created_ns(ports: &[Port], id: PortId) -> u64 {
+    let found = ports.binary_search_by_key(&id, |port| port.port).ok();
+    found.and_then(|index| ports.get(index)).map_or(0, |port| port.created_ns)
 }
 
 /// Returns the totals of a port: ingress, then egress, each in wire units and in the kernel's.

@@ -2,16 +2,20 @@
 
 use std::fmt;
 
-use meter_ebpf::abi::{Counter, Direction};
+use meter_ebpf::abi::{Counter, Direction, Encap};
 
 use super::{
+    budget::{OTHER, Other, Pool},
     families::{Families, Family, Labels, Value},
     traffic::word,
 };
-use crate::connections::{Row, Series, Shown, Tag, protocol_name};
+use crate::{
+    connections::{Row, Series, Shown, Tag, protocol_name},
+    meter::PortId,
+};
 
 /// The labels of a connection: whose, of what protocol, from whom to whom, and which way.
-type RowLabels<'r> = [(&'static str, Value<'r>); 8];
+type RowLabels<'r> = [(&'static str, Value<'r>); 10];
 
 /// Label values of both ends, as [`Row`]s are sent by them.
 const DIRECTIONS: [&str; 2] = ["initiator_to_target", "target_to_initiator"];
@@ -22,8 +26,8 @@ struct Ends {
     target: String,
 }
 
-/// Writes every family of connections.
-pub(super) fn write(families: &mut Families<'_>, shown: &Shown) -> fmt::Result {
+/// Writes every family of connections; `pool` has the ports whose rest has no series of its own.
+pub(super) fn write(families: &mut Families<'_>, shown: &Shown, pool: &Pool<PortId, 4>) -> fmt::Result {
     const SEEN: &str = "of the connection at the netdev of the port, by which end sent them. A connection that is not named, or is not in \
         the table, is in meter_connection_other. Wire units, as meter_port";
     let rows: Vec<(&Row, Ends)> = shown
@@ -58,11 +62,19 @@ pub(super) fn write(families: &mut Families<'_>, shown: &Shown) -> fmt::Result {
 
     const REST: &str = "of a port whose connections are counted that are in no series of meter_connection: of no connection, not wanted, \
         without room or name, or of connections that have left. With those they are all that the port has since its connections are \
-        counted. By the hook of the netdev; wire units, as meter_port";
+        counted. By the hook of the netdev; wire units, as meter_port. Ports beyond \
+        metrics.max_series share the port other";
     let others = |value: fn(&Counter) -> u64| {
-        shown.others.iter().flat_map(move |(port, hooks)| {
+        let named = shown.others.iter().filter(|(port, _)| pool.is_named(port));
+        let named = named.map(|(port, hooks)| (Value::Uuid(port.0), *hooks));
+        let pooled =
+            pool.other().map(|Other { values: [packets_in, packets_out, bytes_in, bytes_out], .. }| {
+                let ingress = Counter { packets: packets_in, bytes: bytes_in };
+                (Value::Text(OTHER), [ingress, Counter { packets: packets_out, bytes: bytes_out }])
+            });
+        named.chain(pooled).flat_map(move |(port, hooks)| {
             Direction::ALL.map(|direction| {
-                let labels = [("port", Value::Uuid(port.0)), ("direction", Value::Text(word(direction)))];
+                let labels = [("port", port), ("direction", Value::Text(word(direction)))];
                 (Labels(labels), value(&hooks[direction as usize]))
             })
         })
@@ -74,7 +86,7 @@ pub(super) fn write(families: &mut Families<'_>, shown: &Shown) -> fmt::Result {
 }
 
 fn labels<'r>(row: &Row, ends: &'r Ends, direction: &'static str) -> RowLabels<'r> {
-    let Series { port, protocol, initiator, target, tag } = &row.series;
+    let Series { port, protocol, initiator, target, tag, encap, vni } = &row.series;
     let number = |number: Option<u16>| number.map_or(Value::Text(""), |number| Value::Number(number.into()));
     [
         ("port", Value::Uuid(port.0)),
@@ -85,6 +97,8 @@ fn labels<'r>(row: &Row, ends: &'r Ends, direction: &'static str) -> RowLabels<'
         ("target_port", number(target.1)),
         ("class", Value::Text(tag.map_or("", Tag::name))),
         ("direction", Value::Text(direction)),
+        ("encap", Value::Text(encap.map_or("", Encap::name))),
+        ("vni", vni.map_or(Value::Text(""), Value::Number)),
     ]
 }
 

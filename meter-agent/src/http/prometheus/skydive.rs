@@ -14,15 +14,15 @@ use meter_ebpf::{
 };
 
 use crate::{
-    connections::{Row, Shown, View, protocol_name},
+    connections::{Label, Row, Shown, View, protocol_name},
     datapath::ConnectionReading,
     netdev::{NetdevState, NetdevStats},
     snapshot::{Carrier, Port, Snapshot},
 };
 
-/// Returns how connections are shown here: one by one, and those that the classifier doesn't filter out.
+/// Returns how connections are shown here: one by one, but for those of the same ends in several overlay networks, and those that the classifier doesn't filter out.
 pub(super) fn view(native: &View) -> View {
-    View { drop: [].into(), networks: Vec::new(), ..native.clone() }
+    View { drop: [Label::Encap, Label::Vni].into(), networks: Vec::new(), ..native.clone() }
 }
 
 /// Returns those that the connector showed: it skipped what has no transport layer.

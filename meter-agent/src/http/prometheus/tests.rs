@@ -199,6 +199,7 @@ fn families_beyond_the_limit_have_the_same_sums() {
             ("meter_tunnel_transmit_packets_total{", 1),
             ("meter_tunnel_receive_outer_bytes_total{", 2),
             ("meter_uplink_receive_bytes_total{", 1),
+            ("meter_connection_other_bytes_total{", 4),
         ] {
             assert_eq!(found.iter().filter(|sample| sample.starts_with(family)).count(), most, "{family}");
         }
@@ -216,6 +217,8 @@ fn families_beyond_the_limit_have_the_same_sums() {
             "meter_agent_series_over_limit{family=\"meter_user\"} 1",
             "meter_agent_series_over_limit{family=\"meter_tunnel_transmit\"} 0",
             "meter_agent_series_over_limit{family=\"meter_tunnel_receive\"} 1",
+            "meter_connection_other_packets_total{port=\"other\",direction=\"receive\"} 5",
+            "meter_agent_series_over_limit{family=\"meter_connection_other\"} 1",
         ] {
             assert!(found.contains(&sample), "{sample} is missing");
         }
