@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::support::{
     Host, Meter,
     frames::{IPV4, IPV6, ethernet, ipv4_with, ipv6},
-    programs::{Program, Programs, named},
+    programs::{PROGRAMS, Program, Programs, named},
     ready,
 };
 
@@ -60,7 +60,10 @@ impl<'h> World<'h> {
         let mut options = host.options();
         change(&mut options);
         let mut meter = host.open_with(&options);
-        let programs = Programs::load(&options, Direction::ALL.map(program));
+        let programs = Programs::load(
+            &options,
+            PROGRAMS.into_iter().filter(|program| program.name.starts_with("meter_conn_")),
+        );
         let netdevs = ["d1", "d2"].map(|netdev| host.ifindex(netdev));
         meter.datapath.set_capture(&capture_of(&[1, 2], |_| {})).unwrap();
         let mut world = World { host: &host, options, meter, programs, netdevs };

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use meter_agent::datapath::{Class, ConnectionReading, Datapath as _, Reading};
 use meter_ebpf::abi::{Direction, Encap, connection::capture};
 
-use super::{ACK, SYN, World, capture_of, of, packets, program, segment};
+use super::{ACK, SYN, World, capture_of, of, packets, segment};
 use crate::support::{
     frames::{GRE, IPV4, IPV6, KEY, TEB, UDP, ethernet, geneve, gre, ipv4, ipv4_with, ipv6, tcp, udp, vxlan},
+    programs::named,
     ready,
 };
 
@@ -33,7 +34,7 @@ impl World<'_> {
             Direction::Ingress => "meter_conn_uin",
             Direction::Egress => "meter_conn_uout",
         };
-        self.programs.run_between(program(name), frame, [0, self.netdevs[0]]);
+        self.programs.run_between(named(name), frame, [0, self.netdevs[0]]);
     }
 
     fn look_inside(&mut self, inside: bool) {
