@@ -13,8 +13,8 @@ use meter_ebpf::{
     abi::{
         Counter, Direction, Network, SlotRef,
         rules::{
-            MAX_CACHED, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables, VERDICT_BLOCKS,
-            VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
+            MAX_CACHED, MAX_RULES, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables,
+            VERDICT_BLOCKS, VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
         },
     },
     connection::Seen,
@@ -23,7 +23,7 @@ use meter_ebpf::{
         tunnel::{Inside, inside_of},
     },
     register::Register as _,
-    rules::{Counts, Ends, Fields, classify, fields, inner_fields, plain_fields},
+    rules::{Ends, Fields, Matched, Matches, classify, counter_of, fields, inner_fields, plain_fields},
 };
 
 use crate::{
@@ -59,6 +59,8 @@ struct Scratch {
     /// The labels of its tunnel; 0 where it is not asked for, or no tunnel's.
     tunnel: u64,
     wire: Counter,
+    /// Which meters have counted it so far, while the rules are asked.
+    matched: Matched,
 }
 
 /// Counts a frame of a port for each meter that has a rule for it, as what it is on the wire.
@@ -185,36 +187,34 @@ fn count_read(
         *to = unsafe { core::ptr::from_ref(from).read_volatile() };
     }
     verdict.count = 0;
-    ask(tables, verdict, wire);
+    ask(tables, verdict, scratch);
 }
 
-/// Asks the rules, and remembers what they say. Apart, so that a frame whose verdict is known keeps nothing for it.
+/// Asks the rules, counts the frame for their meters, and remembers which. Apart, so that a frame whose verdict is known keeps
+/// nothing for it.
 #[inline(never)]
-fn ask(tables: &RuleTables, verdict: &mut Verdict, wire: &Counter) -> u32 {
-    let Verdict { key, counters, count } = verdict;
-    classify(tables, key, &mut Counting { counters, count, wire });
-    if *count > MAX_CACHED as u64 {
-        key.make_void();
+fn ask(tables: &RuleTables, verdict: &mut Verdict, scratch: *mut Scratch) -> u32 {
+    // SAFETY: the caller's value of this CPU (see the module). Here and below no reference lives while the exported functions
+    // run, which have their own.
+    unsafe { (*scratch).matched.clear() };
+    classify(tables, &verdict.key, &mut Listed);
+    for place in 0..MAX_RULES {
+        // SAFETY: as above.
+        let Some(rule) = (unsafe { (*scratch).matched.rule(place) }) else { break };
+        count_matched(counter_of(tables, rule));
     }
+    // SAFETY: as above.
+    unsafe { (*scratch).matched.remember(verdict) };
     0
 }
 
-/// Counts a frame, and remembers for which meters.
-struct Counting<'v> {
-    counters: &'v mut [u16; MAX_CACHED],
-    count: &'v mut u64,
-    wire: &'v Counter,
-}
+/// The rules that match, listed in [`METER_SCRATCH`].
+struct Listed;
 
-impl Counts for Counting<'_> {
+impl Matches for Listed {
     #[inline(always)]
-    fn count(&mut self, counter: u32) {
-        let place = *self.count as usize;
-        if place < MAX_CACHED {
-            self.counters[place] = counter as u16;
-        }
-        *self.count = place as u64 + 1;
-        count_meter(counter, self.wire.packets, self.wire.bytes);
+    fn add(&mut self, word: u32, bits: u64) {
+        list_rules(word, bits);
     }
 }
 
@@ -285,7 +285,7 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -
         return meters;
     }
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    let Scratch { fields, inside, tunnel, wire } = unsafe { &*scratch };
+    let Scratch { fields, inside, tunnel, wire, .. } = unsafe { &*scratch };
     let tunnel = *tunnel;
     let fields = if tunnel != 0 { inside } else { fields };
     let skb = Skb::new(skb);
@@ -332,11 +332,27 @@ extern "C" fn walk_inside(skb: *mut __sk_buff) -> u64 {
     inside_of(&Skb::new(skb), &Loaded).pack()
 }
 
-/// Counts in one meter.
+/// Lists the rules of one word of a vector in [`METER_SCRATCH`], behind those that are there.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn count_meter(counter: u32, packets: u64, bytes: u64) -> u64 {
-    count_at(counter, packets, bytes);
+extern "C" fn list_rules(word: u32, bits: u64) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe { (*scratch).matched.list(word, bits) };
+    0
+}
+
+/// Counts the frame that is in [`METER_SCRATCH`] in the meter of a rule that matches it, unless the rule before was the same
+/// meter's.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_matched(counter: u32) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let Scratch { wire, matched, .. } = unsafe { &mut *scratch };
+    if matched.note(counter) {
+        count_at(counter, wire.packets, wire.bytes);
+    }
     0
 }
 

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use meter_ebpf::{
     abi::rules::{KEY_WORDS, present},
-    rules::{Counts, classify},
+    rules::{Matched, Matches, classify, counter_of},
 };
 use proptest::prelude::*;
 
@@ -18,14 +18,22 @@ fn slots() -> BTreeMap<u32, SlotPort> {
     BTreeMap::from([(1, port(1, None)), (17, port(2, Some(4))), (70_000, port(3, Some(1)))])
 }
 
-/// Collects counters.
-#[derive(Debug, Default)]
-struct Counted(Vec<u32>);
+/// Lists what matches, as the programs do.
+struct Listed(Matched);
 
-impl Counts for Counted {
-    fn count(&mut self, counter: u32) {
-        self.0.push(counter);
+impl Matches for Listed {
+    fn add(&mut self, word: u32, bits: u64) {
+        self.0.list(word, bits);
     }
+}
+
+/// Returns the counters that a frame with this key counts in, in the order of the rules.
+fn counters(tables: &RuleTables, key: &FlowKey) -> Vec<u32> {
+    let mut listed = Listed(Matched::default());
+    classify(tables, key, &mut listed);
+    let rules: Vec<u16> = (0..MAX_RULES).map_while(|place| listed.0.rule(place)).collect();
+    let counters = rules.into_iter().map(|rule| counter_of(tables, rule));
+    counters.filter(|counter| listed.0.note(*counter)).collect()
 }
 
 /// Makes the key of a packet that a hook can see, with the slots of its ports.
@@ -112,14 +120,12 @@ fn both(
 ) -> (BTreeSet<usize>, BTreeSet<usize>) {
     let mut key = key(packet, of_ports);
     key.restrict(tables);
-    let mut counted = Counted::default();
     // Inside a tunnel a program asks only rules of overlay networks.
-    if !packet.network.is_tunnel() || tables.key_mask.asks_for_network() {
-        classify(tables, &key, &mut counted);
-    }
+    let asks = !packet.network.is_tunnel() || tables.key_mask.asks_for_network();
+    let counted = if asks { counters(tables, &key) } else { Vec::new() };
     let found: BTreeSet<usize> =
-        counted.0.iter().map(|counter| 1_000 - usize::try_from(*counter).unwrap()).collect();
-    assert_eq!(found.len(), counted.0.len(), "a meter counts twice");
+        counted.iter().map(|counter| 1_000 - usize::try_from(*counter).unwrap()).collect();
+    assert_eq!(found.len(), counted.len(), "a meter counts twice");
     let expected = set.counting(packet).map(|meter| meter.name.parse().unwrap()).collect();
     (found, expected)
 }
