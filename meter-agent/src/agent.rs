@@ -142,6 +142,7 @@ impl<D: Datapath> Agent<D> {
             config_reload_ok: true,
             config_loaded_s: read_s,
             namespaces: follows.then_some(0),
+            unpinned: datapath.unpinned().map(ToOwned::to_owned),
             ..Health::default()
         };
         let left = datapath.attached().keys().map(|id| id.namespace).collect();

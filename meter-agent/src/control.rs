@@ -2,7 +2,7 @@
 //!
 //! HTTP on a Unix socket, so that curl can ask too: `GET /netdevs` is what `meter-agent ls` prints, as JSON, and `GET
 //! /audit` makes an audit and returns what `meter-agent audit` prints. `GET /connections` lists connections, as its query asks
-//! for them ([`Question`]). [`meters`] has what there is for user-defined meters.
+//! for them ([`Question`]), and `GET /agent` says how the agent itself is. [`meters`] has what there is for user-defined meters.
 
 pub mod meters;
 
@@ -16,7 +16,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
@@ -40,6 +40,7 @@ const NETDEVS: &str = "/netdevs";
 const AUDIT: &str = "/audit";
 const METERS: &str = "/meters";
 const CONNECTIONS: &str = "/connections";
+const AGENT: &str = "/agent";
 /// How long an agent may take to answer; it may be attaching.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where it reads all counters several times first, or writes to a disk.
@@ -73,6 +74,13 @@ impl Desk {
     ) -> Self {
         Self { reader, audits, change: Arc::new(change) }
     }
+}
+
+/// How the agent itself is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Why its counters are not pinned, and so end with it; nothing where they are.
+    pub unpinned: Option<String>,
 }
 
 /// The socket can't be made.
@@ -179,8 +187,9 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
     if request.path.strip_prefix(METERS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return meters::answer(desk, &request).await;
     }
-    if !matches!(request.path.as_str(), NETDEVS | AUDIT | CONNECTIONS) {
-        let there_is = format!("not found; there are {NETDEVS}, {AUDIT}, {CONNECTIONS} and {METERS}");
+    if !matches!(request.path.as_str(), NETDEVS | AUDIT | CONNECTIONS | AGENT) {
+        let there_is =
+            format!("not found; there are {NETDEVS}, {AUDIT}, {CONNECTIONS}, {METERS} and {AGENT}");
         return Response::text(StatusCode::NOT_FOUND, &there_is);
     }
     if request.method != Method::GET {
@@ -188,6 +197,9 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
     }
     if request.path == NETDEVS {
         return json(&desk.reader.fresh().await.netdevs);
+    }
+    if request.path == AGENT {
+        return json(&AgentStatus { unpinned: desk.reader.latest().health.unpinned.clone() });
     }
     if request.path == CONNECTIONS {
         return match Question::parse(request.query.as_deref().unwrap_or_default()) {
@@ -230,6 +242,15 @@ fn json(value: &impl Serialize) -> Response {
 /// [`AskError::NoAgent`] where none runs.
 pub async fn netdevs(path: &Path) -> Result<Vec<NetdevStatus>, AskError> {
     ask(path, Call { timeout: PATIENCE, ..get(NETDEVS) }).await
+}
+
+/// Asks the agent behind a socket how it is.
+///
+/// # Errors
+///
+/// [`AskError::NoAgent`] where none runs.
+pub async fn agent(path: &Path) -> Result<AgentStatus, AskError> {
+    ask(path, Call { timeout: PATIENCE, ..get(AGENT) }).await
 }
 
 /// Asks the agent behind a socket for an audit.
@@ -281,12 +302,12 @@ mod tests {
 
     use tokio::sync::mpsc;
 
-    use super::{AskError, BindError, Desk, answer, audit, bind, netdevs};
+    use super::{AgentStatus, AskError, BindError, Desk, agent, answer, audit, bind, netdevs};
     use crate::{
         audit::Report,
         http::server::{Limits, serve},
         publish::SnapshotReader,
-        snapshot::{NetdevStatus, Snapshot},
+        snapshot::{Health, NetdevStatus, Snapshot},
     };
 
     fn status() -> NetdevStatus {
@@ -312,7 +333,10 @@ mod tests {
         assert!(matches!(netdevs(&path).await, Err(AskError::NoAgent(_))));
         let listener = bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let reader = SnapshotReader::fixed(Snapshot { netdevs: vec![status()], ..Snapshot::default() });
+        let unpinned = Some("read-only".to_owned());
+        let health = Health { unpinned: unpinned.clone(), ..Health::default() };
+        let reader =
+            SnapshotReader::fixed(Snapshot { netdevs: vec![status()], health, ..Snapshot::default() });
         let (audits, mut asked) = mpsc::channel(1);
         let desk = Desk::new(reader, audits, |_, _| ());
         let server = tokio::spawn(serve(listener, Limits::default(), move |request| {
@@ -320,6 +344,7 @@ mod tests {
             async move { answer(&desk, request).await }
         }));
         assert_eq!(netdevs(&path).await.unwrap(), [status()]);
+        assert_eq!(agent(&path).await.unwrap(), AgentStatus { unpinned });
         let report = Report { at_s: 7, ..Report::default() };
         let made = Arc::new(report.clone());
         tokio::spawn(async move {

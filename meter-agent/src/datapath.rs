@@ -14,10 +14,12 @@ mod failure;
 pub mod fake;
 mod grace;
 mod here;
+mod home;
 mod hook;
 mod hooks;
 pub mod kernel;
 mod ledger;
+mod links;
 mod mapped;
 mod maps;
 mod meters;
@@ -31,15 +33,18 @@ mod pins;
 mod places;
 mod reading;
 mod readings;
+mod recipe;
 mod record;
 mod remove;
 mod saved;
 mod slots;
 mod softirq;
 mod specs;
+mod store;
 mod sys;
 mod takeover;
 mod tunnels;
+mod unpinned;
 mod unrecorded;
 
 use std::{
@@ -312,6 +317,9 @@ pub struct ReadError {
 pub trait Datapath {
     /// Returns what is attached; at first what an earlier agent left attached, without the netdevs' names.
     fn attached(&self) -> &BTreeMap<NetdevId, Attachment>;
+
+    /// Returns why the counters are not pinned, and so end with the agent; `None` where they are.
+    fn unpinned(&self) -> Option<&str>;
 
     /// Returns the number of a network namespace whose netdevs will be attached, that which it has or had.
     ///

@@ -50,6 +50,10 @@ pub async fn report(
     if selection.is_on() {
         findings.push(named_namespaces(selection));
     }
+    if let Some(notice) = ls::notice(socket).await {
+        let says = format!("{notice}; once it can be written to, restart the agent");
+        findings.push(Finding::new(Verdict::Bad, "pins", says));
+    }
     let (agent, netdevs) = match control::netdevs(socket).await {
         Ok(netdevs) => {
             (Finding::new(Verdict::Good, "agent", "runs, and is what the hooks below are from"), netdevs)
@@ -140,7 +144,7 @@ fn named_namespaces(selection: &Selection) -> Finding {
 }
 
 impl Report {
-    /// Returns whether nothing keeps an agent from counting every netdev that it should.
+    /// Returns whether nothing keeps an agent from counting every netdev that it should, and from keeping what it counts.
     #[must_use]
     pub fn is_well(&self) -> bool {
         self.findings.iter().all(|finding| finding.verdict != Verdict::Bad)

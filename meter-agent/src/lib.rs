@@ -15,7 +15,7 @@
 //!       ─► snapshot::Snapshot: immutable; whoever waits gets the same one       agent/compose.rs
 //! ```
 //!
-//! The totals are in the kernel's maps, which are pinned. The agent adds nothing up over time, so an agent that is
+//! The totals are in the kernel's maps, which are pinned wherever that can be. The agent adds nothing up over time, so an agent that is
 //! killed loses nothing, and reading changes nothing.
 //!
 //! # The way of a netdev

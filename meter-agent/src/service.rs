@@ -8,7 +8,7 @@
 //! | tokio | the servers, the audits, the statistics of netdevs, the signals, one tick a second, one every five seconds for the rates of beans, the service manager's news |
 //!
 //! They meet in one channel of events and in the published snapshot. When the daemon ends the hooks stay attached and
-//! count on; the next one takes them over.
+//! count on; the next one takes them over. Where nothing can be pinned they end with it.
 
 mod activation;
 mod audit;
@@ -108,8 +108,12 @@ pub fn run(
     let added = State::open(&config.state_directory);
     let wanted = Definitions::new(config.meters.clone(), added.meters.clone()).set().ok();
     let state = state.flatten();
-    let before = Before { totals: state.as_ref(), meters: wanted.as_ref() };
+    let of_another_boot =
+        state_file.as_ref().zip(state.as_ref()).is_some_and(|(file, state)| file.is_older(state));
+    let before = Before { totals: state.as_ref(), of_another_boot, meters: wanted.as_ref() };
     let datapath = KernelDatapath::open_after(&config.datapath, before)?;
+    drop(state);
+    let counts_on = datapath.unpinned().is_none();
     if let Some(file) = state_file.as_ref().filter(|_| datapath.unrestored() > 0) {
         file.keep_unrestored();
     }
@@ -196,13 +200,19 @@ pub fn run(
         }
         let herald = Herald::start(reader.clone());
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
-        herald.stopping();
+        if counts_on {
+            tracing::info!("ending; the hooks stay attached and count on");
+        } else {
+            tracing::warn!("ending, with all counters: they are not pinned");
+        }
+        herald.stopping(counts_on);
         result
     });
     // Work that nobody waits for any more, such as a bcrypt, does not keep the process.
     runtime.shutdown_background();
     drop(events.send(Event::Shutdown));
     let ended = agent.join().map(|mut datapath| {
+        datapath.end();
         if let Some(file) = &state_file {
             file.write_last(datapath.totals());
         }
@@ -260,7 +270,6 @@ async fn supervise(
             herald.reloaded();
         }
     }
-    tracing::info!("ending; the hooks stay attached and count on");
     Ok(())
 }
 

@@ -153,6 +153,8 @@ pub struct Health {
     pub user_meters_in_force: bool,
     /// Times that the datapath refused a set of user-defined meters.
     pub user_meter_refusals: u64,
+    /// Why the counters are not pinned, and so end with the agent; `None` where they are.
+    pub unpinned: Option<String>,
     /// Whether everything found at the start has been attached or has failed for a reason.
     pub ready: bool,
     /// Whether the same is true of what is known and wanted now.

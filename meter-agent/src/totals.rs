@@ -13,6 +13,9 @@ const MAGIC: &str = "meter-agent-totals 1";
 pub struct Totals {
     /// In which boot of the host it was written (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
+    /// Whether nothing that counted was pinned: it has ended with the agent, and not with the boot.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub unpinned: bool,
     /// Ports, uplinks and tunnel netdevs.
     pub ports: Vec<SavedPort>,
     /// What came into devices through their ports.
@@ -84,6 +87,11 @@ pub struct SavedMeter {
 #[error("{0}")]
 pub struct BrokenTotals(String);
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+const fn is_not(what: &bool) -> bool {
+    !*what
+}
+
 impl Totals {
     /// Writes it down.
     #[must_use]
@@ -138,12 +146,14 @@ mod tests {
             small in any::<[u32; 2]>(),
             reasons in any::<Vec<[u64; 2]>>(),
             boot_id in ".{0,40}",
+            unpinned in any::<bool>(),
         ) -> Totals {
             let [port, device] = ids.map(Uuid::from_u128);
             let [class, uplink] = small;
             let pair = [numbers[0], numbers[1]];
             Totals {
                 boot_id,
+                unpinned,
                 ports: vec![SavedPort { port, class, uplink, created_ns: numbers[0], device, hooks: counts }],
                 members: vec![SavedMember { port, device, accrued: pair, base: [numbers[2], numbers[3]] }],
                 tunnels: vec![SavedTunnel { key: numbers, counts: [numbers[4], numbers[3], numbers[2]] }],

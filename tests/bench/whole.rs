@@ -48,6 +48,10 @@ impl Datapath for Memory {
         &self.attached
     }
 
+    fn unpinned(&self) -> Option<&str> {
+        None
+    }
+
     fn prepare(&mut self, _: &[Target]) {}
     fn enter(&mut self, _: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
         Ok(NamespaceId(1))

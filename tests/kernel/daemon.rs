@@ -13,6 +13,7 @@ mod namespaces;
 mod prometheus;
 mod reboot;
 mod service;
+mod unpinned;
 
 use std::{
     io::Write as _,

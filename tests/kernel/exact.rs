@@ -8,6 +8,7 @@ mod meters;
 mod networks;
 mod restarts;
 mod site;
+mod unpinned;
 
 use std::net::IpAddr;
 

@@ -58,6 +58,12 @@ impl Host {
         Self { netns: Netns::new(label).unwrap(), pins: pins.into() }
     }
 
+    /// Makes a host whose pin path is on no bpffs.
+    pub(crate) fn without_pins(label: &str) -> Self {
+        let pins = format!("/nowhere/meter-test-{}-{label}", std::process::id());
+        Self { netns: Netns::new(label).unwrap(), pins: pins.into() }
+    }
+
     /// Returns options of a small datapath.
     pub(crate) fn options(&self) -> Options {
         Options { pin_path: self.pins.clone(), ..small_options() }
@@ -73,7 +79,7 @@ impl Host {
         let opened = self
             .netns
             .run_in(|| {
-                let before = Before { totals: Some(state), ..Before::default() };
+                let before = Before { totals: Some(state), of_another_boot: true, ..Before::default() };
                 KernelDatapath::open_after(options, before)
             })
             .unwrap();

@@ -44,6 +44,10 @@ impl Datapath for Memory {
         &self.attached
     }
 
+    fn unpinned(&self) -> Option<&str> {
+        None
+    }
+
     fn prepare(&mut self, _: &[Target]) {}
     fn enter(&mut self, _: Identity, _: Entrance) -> Result<NamespaceId, AttachError> {
         Ok(NamespaceId(1))
@@ -321,7 +325,10 @@ fn socket_says_what_a_request_should_have_been() {
             "only GET /meters, PUT /meters/NAME and DELETE /meters/NAME\n405",
         ),
         (&["http://a/meters/b"], "only GET /meters, PUT /meters/NAME and DELETE /meters/NAME\n405"),
-        (&["http://a/metersb"], "not found; there are /netdevs, /audit, /connections and /meters\n404"),
+        (
+            &["http://a/metersb"],
+            "not found; there are /netdevs, /audit, /connections, /meters and /agent\n404",
+        ),
         (
             &["-X", "PUT", "http://a/meters/%FF", "-d", "{}"],
             "the name is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0\n400",

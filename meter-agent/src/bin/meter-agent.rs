@@ -1,7 +1,7 @@
 //! `meter-agent`: the daemon, and the operator's own subcommands.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or
-//! configuration, 3 what starting again does not help: a kernel that is too old, a missing capability, no bpffs. The unit's
+//! configuration, 3 what starting again does not help: a kernel that is too old, a missing capability, pins of another version. The unit's
 //! `RestartPreventExitStatus=` knows 2 and 3.
 
 use std::{
@@ -137,6 +137,9 @@ fn list(config: &Config, json: bool) -> Result<()> {
             "no agent runs with the socket {}; this is what one would do",
             config.control_socket.display()
         );
+    }
+    if let Some(notice) = runtime.block_on(ls::notice(&config.control_socket)) {
+        eprintln!("{notice}");
     }
     let text = if json { serde_json::to_string_pretty(&netdevs)? + "\n" } else { ls::table(&netdevs) };
     print(&text)

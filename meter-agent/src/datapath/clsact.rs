@@ -72,6 +72,25 @@ pub(super) fn set_filter(
 
 /// Returns the id of the program that our filter runs; `None` without a filter of ours.
 pub(super) fn filter_program(ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
+    filter_option(ifindex, direction, |option| match option {
+        TcFilterBpfOption::ProgId(id) => Some(id),
+        _ => None,
+    })
+}
+
+/// Returns the name of our filter; `None` without one.
+pub(super) fn filter_name(ifindex: u32, direction: Direction) -> io::Result<Option<String>> {
+    filter_option(ifindex, direction, |option| match option {
+        TcFilterBpfOption::ProgName(name) => Some(name),
+        _ => None,
+    })
+}
+
+fn filter_option<T>(
+    ifindex: u32,
+    direction: Direction,
+    mut pick: impl FnMut(TcFilterBpfOption) -> Option<T>,
+) -> io::Result<Option<T>> {
     // NLM_F_ECHO as for `qdisc_kind`.
     let ask = RouteNetlinkMessage::GetTrafficFilter(filter_message(ifindex, direction)?);
     let answers = match request(ask, NLM_F_ACK | NLM_F_ECHO) {
@@ -88,7 +107,7 @@ pub(super) fn filter_program(ifindex: u32, direction: Direction) -> io::Result<O
         _ => None,
     });
     Ok(options.into_iter().flatten().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+        TcOption::Bpf(option) => pick(option),
         _ => None,
     }))
 }

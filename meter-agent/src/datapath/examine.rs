@@ -7,8 +7,10 @@ use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
-    object::{CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
-    open::{OpenError, check_kernel, has_bpffs, missing_capabilities},
+    object::{
+        CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, Over, TC_PROGRAMS, has_tcx, load_object, settings,
+    },
+    open::{OpenError, check_kernel, check_writable, has_bpffs, missing_capabilities},
     softirq::Softirqs,
     specs,
 };
@@ -18,7 +20,7 @@ use super::{
 pub enum Verdict {
     /// It is as it has to be.
     Good,
-    /// It keeps the agent from counting.
+    /// It keeps the agent from counting, or what it counts from outliving it.
     Bad,
     /// Good to know.
     Note,
@@ -69,7 +71,7 @@ pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
         Finding::of("kernel", kernel),
         Finding::of("eBPF object", object),
         Finding::of("capabilities", may),
-        Finding::of("bpffs", bpffs(&options.pin_path)),
+        bpffs(&options.pin_path),
     ];
     findings.extend(softirqs.map(|says| Finding::new(Verdict::Note, "softirqs", says)));
     if !can_try {
@@ -88,20 +90,29 @@ fn tcx_finding(has_tcx: bool) -> Finding {
     Finding::new(if has_tcx { Verdict::Good } else { Verdict::Note }, "TCX", says)
 }
 
-fn bpffs(pin_path: &Path) -> Result<String, OpenError> {
+fn bpffs(pin_path: &Path) -> Finding {
+    const SUBJECT: &str = "bpffs";
     let path = pin_path.display();
-    Ok(if has_bpffs(pin_path)? {
-        format!("{path} is on one")
-    } else {
-        format!("none is mounted for {path}; an agent with CAP_SYS_ADMIN mounts one")
-    })
+    match has_bpffs(pin_path).and_then(|is_there| check_writable(pin_path).map(|()| is_there)) {
+        Ok(true) => Finding::new(Verdict::Good, SUBJECT, format!("{path} is on one")),
+        Ok(false) => {
+            let says = format!(
+                "none is mounted for {path}; an agent with CAP_SYS_ADMIN mounts one, and the counters of another end with it"
+            );
+            Finding::new(Verdict::Note, SUBJECT, says)
+        }
+        Err(error) => {
+            let says = format!("{error}; an agent counts all the same, but its counters end with it");
+            Finding::new(Verdict::Bad, SUBJECT, says)
+        }
+    }
 }
 
 /// Loads the programs over small maps that nobody else sees; returns whether the kernel has TCX.
 fn try_object(options: &Options) -> Result<bool, OpenError> {
     let small =
         Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, max_connections: 1, ..options.clone() };
-    let (ebpf, _) = load_object(&specs::specs(&small), &settings(&small), None)?;
+    let (ebpf, _) = load_object(&specs::specs(&small), &settings(&small), Over::New)?;
     Ok(has_tcx(&ebpf))
 }
 

@@ -126,6 +126,10 @@ impl Datapath for FakeDatapath {
         &self.attached
     }
 
+    fn unpinned(&self) -> Option<&str> {
+        None
+    }
+
     fn prepare(&mut self, targets: &[Target]) {
         self.prepared = targets.iter().map(|target| target.netdev.clone()).collect();
     }

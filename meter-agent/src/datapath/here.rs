@@ -122,6 +122,7 @@ impl KernelDatapath {
         if adds {
             ours = hooks::add_clsact(target).map_err(refused)?;
         }
+        self.links.set_qdisc(target.id, ours);
         let mut loaded = loaded(&mut self.ebpf, &self.namespaces, target);
         let site =
             Site { links: &self.links, meters: self.meters.on, captured: &self.captures.wanted().ports };
@@ -162,6 +163,7 @@ impl KernelDatapath {
         if ours {
             remove_qdisc(target.id.ifindex);
         }
+        self.links.set_qdisc(target.id, false);
         let before = self.attached.remove(&target.id);
         if let Some(before) = before.filter(|before| before.target.port != target.port) {
             self.release(target.id, before.target.port);

@@ -4,9 +4,8 @@
 //! Everything goes by ifindex: a name may be another netdev's by the time that the kernel reads it.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -20,8 +19,8 @@ use meter_ebpf::abi::Direction;
 use super::{
     AttachError, Class, HookKind, Retry, Target, clsact,
     failure::{describe, errno},
+    links::Links,
     namespaces::{Loaded, NAMESPACE_CONNECTION_PROGRAMS, NAMESPACE_METER_PROGRAMS, NAMESPACE_PROGRAMS},
-    pins,
     sys::{self, LinkPlace},
 };
 use crate::netdev::{NamespaceId, NetdevId};
@@ -36,12 +35,12 @@ const LINK_REST: Duration = Duration::from_millis(10);
 /// do not load it.
 const XDP_PROGRAMS: [(&str, bool); 2] = [("meter_up_xdpf", true), ("meter_up_xdp", false)];
 
-/// A hook and where its link is pinned.
+/// A hook and where its link is kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hook<'a> {
     pub(super) target: &'a Target,
     pub(super) direction: Direction,
-    pub(super) links: &'a Path,
+    pub(super) links: &'a Links,
     /// Whether ports have the programs of user-defined meters.
     pub(super) meters: bool,
     /// Whether connections are counted here.
@@ -61,9 +60,10 @@ impl Hook<'_> {
         match kind {
             HookKind::Tcx => self.attach_tcx(self.tc_program(loaded)?),
             HookKind::Clsact => {
-                self.unpin()?;
+                self.unlink()?;
                 let program = self.tc_program(loaded)?;
-                clsact::set_filter(self.target.id.ifindex, self.direction, program, self.program_name())
+                let name = self.links.filter_name(self.target.id, self.program_name());
+                clsact::set_filter(self.target.id.ifindex, self.direction, program, &name)
                     .map_err(|error| self.kernel_error(&error))
             }
             HookKind::Xdp => match loaded {
@@ -75,11 +75,11 @@ impl Hook<'_> {
 
     /// Detaches whatever this agent or an earlier one attached here. Nothing there is no error.
     pub(super) fn detach(&self) -> Result<(), AttachError> {
-        self.unpin()?;
+        self.unlink()?;
         self.remove_filter()
     }
 
-    /// Returns whether a hook of ours of this kind is here: the pinned link still hangs on this netdev, or our filter
+    /// Returns whether a hook of ours of this kind is here: the link still hangs on this netdev, or our filter
     /// still runs a program, and this one where it has to be a certain one (by its id).
     pub(super) fn is_there(&self, kind: HookKind, program: Option<u32>) -> Result<bool, AttachError> {
         let place = match kind {
@@ -101,9 +101,9 @@ impl Hook<'_> {
             return sys::update_link(link.as_fd(), program).map_err(|error| self.kernel_error(&error));
         }
         // XDP's, or one that hangs on nothing since its netdev has gone and the number came back.
-        self.unpin()?;
+        self.unlink()?;
         let link = self.create_tcx(program, place).map_err(|error| self.kernel_error(&error))?;
-        self.pin(&link)
+        self.keep(&link)
     }
 
     /// Makes a link. Where somebody removed the pin of the last one, the kernel lets go of that link a little later, and
@@ -151,11 +151,11 @@ impl Hook<'_> {
             .map_err(|error| self.xdp_error(&error))?;
         let counts = self
             .detach()
-            .and_then(|()| self.pin(&link))
+            .and_then(|()| self.keep(&link))
             .and_then(|()| sys::update_link(link.as_fd(), program).map_err(|error| self.xdp_error(&error)));
         if counts.is_err() {
-            // Without a pin it goes with our descriptor.
-            self.unpin()?;
+            // Where it is not kept it goes with our descriptor.
+            self.unlink()?;
         }
         counts
     }
@@ -167,50 +167,40 @@ impl Hook<'_> {
         })
     }
 
-    fn pin(&self, link: &OwnedFd) -> Result<(), AttachError> {
-        let path = self.link_path();
-        sys::pin(link.as_fd(), &path).map_err(|error| {
-            self.error(&format!("pin the link at {}: {error}", path.display()), "pin", Retry::Later)
+    fn keep(&self, link: &OwnedFd) -> Result<(), AttachError> {
+        let name = self.link_name();
+        self.links.keep(&name, link).map_err(|error| {
+            self.error(&format!("pin the link at {}: {error}", self.links.place(&name)), "pin", Retry::Later)
         })
     }
 
-    /// Removes the pin and with it the link.
-    pub(super) fn unpin(&self) -> Result<(), AttachError> {
-        let path = self.link_path();
-        match remove_link(&path) {
+    /// Removes the link, and its pin where it has one.
+    pub(super) fn unlink(&self) -> Result<(), AttachError> {
+        let name = self.link_name();
+        match self.links.remove(&name) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
-                Err(self.error(&format!("remove {}: {error}", path.display()), "unpin", Retry::Later))
+                let why = format!("remove {}: {error}", self.links.place(&name));
+                Err(self.error(&why, "unpin", Retry::Later))
             }
         }
     }
 
-    /// Returns the pinned link if it hangs in this place on this netdev.
+    /// Returns the link that is kept if it hangs in this place on this netdev.
     fn link(&self, place: LinkPlace) -> Result<Option<OwnedFd>, AttachError> {
-        let path = self.link_path();
-        let link = match sys::open_pin(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Ok(link) if sys::is_link(link.as_fd()) => link,
-            other => {
-                let found = other.map_or_else(|error| error.to_string(), |_| "no link".to_owned());
-                let aside = pins::set_aside(&path).map_err(|error| {
-                    let why = format!(
-                        "{} is not a link of ours ({found}), and not set aside: {error}",
-                        path.display()
-                    );
-                    self.error(&why, "foreign_pin", Retry::Later)
-                })?;
-                tracing::error!(pin = %path.display(), found, aside = %aside.display(), "not our link; set aside");
-                return Ok(None);
-            }
+        let found = self.links.open(&self.link_name());
+        let Some(link) =
+            found.map_err(|error| self.error(&error.to_string(), "foreign_pin", Retry::Later))?
+        else {
+            return Ok(None);
         };
         let netdev = sys::link_netdev(link.as_fd(), place).map_err(|error| self.kernel_error(&error))?;
         Ok((netdev == Some(self.target.id.ifindex)).then_some(link))
     }
 
-    fn link_path(&self) -> PathBuf {
-        self.links.join(link_name(self.target.id, self.direction))
+    fn link_name(&self) -> String {
+        link_name(self.target.id, self.direction)
     }
 
     /// Returns the name of the TC program for this hook.
@@ -326,18 +316,7 @@ impl Hook<'_> {
     }
 }
 
-/// Detaches a pinned link and removes the pin.
-pub(super) fn remove_link(path: &Path) -> io::Result<()> {
-    match sys::open_pin(path).and_then(|link| sys::detach_link(link.as_fd())) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
-        // It goes with its pin then.
-        Err(error) => tracing::debug!(path = %path.display(), error = %error, "link not detached"),
-        Ok(()) => {}
-    }
-    fs::remove_file(path)
-}
-
-/// Returns the name under which a link is pinned. bpffs refuses dots.
+/// Returns the name under which a link is kept. bpffs refuses dots.
 pub(super) fn link_name(NetdevId { namespace, ifindex }: NetdevId, direction: Direction) -> String {
     let direction = match direction {
         Direction::Ingress => "in",

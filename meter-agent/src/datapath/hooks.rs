@@ -3,14 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::Path,
 };
 
 use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, IngressHook, Retry, Target, TcMode, clsact, failure::netdev_error,
-    hook::Hook, namespaces::Loaded,
+    hook::Hook, links::Links, namespaces::Loaded,
 };
 use crate::meter::PortId;
 
@@ -28,8 +27,8 @@ pub(super) struct Refused {
 /// What all hooks have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Site<'a> {
-    /// Where links are pinned.
-    pub(super) links: &'a Path,
+    /// Where links are kept.
+    pub(super) links: &'a Links,
     /// Whether ports have the programs of user-defined meters.
     pub(super) meters: bool,
     /// Of which ports the netdevs have those that count connections.

@@ -1,11 +1,11 @@
 //! The real datapath: loads the object, owns the pinned maps, attaches and reads.
 //!
-//! Maps and links stay pinned when the agent ends: counting goes on, and the next agent takes over what it finds.
+//! Maps and links stay pinned when the agent ends: counting goes on, and the next agent takes over what it finds. Where
+//! nothing can be pinned both end with the agent (`unpinned`).
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use aya::Ebpf;
-use nix::fcntl::Flock;
 
 use super::{
     AttachError, Attachment, Capture, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
@@ -14,8 +14,10 @@ use super::{
     connections::{Connections, InUse},
     failure::{bind_error, describe, full_error, netdev_error},
     grace::Grace,
+    home::Home,
     hooks::{self, ProgramIds, Site},
     ledger::Ledger,
+    links::Links,
     maps::Maps,
     meters::Meters,
     namespaces::Namespaces,
@@ -53,15 +55,15 @@ pub struct KernelDatapath {
     pub(super) tc: TcMode,
     pub(super) has_tcx: bool,
     pub(super) programs: ProgramIds,
-    pub(super) links: PathBuf,
+    pub(super) links: Links,
     pub(super) meters: Meters,
     pub(super) grace: Grace,
     pub(super) connections: Connections,
     pub(super) captures: Captures,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
-    /// Held while the agent lives: nobody else writes to the maps.
-    pub(super) _lock: Flock<OwnedFd>,
+    pub(super) pin_path: PathBuf,
+    pub(super) home: Home,
 }
 
 impl std::fmt::Debug for KernelDatapath {
@@ -75,6 +77,20 @@ impl KernelDatapath {
     #[must_use]
     pub const fn unrestored(&self) -> u64 {
         self.repairs.unrestored
+    }
+
+    /// Detaches everything where nothing is pinned: what the kernel would keep counts for nobody then. The totals are as
+    /// they were, and final.
+    pub fn end(&mut self) {
+        if self.unpinned().is_none() {
+            return;
+        }
+        let attached: Vec<NetdevId> = self.attached.keys().copied().collect();
+        for id in attached {
+            if let Err(error) = self.detach(id) {
+                tracing::error!(error = %error, "hook not removed; the next agent removes it");
+            }
+        }
     }
 
     /// As [`Datapath::tend`], at this many seconds since the host was started.
@@ -94,6 +110,10 @@ impl KernelDatapath {
 impl Datapath for KernelDatapath {
     fn attached(&self) -> &BTreeMap<NetdevId, Attachment> {
         &self.attached
+    }
+
+    fn unpinned(&self) -> Option<&str> {
+        self.home.unpinned()
     }
 
     fn prepare(&mut self, targets: &[Target]) {
@@ -160,12 +180,13 @@ impl Datapath for KernelDatapath {
         let is_done = !(is_elsewhere && by_links)
             && self.within(&target, |this| this.detach_here(&target, recorded))?.transpose()?.is_some();
         if !is_done {
-            hooks::both(&target, self.site()).into_iter().try_for_each(|hook| hook.unpin())?;
+            hooks::both(&target, self.site()).into_iter().try_for_each(|hook| hook.unlink())?;
         }
         if !is_done && !by_links {
             // The namespace took its filters along, or lives on where it can't be found.
             self.kept.doubt(id.namespace);
         }
+        self.links.set_qdisc(id, false);
         self.unbind(id, target.port);
         self.attached.remove(&id);
         Ok(())

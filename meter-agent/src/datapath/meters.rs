@@ -70,10 +70,10 @@ pub(super) struct Meters {
 
 impl Meters {
     /// Takes the maps out of the loaded object, with the meters that an earlier agent left counting; `pins` is where maps
-    /// are pinned, and `lost` names those that are made anew.
+    /// are pinned, if they are, and `lost` names those that are made anew.
     pub(super) fn take(
         ebpf: &mut Ebpf,
-        pins: &Path,
+        pins: Option<&Path>,
         lost: &BTreeSet<&'static str>,
     ) -> Result<Self, OpenError> {
         let names: HashMap<MapData, MeterName, MeterRecord> = typed(|name| take(ebpf, name), map::METERS)?;

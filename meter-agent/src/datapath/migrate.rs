@@ -27,10 +27,11 @@ use super::{
     bind::now_ns,
     carried::carry,
     failure::describe,
-    hook::{link_name, remove_link},
+    hook::link_name,
     hooks,
     kernel::KernelDatapath,
     ledger::Write,
+    links::{Links, remove_link},
     maps::Maps,
     meters,
     namespaces::{self, loaded},
@@ -163,8 +164,12 @@ impl Earlier {
 
     fn maps(&self) -> Result<Maps, OpenError> {
         let pin = self.directories.maps.join(map::SLOTS);
-        let slots = if pin.exists() { SlotTable::open(&pin) } else { SlotTable::unpinned() };
-        let mut maps = Maps::take(|name| self.map(name), &self.specs, slots?)?;
+        let slots = if pin.exists() {
+            SlotTable::open(&pin)?
+        } else {
+            SlotTable::unpinned().map(|(slots, _)| slots)?
+        };
+        let mut maps = Maps::take(|name| self.map(name), &self.specs, slots)?;
         let places = namespaces::pin(&self.directories.maps);
         if places.exists() {
             maps.places = Some(PlaceTable::open(&places)?);
@@ -264,7 +269,7 @@ impl KernelDatapath {
                 tracing::error!(netdev = %target.id, error = why, "hooks of an earlier version can't be taken over; its links are removed, and what filters count from now on is lost");
                 self.kept.doubt(target.id.namespace);
                 for hook in hooks::both(target, self.site()) {
-                    if let Err(error) = hook.unpin() {
+                    if let Err(error) = hook.unlink() {
                         tracing::error!(error = %error, "link not removed");
                     }
                 }
@@ -303,9 +308,10 @@ impl KernelDatapath {
 
     /// Removes links of netdevs that no record names.
     fn remove_strays(&self) {
+        let Links::Pinned(links) = &self.links else { return };
         let names = |id: &NetdevId| Direction::ALL.map(|direction| link_name(*id, direction));
         let known: BTreeSet<String> = self.attached.keys().flat_map(names).collect();
-        for (name, path) in entries(&self.links).unwrap_or_default() {
+        for (name, path) in entries(links).unwrap_or_default() {
             let is_link = || sys::open_pin(&path).is_ok_and(|link| sys::is_link(link.as_fd()));
             if known.contains(&name) || !is_link() {
                 continue;

@@ -10,24 +10,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
-use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, PortUuid, Settings, map};
+use aya::{Ebpf, programs::SchedClassifier};
+use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, PortUuid, map};
 
 use super::{
     AttachError, Repairs, Retry, Target,
     failure::{describe, netdev_error},
-    hook::{link_name, remove_link},
+    hook::link_name,
     hooks::ProgramIds,
     kernel::KernelDatapath,
     ledger::Ledger,
+    links::Links,
     maps::Maps,
     numbers::Kept,
-    object::{OBJECT, load_programs},
-    open::{OpenError, load_error, path_error},
+    open::{OpenError, path_error},
     pins::{self, set_aside},
     places::PlaceTable,
+    recipe::Recipe,
     record::netdev_of,
-    specs::{Spec, check_pin, namespaces_spec},
+    specs::{check_pin, namespaces_spec},
+    store::Store,
+    unpinned::sweep_here,
 };
 use crate::netdev::{
     NamespaceId, NetdevId,
@@ -43,20 +46,10 @@ pub(super) const NAMESPACE_CONNECTION_PROGRAMS: [&str; 2] = ["meter_conn_nin", "
 pub(super) const ALL_NAMESPACE_PROGRAMS: [[&str; 2]; 3] =
     [NAMESPACE_PROGRAMS, NAMESPACE_METER_PROGRAMS, NAMESPACE_CONNECTION_PROGRAMS];
 
-/// What loading the programs of one more namespace takes.
-#[derive(Debug)]
-pub(super) struct Recipe {
-    pub(super) specs: Vec<Spec>,
-    pub(super) settings: Settings,
-    pub(super) map_pins: PathBuf,
-    /// The maps that count, by name and number.
-    pub(super) maps: Vec<(&'static str, u32)>,
-}
-
 /// The programs of one namespace.
 #[derive(Debug, Default)]
 pub(super) struct Programs {
-    fds: BTreeMap<&'static str, OwnedFd>,
+    pub(super) fds: BTreeMap<&'static str, OwnedFd>,
     pub(super) ids: ProgramIds,
 }
 
@@ -140,50 +133,12 @@ impl Namespaces {
         if missing.is_empty() {
             return Ok(());
         }
-        // Whoever loads over a pin that has gone gets another map.
-        let maps = self.recipe.maps.iter().copied().chain([(map::NAMESPACES, places)]);
-        pins::keep(maps, &self.recipe.map_pins, repairs)?;
+        if let Store::Pinned(pins) = &self.recipe.store {
+            // Whoever loads over a pin that has gone gets another map.
+            let maps = self.recipe.maps.iter().copied().chain([(map::NAMESPACES, places)]);
+            pins::keep(maps, pins, repairs)?;
+        }
         self.recipe.load(namespace, &missing, &mut known.programs)
-    }
-}
-
-impl Recipe {
-    /// Where the map of namespaces is pinned.
-    pub(super) fn pin(&self) -> PathBuf {
-        pin(&self.map_pins)
-    }
-
-    /// Loads the object once more, over the same maps and with the namespace's number, and keeps these programs of it.
-    fn load(
-        &self,
-        namespace: NamespaceId,
-        names: &[&'static str],
-        programs: &mut Programs,
-    ) -> Result<(), OpenError> {
-        let mut loader = EbpfLoader::new();
-        // `SLOTS` is not theirs, and what aya makes for it goes with the object.
-        for spec in self.specs.iter().filter(|spec| spec.name != map::SLOTS) {
-            loader.map_max_entries(spec.name, spec.max_entries);
-            loader.map_pin_path(spec.name, self.map_pins.join(spec.name));
-        }
-        loader.map_max_entries(map::NAMESPACES, NAMESPACES);
-        loader.map_pin_path(map::NAMESPACES, self.pin());
-        loader.override_global("SETTINGS", &self.settings, true);
-        loader.override_global("NAMESPACE", &namespace.0, true);
-        let mut ebpf =
-            loader.load(OBJECT).map_err(|error| load_error("load the object for a namespace", &error))?;
-        let mut ids = ProgramIds::new();
-        load_programs(&mut ebpf, names, &mut ids)?;
-        programs.ids.extend(ids);
-        for &name in names {
-            let fd = Loaded::Host(&mut ebpf)
-                .tc_program(name)
-                .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?
-                .try_clone_to_owned()
-                .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;
-            programs.fds.insert(name, fd);
-        }
-        Ok(())
     }
 }
 
@@ -201,7 +156,7 @@ impl KernelDatapath {
     ) -> Result<NamespaceId, AttachError> {
         let error = |why: String, reason| AttachError { message: why, reason, retry: Retry::Later };
         if self.maps.places.is_none() {
-            let made = PlaceTable::make(&self.namespaces.recipe.pin());
+            let made = self.namespaces.recipe.make_places();
             self.maps.places = Some(made.map_err(|why| error(why.to_string(), "namespaces"))?);
         }
         let number = self.maps.places.as_ref().and_then(|places| places.number(identity));
@@ -213,6 +168,10 @@ impl KernelDatapath {
         match self.namespaces.known.get_mut(&number) {
             Some(known) => known.entrance = entrance,
             None => {
+                if let Err(why) = entrance.enter(|| sweep_here(&self.pin_path)) {
+                    // What comes next says what that costs.
+                    tracing::debug!(error = %why, "namespace not entered");
+                }
                 self.namespaces.known.insert(number, Known { entrance, programs: Programs::default() });
             }
         }
@@ -358,7 +317,7 @@ pub(super) fn places(
 
 /// Puts right what an agent that was killed, or a map that has gone, left undone: a netdev whose namespace nobody knows is
 /// given up, and a number under which nothing is attached is kept until it is free for sure.
-pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Result<Kept, OpenError> {
+pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Links) -> Result<Kept, OpenError> {
     let is_elsewhere = |record: &&PortRecord| record.ifindex != 0 && record.namespace != 0;
     let records = ledger.records().iter().filter(|(_, record)| is_elsewhere(record));
     let netdevs: Vec<(PortUuid, NetdevId)> =
@@ -368,10 +327,10 @@ pub(super) fn settle(maps: &mut Maps, ledger: &mut Ledger, links: &Path) -> Resu
     for (port, id) in netdevs.iter().filter(|(_, id)| !known.contains(&id.namespace)) {
         tracing::error!(netdev = %id, "nothing tells any more which namespace it was in; detached");
         for direction in Direction::ALL {
-            let link = links.join(link_name(*id, direction));
-            match remove_link(&link) {
+            let link = link_name(*id, direction);
+            match links.remove(&link) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(path_error("remove", &link, error));
+                    return Err(path_error("remove", Path::new(&links.place(&link)), error));
                 }
                 _ => {}
             }

@@ -11,6 +11,7 @@ use super::{
     hooks::ProgramIds,
     open::{OpenError, load_error},
     specs::Spec,
+    store::{HeldMaps, stand_in},
     sys::{self, LinkPlace},
 };
 
@@ -35,35 +36,45 @@ pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
     answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Where maps are pinned, and what one of them holds.
+/// Where the maps are over which programs are loaded.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pinned<'a> {
-    pub(super) maps: &'a Path,
-    /// What `SLOTS` holds. aya writes the sections of an object whenever it loads it, also into maps that are there
-    /// already, so it has to write what is there: programs go on reading it.
-    pub(super) slots: &'a [u64],
+pub(super) enum Over<'a> {
+    /// Nowhere yet: they go with what is loaded.
+    New,
+    /// Pinned, or pinned there now.
+    Pinned {
+        /// Where.
+        maps: &'a Path,
+        /// What `SLOTS` holds. aya writes the sections of an object whenever it loads it, also into maps that are there
+        /// already, so it has to write what is there: programs go on reading it.
+        slots: &'a [u64],
+    },
+    /// Held by this process, these of them; the others go with what is loaded.
+    Held(&'a HeldMaps),
 }
 
-/// Makes the maps and loads the TC programs. The maps are those that are pinned, or pinned there; without that they go
-/// with what is returned.
+/// Makes the maps and loads the TC programs.
 pub(super) fn load_object(
     specs: &[Spec],
     settings: &Settings,
-    pinned: Option<&Pinned<'_>>,
+    over: Over<'_>,
 ) -> Result<(Ebpf, ProgramIds), OpenError> {
     let mut loader = EbpfLoader::new();
     for spec in specs {
         let name = if spec.name == map::SLOTS { map::SLOTS_SECTION } else { spec.name };
         loader.map_max_entries(name, spec.max_entries);
-        if let Some(pinned) = pinned {
-            loader.map_pin_path(name, pinned.maps.join(spec.name));
+        if let Over::Pinned { maps, .. } = over {
+            loader.map_pin_path(name, maps.join(spec.name));
         }
     }
-    if let Some(pinned) = pinned {
-        loader.override_global(map::SLOTS, pinned.slots, true);
+    if let Over::Pinned { slots, .. } = over {
+        loader.override_global(map::SLOTS, slots, true);
     }
     loader.override_global("SETTINGS", settings, true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error("make the maps", &error))?;
+    if let Over::Held(held) = over {
+        stand_in(&ebpf, held)?;
+    }
     let mut programs = ProgramIds::new();
     load_programs(&mut ebpf, &TC_PROGRAMS, &mut programs)?;
     Ok((ebpf, programs))

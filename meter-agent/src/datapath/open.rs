@@ -2,14 +2,19 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use aya::maps::MapError;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{ReadError, failure::describe};
+use super::{
+    ReadError,
+    failure::describe,
+    pins::{self, Directories},
+    sys,
+};
 
 /// The oldest kernel whose verifier takes the programs.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -34,10 +39,7 @@ pub enum OpenError {
         found: String,
     },
     /// Not permitted.
-    #[error(
-        "{action}: not permitted{}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
-        without(.missing)
-    )]
+    #[error("{action}: not permitted{}", remedy(.missing))]
     Permission {
         /// What was being done.
         action: String,
@@ -145,6 +147,24 @@ impl OpenError {
     }
 }
 
+impl OpenError {
+    /// Returns whether this is what making pins ends in where none can be made: there is no bpffs, or it, its rights or a
+    /// security module refuse.
+    ///
+    /// A capability that lacks is another thing: it takes more than the pins.
+    pub(super) fn forbids_pins(&self) -> bool {
+        match self {
+            Self::NoBpffs { .. } => true,
+            Self::Permission { missing, .. } => missing.is_empty(),
+            Self::Path { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::EROFS | libc::EPERM | libc::EACCES | libc::ENOENT | libc::ENOTDIR | libc::ENOSPC)
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// Returns the kernel's release, if it is new enough.
 pub(super) fn check_kernel() -> Result<String, OpenError> {
     let found = nix::sys::utsname::uname().map_or_else(
@@ -177,20 +197,29 @@ pub(super) fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), Op
         }
         tracing::info!(path = %usual.display(), "mounted a bpffs");
     }
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(directory) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // bpffs says the same for a name with a dot.
-            let action = format!("make directory {} (bpffs refuses names with a dot)", directory.display());
-            Err(OpenError::Permission { action, missing: missing_capabilities() })
-        }
-        Err(source) => Err(path_error("make directory", directory, source)),
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|source| path_error("make directory", directory, source))
+}
+
+/// Returns what is there of a path.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+/// Refuses a pin path on a file system that is mounted read-only.
+pub(super) fn check_writable(pin_path: &Path) -> Result<(), OpenError> {
+    let existing = existing(pin_path);
+    let status = nix::sys::statvfs::statvfs(existing)
+        .map_err(|errno| path_error("look at the file system of", existing, errno.into()))?;
+    if status.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY) {
+        return Err(path_error("write to", existing, io::Error::from_raw_os_error(libc::EROFS)));
     }
+    Ok(())
 }
 
 /// Returns whether a pin path is on a bpffs; where it is not, one may be mounted at its usual place.
 pub(super) fn has_bpffs(pin_path: &Path) -> Result<bool, OpenError> {
-    let existing = pin_path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = existing(pin_path);
     let is_there = on_bpffs(existing)?;
     if is_there || existing == Path::new(USUAL_BPFFS) {
         return Ok(is_there);
@@ -214,6 +243,35 @@ fn mount_bpffs(path: &Path) -> bool {
     mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).is_ok()
 }
 
+/// Returns whether maps are pinned here, of whichever version. What is there and may not be looked at is taken for them.
+pub(super) fn pins_anything(pin_path: &Path) -> bool {
+    let has_entries = |version: u32| match fs::read_dir(Directories::new(pin_path, version).maps) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    match pins::versions(pin_path) {
+        Ok(versions) => versions.into_iter().any(has_entries),
+        Err(_) => fs::symlink_metadata(pin_path).is_ok(),
+    }
+}
+
+/// Pins something and removes it, to see whether that can be done.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(super) fn try_pin(directory: &Path) -> Result<(), OpenError> {
+    let pin = directory.join("TRIED");
+    let map =
+        sys::create_array("TRIED", size_of::<u64>(), 0).map_err(|error| load_error("make a map", &error))?;
+    // An agent may have been killed here.
+    let refused = match sys::pin(map.as_fd(), &pin) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => fs::remove_file(&pin),
+    };
+    refused.map_err(|source| path_error("pin a map at", &pin, source))
+}
+
 /// Takes the lock that makes one agent the only writer. It goes with the process.
 pub(super) fn lock(directory: &Path) -> Result<Flock<OwnedFd>, OpenError> {
     let file = fs::File::open(directory).map_err(|source| path_error("open", directory, source))?;
@@ -225,7 +283,9 @@ pub(super) fn lock(directory: &Path) -> Result<Flock<OwnedFd>, OpenError> {
 
 pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
     if source.kind() == io::ErrorKind::PermissionDenied {
-        let action = format!("{action} {}", path.display());
+        let has_dot = path.as_os_str().as_encoded_bytes().contains(&b'.');
+        let hint = if has_dot { " (bpffs refuses names with a dot)" } else { "" };
+        let action = format!("{action} {}{hint}", path.display());
         return OpenError::Permission { action, missing: missing_capabilities() };
     }
     OpenError::Path { action, path: path.to_owned(), source }
@@ -280,8 +340,12 @@ fn lacking(effective: u64) -> Vec<&'static str> {
         .collect()
 }
 
-fn without(capabilities: &[&str]) -> String {
-    if capabilities.is_empty() { String::new() } else { format!(" without {}", capabilities.join(", ")) }
+fn remedy(missing: &[&str]) -> String {
+    if missing.is_empty() {
+        return "; run as root, or as the user whose it is".to_owned();
+    }
+    let missing = missing.join(", ");
+    format!(" without {missing}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `NAMESPACES`, the array that the programs of namespaces read: mapped here.
 
 use std::{
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -41,12 +41,17 @@ impl PlaceTable {
 
     /// Makes the map and pins it.
     pub(super) fn make(pin: &Path) -> Result<Self, OpenError> {
-        let map = sys::create_mapped_array(map::NAMESPACES, size_of::<NamespaceTable>(), NAMESPACES)
-            .map_err(|error| load_error(&format!("make map {}", map::NAMESPACES), &error))?;
+        let map = create()?;
         // The pin comes last: one without a table would be in the way of the next attempt.
         let table = Self::of(map.as_fd(), pin)?;
         sys::pin(map.as_fd(), pin).map_err(|source| path_error("pin map", pin, source))?;
         Ok(table)
+    }
+
+    /// Makes a map that goes when both are dropped.
+    pub(super) fn unpinned() -> Result<(Self, OwnedFd), OpenError> {
+        let map = create()?;
+        Ok((Self::of(map.as_fd(), Path::new(map::NAMESPACES))?, map))
     }
 
     fn of(map: BorrowedFd<'_>, pin: &Path) -> Result<Self, OpenError> {
@@ -154,4 +159,9 @@ impl PlaceTable {
             })
         })
     }
+}
+
+fn create() -> Result<OwnedFd, OpenError> {
+    sys::create_mapped_array(map::NAMESPACES, size_of::<NamespaceTable>(), NAMESPACES)
+        .map_err(|error| load_error(&format!("make map {}", map::NAMESPACES), &error))
 }

@@ -8,12 +8,14 @@ use meter_ebpf::abi::{Direction, PortRecord, PortUuid, hooks, map};
 use super::{
     clsact,
     failure::describe,
-    hook::remove_link,
     hooks::remove_qdisc,
+    links::remove_link,
     namespaces,
     open::{OpenError, lock, path_error, pin_error},
     pins::{self, Directories},
+    unpinned,
 };
+use crate::netdev::namespaces::{DIRECTORY, open};
 
 /// A record's bits of filters.
 const FILTERS: u32 = hooks::INGRESS_CLSACT | hooks::EGRESS_CLSACT;
@@ -27,7 +29,8 @@ pub struct Removed {
     pub maps: usize,
 }
 
-/// Detaches every hook of ours and removes every pin below `pin_path`, of all versions.
+/// Detaches every hook of ours and removes every pin below `pin_path`, of all versions; the filters of an agent that could
+/// pin nothing there and was killed as well.
 ///
 /// # Errors
 ///
@@ -36,11 +39,35 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
     let versions =
         pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
     let mut removed = Removed::default();
+    // Links of an agent without pins are its own.
+    let _alone = unpinned::lock(pin_path)?;
+    removed.hooks += unpinned::sweep(pin_path).map_err(clsact_error("remove a filter"))?;
+    if versions.is_empty() {
+        removed.hooks += sweep_namespaces(pin_path)?;
+    }
     for version in versions {
         remove_version(&Directories::new(pin_path, version), &mut removed)?;
     }
-    remove_directory(pin_path)?;
+    if pin_path.exists() {
+        remove_directory(pin_path)?;
+    }
     Ok(removed)
+}
+
+/// Removes the filters of an agent without pins from every namespace that has a name, as far as they can be entered.
+fn sweep_namespaces(pin_path: &Path) -> Result<usize, OpenError> {
+    let mut removed = 0;
+    for name in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
+        let entrance = name.file_name().to_str().and_then(|name| open(Path::new(DIRECTORY), name));
+        // Who may not enter one had nothing attached in it either.
+        let swept = entrance.and_then(|entrance| entrance.enter(|| unpinned::sweep(pin_path)).ok());
+        removed += swept.unwrap_or(Ok(0)).map_err(clsact_error("remove a filter"))?;
+    }
+    Ok(removed)
+}
+
+fn clsact_error(doing: &'static str) -> impl Fn(io::Error) -> OpenError {
+    move |error| OpenError::Object(format!("{doing} of clsact: {error}"))
 }
 
 fn remove_version(directories: &Directories, removed: &mut Removed) -> Result<(), OpenError> {
@@ -114,13 +141,11 @@ fn pinned_records(path: &Path) -> Result<Vec<PortRecord>, OpenError> {
 /// Removes our filters wherever they are in this network namespace, whatever the records tell of them, and the qdiscs
 /// that they say are ours; returns how many filters.
 fn remove_clsact<'a>(records: impl Iterator<Item = &'a PortRecord>) -> Result<usize, OpenError> {
-    let failed = |doing: &'static str| {
-        move |error: io::Error| OpenError::Object(format!("{doing} of clsact: {error}"))
-    };
     let mut removed = 0;
-    for ifindex in clsact::netdevs().map_err(failed("list the qdiscs"))? {
+    for ifindex in clsact::netdevs().map_err(clsact_error("list the qdiscs"))? {
         for direction in Direction::ALL {
-            let is_ours = clsact::remove_filter(ifindex, direction).map_err(failed("remove a filter"))?;
+            let is_ours =
+                clsact::remove_filter(ifindex, direction).map_err(clsact_error("remove a filter"))?;
             removed += usize::from(is_ours);
         }
     }

@@ -8,14 +8,15 @@ use meter_ebpf::abi::{
 };
 use uuid::Uuid;
 
-use super::{ReadError, kernel::KernelDatapath, ledger::total, maps::Maps};
+use super::{Datapath as _, ReadError, kernel::KernelDatapath, ledger::total, maps::Maps};
 use crate::totals::{SavedMember, SavedMeter, SavedPort, SavedTunnel, Totals};
 
 impl KernelDatapath {
     /// Returns every total. The boot is left for the caller to name.
     pub(super) fn saved(&self) -> Result<Totals, ReadError> {
         let (records, members) = (self.ledger.records(), self.ledger.member_records());
-        totals(&self.maps, records, members, self.meters.saved()?)
+        let totals = totals(&self.maps, records, members, self.meters.saved()?)?;
+        Ok(Totals { unpinned: self.unpinned().is_some(), ..totals })
     }
 }
 
@@ -48,6 +49,7 @@ pub(super) fn totals(
     let buckets = hooks.map(|hook| Ok((hook, maps.buckets(hook)?.reasons.iter().map(pair).collect())));
     Ok(Totals {
         boot_id: String::new(),
+        unpinned: false,
         ports: ports.collect(),
         members: members.collect(),
         tunnels: tunnels(maps)?,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -40,11 +40,12 @@ impl SlotTable {
         mapped.map(Self).map_err(|source| path_error("map into memory", pin, source))
     }
 
-    /// Makes a map that goes when it is dropped.
-    pub(super) fn unpinned() -> Result<Self, OpenError> {
+    /// Makes a map that goes when both are dropped.
+    pub(super) fn unpinned() -> Result<(Self, OwnedFd), OpenError> {
         let failed = |error: io::Error| load_error(&format!("make map {}", map::SLOTS), &error);
         let map = sys::create_array(map::SLOTS, SIZE, sys::BPF_F_MMAPABLE).map_err(failed)?;
-        MappedWords::map(map.as_fd(), WORDS).map(Self).map_err(failed)
+        let mapped = MappedWords::map(map.as_fd(), WORDS).map_err(failed)?;
+        Ok((Self(mapped), map))
     }
 
     /// Returns the place of an ifindex; `None` for one that the map does not reach.

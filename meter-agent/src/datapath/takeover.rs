@@ -9,18 +9,18 @@ use super::{
     carried::carry,
     connections::Connections,
     grace::Grace,
+    home::Home,
     kernel::KernelDatapath,
     ledger::{Capacity, Ledger},
     maps::{Maps, take},
     meters::Meters,
-    migrate::Earlier,
-    namespaces::{self, Namespaces, Recipe},
-    object::{METER_PROGRAMS, OBJECT, Pinned, has_tcx, load_object, load_programs, settings},
-    open::{OpenError, check_kernel, load_error, lock, make_directory},
-    pins::{self, Directories},
+    namespaces::{self, Namespaces},
+    object::{METER_PROGRAMS, OBJECT, has_tcx, load_object, load_programs, settings},
+    open::{OpenError, check_kernel, load_error},
+    pins::{self, Settled},
+    recipe::Recipe,
     record::{adopted, class_of},
     saved,
-    slots::SlotTable,
     softirq::Softirqs,
     specs::{self, Spec},
     unrecorded,
@@ -30,8 +30,11 @@ use crate::{rules::MeterSet, totals::Totals};
 /// What the datapath may need to know when it is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Before<'a> {
-    /// The totals that were written down before a reboot. New maps get them.
+    /// The totals that were written down last. New maps get them where those that counted are gone: by a reboot, or because
+    /// nothing was pinned.
     pub totals: Option<&'a Totals>,
+    /// Whether that was before a reboot.
+    pub of_another_boot: bool,
     /// The user-defined meters. Those that an earlier version's programs count go on without a gap only by these.
     pub meters: Option<&'a MeterSet>,
 }
@@ -60,19 +63,12 @@ impl KernelDatapath {
         if let Some(warning) = Softirqs::of_kernel().warning() {
             tracing::error!(warning, "meters may miss frames");
         }
-        let directories = Directories::new(&options.pin_path, options.version);
-        let Directories { maps: map_pins, links } = &directories;
-        let earlier = Earlier::find(options)?;
-        make_directory(map_pins, &options.pin_path)?;
-        make_directory(links, &options.pin_path)?;
-        let lock = lock(map_pins)?;
-
+        let (home, earlier) = Home::find(options)?;
         let mut specs = specs::specs(options);
-        if let Some(earlier) = &earlier {
+        if let (Some(earlier), Some(map_pins)) = (&earlier, home.map_pins()) {
             earlier.keep_sizes(&mut specs, map_pins)?;
         }
-        let settled = pins::settle(&mut specs, &directories)?;
-        let (mut lost, mut repairs) = (settled.lost, settled.repairs);
+        let Settled { mut lost, mut repairs } = home.settle(&mut specs)?;
         if let Some(earlier) = &earlier {
             repairs.add(earlier.repairs());
         }
@@ -80,24 +76,25 @@ impl KernelDatapath {
         let tunnel_places = entries_of(&specs, map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);
 
-        let slots_pin = map_pins.join(map::SLOTS);
-        let slots =
-            if slots_pin.exists() { SlotTable::open(&slots_pin) } else { SlotTable::make(&slots_pin) }?;
-        let slot_bits = slots.bits();
-        let pinned = Pinned { maps: map_pins, slots: &slot_bits };
-        let (mut ebpf, mut programs) = load_object(&specs, &settings, Some(&pinned))?;
+        let (slots, held) = home.slots()?;
+        let (mut ebpf, mut programs) = load_object(&specs, &settings, home.over(&slots.bits(), &held))?;
+        let store = home.store(&ebpf, &specs, held)?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
         let has_tcx = has_tcx(&ebpf);
         let grace = Grace::new().map_err(|error| load_error("make the map of grace periods", &error))?;
 
         let mut maps = Maps::take(|name| take(&mut ebpf, name), &specs, slots)?;
-        let numbers = pins::numbers(&specs, map_pins)?;
-        let counters = numbers.iter().find(|(name, _)| *name == map::COUNTERS).map_or(0, |(_, id)| *id);
-        maps.places = namespaces::places(map_pins, counters, &mut repairs)?;
+        let mut numbers = Vec::new();
+        if let Some(map_pins) = home.map_pins() {
+            numbers = pins::numbers(&specs, map_pins)?;
+            let counters = numbers.iter().find(|(name, _)| *name == map::COUNTERS).map_or(0, |(_, id)| *id);
+            maps.places = namespaces::places(map_pins, counters, &mut repairs)?;
+        }
         let captures = Captures::take(&mut ebpf, entries_of(&specs, map::CAPTURES))?;
         let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE), &captures)?;
-        let mut meters = Meters::take(&mut ebpf, map_pins, &lost)?;
+        let mut meters = Meters::take(&mut ebpf, home.map_pins(), &lost)?;
         if let Some(totals) = before.totals
+            && (before.of_another_boot || totals.unpinned || home.unpinned().is_some())
             && earlier.is_none()
             && maps.are_new()?
             && saved::is_untouched(&maps.port_records()?)
@@ -105,11 +102,11 @@ impl KernelDatapath {
             let refused = carry(&mut maps, &mut meters, totals)?;
             repairs.unrestored = u64::try_from(refused).unwrap_or(u64::MAX);
             let (ports, tunnels) = (totals.ports.len(), totals.tunnels.len());
-            tracing::info!(ports, tunnels, "totals from before the reboot");
+            tracing::info!(ports, tunnels, before.of_another_boot, "totals from before");
             if refused > 0 {
                 tracing::error!(
                     refused,
-                    "some totals from before the reboot have no room; raise max_ports or max_tunnels"
+                    "some totals from before have no room; raise max_ports or max_tunnels"
                 );
             }
             lost.clear();
@@ -119,10 +116,10 @@ impl KernelDatapath {
         }
         let spare_places = entries_of(&specs, map::TUNNEL_SPARE);
         maps.prepare(options.version, tunnel_places..tunnel_places + spare_places)?;
-        if let Some(earlier) = &earlier
+        if let (Some(earlier), Some(directories)) = (&earlier, home.directories())
             && !maps.have_carried()?
         {
-            earlier.bind(&mut maps, &directories)?;
+            earlier.bind(&mut maps, directories)?;
         }
         let mut ledger = ledger_of(&maps, &specs)?;
         let mut writes = Vec::new();
@@ -138,16 +135,12 @@ impl KernelDatapath {
             let failed = |source| OpenError::Write { map: map::PORTS, source };
             maps.write(&write).map_err(failed)?;
         }
-        unrecorded::record(&mut maps, &mut ledger, links, left);
-        let kept = namespaces::settle(&mut maps, &mut ledger, links)?;
+        let links = home.links(&options.pin_path);
+        unrecorded::record(&mut maps, &mut ledger, &links, left);
+        let kept = namespaces::settle(&mut maps, &mut ledger, &links)?;
         of_tunnels(&mut maps, &ledger)?;
         let attached = adopted(&ledger, |slot| maps.network(slot));
-        let namespaces = Namespaces::new(Recipe {
-            specs: specs.clone(),
-            settings,
-            map_pins: map_pins.clone(),
-            maps: numbers,
-        });
+        let namespaces = Namespaces::new(Recipe { specs: specs.clone(), settings, store, maps: numbers });
         let mut datapath = Self {
             ebpf,
             maps,
@@ -159,14 +152,15 @@ impl KernelDatapath {
             tc: options.tc,
             has_tcx,
             programs,
-            links: links.clone(),
+            links,
+            pin_path: options.pin_path.clone(),
+            home,
             meters,
             connections,
             captures,
             grace,
             repairs,
             logger,
-            _lock: lock,
         };
         if let Some(earlier) = earlier {
             if let Some(set) = before.meters

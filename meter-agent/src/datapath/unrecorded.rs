@@ -1,7 +1,7 @@
 //! Netdevs that count though no record says so: an agent was killed while netdevs exchanged their ports, when a port was
 //! written down for its new netdev and its old one had no other yet.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use meter_ebpf::abi::{Network, PortUuid, SlotRef};
 
@@ -11,6 +11,7 @@ use super::{
     hook::Hook,
     hooks::{self, Site},
     ledger::Ledger,
+    links::Links,
     maps::Maps,
     record::{hook_bits, netdev_of},
 };
@@ -21,7 +22,7 @@ use crate::{
 
 /// Gives each of these netdevs a port: the one that it counts for, or one of those that were `left` when others took
 /// their netdevs. What is none of ours any more is only forgotten.
-pub(super) fn record(maps: &mut Maps, ledger: &mut Ledger, links: &Path, mut left: Vec<PortUuid>) {
+pub(super) fn record(maps: &mut Maps, ledger: &mut Ledger, links: &Links, mut left: Vec<PortUuid>) {
     let known: BTreeSet<NetdevId> = ledger.records().values().map(netdev_of).collect();
     for (id, slot) in maps.bound().into_iter().filter(|(id, _)| !known.contains(id)) {
         let claimed = hook_kinds(id, links).and_then(|kinds| {
@@ -40,7 +41,7 @@ pub(super) fn record(maps: &mut Maps, ledger: &mut Ledger, links: &Path, mut lef
 }
 
 /// Returns how a netdev is hooked by us; `None` where it is not on both sides.
-fn hook_kinds(id: NetdevId, links: &Path) -> Option<[HookKind; 2]> {
+fn hook_kinds(id: NetdevId, links: &Links) -> Option<[HookKind; 2]> {
     let target = Target {
         id,
         netdev: String::new(),

@@ -170,6 +170,7 @@ pub(super) fn snapshot() -> Snapshot {
             config_loaded_s: 1_789_000_000,
             user_meters_in_force: true,
             user_meter_refusals: 5,
+            unpinned: None,
             ready: true,
             settled: true,
         },

@@ -52,8 +52,9 @@ impl Herald {
     }
 
     /// Says that the agent ends.
-    pub(super) fn stopping(&self) {
-        tell(&[NotifyState::Stopping, NotifyState::Status("ending; the hooks count on")]);
+    pub(super) fn stopping(&self, counts_on: bool) {
+        let status = if counts_on { "ending; the hooks count on" } else { "ending, with all counters" };
+        tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 }
 
@@ -153,6 +154,7 @@ impl Teller {
 /// What `systemctl status` shows.
 fn status(snapshot: &Snapshot) -> String {
     let Health { ready, attach_pending, config_reload_ok, user_meters_in_force, .. } = snapshot.health;
+    let is_unpinned = snapshot.health.unpinned.is_some();
     let metered = |class: Class| {
         let is_one = |role: &str| role == class.name();
         snapshot.netdevs.iter().filter(|netdev| netdev.ingress.is_some() && is_one(&netdev.role)).count()
@@ -166,6 +168,9 @@ fn status(snapshot: &Snapshot) -> String {
     );
     if attach_pending > 0 {
         text += &format!("; {attach_pending} not attached, see meter-agent ls");
+    }
+    if is_unpinned {
+        text += "; counters are not pinned and end with the agent, see the log";
     }
     if !user_meters_in_force {
         text += "; user-defined meters are refused, see the log";
@@ -288,10 +293,11 @@ mod tests {
         snapshot.health.attach_pending = 1;
         snapshot.health.config_reload_ok = false;
         snapshot.health.user_meters_in_force = false;
+        snapshot.health.unpinned = Some("/p is on another file system".to_owned());
         assert_eq!(
             status(&snapshot),
-            "metering 2 ports, 1 uplinks, 0 tunnel netdevs; 1 not attached, see meter-agent ls; user-defined \
-             meters are refused, see the log; the configuration on disk is wrong and not in force"
+            "metering 2 ports, 1 uplinks, 0 tunnel netdevs; 1 not attached, see meter-agent ls; counters \
+             are not pinned and end with the agent, see the log; user-defined meters are refused, see the log; the configuration on disk is wrong and not in force"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Totals in a file, for the time after a reboot: read once at the start, written at an interval and at the end.
+//! Totals in a file, for the time after a reboot, and where nothing is pinned after a restart: read once at the start, written at an interval and at the end.
 
 use std::{
     ffi::OsString,
@@ -33,7 +33,8 @@ pub(super) struct TotalsFile {
 }
 
 impl TotalsFile {
-    /// Opens the file; `None` where it can't be used, which the log says. Also returns what another boot has left in it.
+    /// Opens the file; `None` where it can't be used, which the log says. Also returns what is in it, of this boot or of
+    /// another.
     ///
     /// A file that is broken is moved away; one that can't be read is left alone, and not written either.
     pub(super) fn open(path: &Path) -> Option<(Self, Option<Totals>)> {
@@ -56,11 +57,10 @@ impl TotalsFile {
         };
         match Totals::decode(&text) {
             Ok(state) => {
-                let is_older = state.boot_id != file.boot_id;
-                if is_older {
+                if file.is_older(&state) {
                     file.keep_previous();
                 }
-                Some((file, is_older.then_some(state)))
+                Some((file, Some(state)))
             }
             Err(error) => {
                 let aside = set_aside(path, ".broken").ok();
@@ -68,11 +68,16 @@ impl TotalsFile {
                     file = %shown,
                     error = %error,
                     aside = aside.as_ref().map(|aside| aside.display().to_string()),
-                    "the state file is broken; totals from before a reboot are lost"
+                    "the state file is broken; the totals in it are lost"
                 );
                 aside.map(|_| (file, None))
             }
         }
+    }
+
+    /// Returns whether these totals are from another boot.
+    pub(super) fn is_older(&self, state: &Totals) -> bool {
+        state.boot_id != self.boot_id
     }
 
     /// Gives the file of the boot before a second name, which stays when the file is replaced: there may be no room now
@@ -89,16 +94,16 @@ impl TotalsFile {
         }
     }
 
-    /// Moves the file of the boot before away, where not all of it has come into the maps: it is never written over.
+    /// Moves the file away, where not all of it has come into the maps: it is never written over.
     pub(super) fn keep_unrestored(&self) {
         let file = self.path.display();
         match set_aside(&self.path, ".unrestored") {
             Ok(aside) => {
                 let aside = aside.display();
-                tracing::error!(%file, %aside, "some totals from before the reboot are not counted on; they are kept");
+                tracing::error!(%file, %aside, "some totals from before are not counted on; they are kept");
             }
             Err(error) => {
-                tracing::error!(%file, error = %error, "the totals of the boot before are not kept")
+                tracing::error!(%file, error = %error, "the totals from before are not kept")
             }
         }
     }

@@ -66,7 +66,7 @@ impl World {
     }
 
     fn open(&self, options: &Options) -> Meter<'_> {
-        self.pair.host.open_before(options, Before { totals: None, meters: Some(&meters()) })
+        self.pair.host.open_before(options, Before { meters: Some(&meters()), ..Before::default() })
     }
 
     fn versions(&self) -> Vec<String> {
@@ -229,7 +229,8 @@ fn process_that_migrates() {
     let options = Options { pin_path: pins.into(), tc, ..super::super::support::small_options() };
     let meters = meters();
     drop(
-        KernelDatapath::open_after(&later(&options), Before { totals: None, meters: Some(&meters) }).unwrap(),
+        KernelDatapath::open_after(&later(&options), Before { meters: Some(&meters), ..Before::default() })
+            .unwrap(),
     );
 }
 

@@ -90,7 +90,7 @@ fn port_of(daemon: &Daemon<'_>, netns: &str, netdev: &str) -> Option<String> {
     ports.find(|(_, rest)| rest.starts_with(&labels)).map(|(port, _)| port.to_owned())
 }
 
-fn wait_for_port(daemon: &Daemon<'_>, netns: &Netns, netdev: &str) -> String {
+pub(super) fn wait_for_port(daemon: &Daemon<'_>, netns: &Netns, netdev: &str) -> String {
     daemon.wait("the netdev is metered", |daemon| port_of(daemon, netns.name(), netdev).is_some());
     port_of(daemon, netns.name(), netdev).unwrap()
 }

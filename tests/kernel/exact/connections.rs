@@ -62,9 +62,8 @@ fn assert_closed(reading: &Reading, port: PortId) {
     }
 }
 
-fn measure(path: Path, mtu: u32, gro: bool) -> (Counted, Reading) {
-    let site = Site::new(path, mtu, gro);
-    measure_at(&site, |[vm, container, far]| {
+pub(super) fn measure(site: &Site) -> (Counted, Reading) {
+    measure_at(site, |[vm, container, far]| {
         exchange(&vm, &far, site.guest_mtu);
         exchange(&far, &vm, site.guest_mtu);
         exchange(&vm, &container, site.guest_mtu);
@@ -92,7 +91,7 @@ fn each_connection_is_what_crossed_the_wire() {
     if !ready() {
         return;
     }
-    let (_, reading) = measure(Path::Bridge, 1_500, true);
+    let (_, reading) = measure(&Site::new(Path::Bridge, 1_500, true));
     let of = |protocol| reading.connections.iter().filter(move |connection| connection.protocol == protocol);
     // Both families, two senders, three pairs of ends; each stream began with a handshake that was seen.
     assert!(of(6).count() >= 12, "{:?}", reading.connections);
@@ -144,7 +143,7 @@ fn each_connection_inside_of_a_tunnel_is_what_crossed_the_wire() {
 #[test]
 fn each_connection_is_what_crossed_the_wire_through_vxlan() {
     if ready() {
-        measure(Path::Vxlan { six: false }, 1_500, true);
-        measure(Path::Vxlan { six: true }, 9_000, false);
+        measure(&Site::new(Path::Vxlan { six: false }, 1_500, true));
+        measure(&Site::new(Path::Vxlan { six: true }, 9_000, false));
     }
 }

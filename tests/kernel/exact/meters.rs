@@ -59,8 +59,8 @@ pub(super) fn begin(client: &End<'_>, server: &End<'_>) {
 
 /// Lets one end begin all connections, and holds the meters that there are against the port's, which are held against the
 /// wire.
-fn measure(path: Path, begins: impl FnOnce([End<'_>; 3])) -> Counted {
-    let counted = Site::new(path, 1_500, true).measure_meters(&set(&LINES), begins);
+pub(super) fn measure(site: &Site, begins: impl FnOnce([End<'_>; 3])) -> Counted {
+    let counted = site.measure_meters(&set(&LINES), begins);
     for (whole, direction, parts) in [
         ("in", Direction::Ingress, ["in forward", "in return"]),
         ("in", Direction::Ingress, ["in tcp", "in not tcp"]),
@@ -80,7 +80,7 @@ fn connections_that_the_machine_begins() {
         return;
     }
     for path in [Path::Bridge, Path::Vxlan { six: false }] {
-        let counted = measure(path, |[vm, container, far]| {
+        let counted = measure(&Site::new(path, 1_500, true), |[vm, container, far]| {
             begin(&vm, &far);
             begin(&vm, &container);
         });
@@ -95,7 +95,7 @@ fn connections_that_others_begin() {
         return;
     }
     for path in [Path::Bridge, Path::Vxlan { six: true }] {
-        let counted = measure(path, |[vm, container, far]| {
+        let counted = measure(&Site::new(path, 1_500, true), |[vm, container, far]| {
             begin(&far, &vm);
             begin(&container, &vm);
         });

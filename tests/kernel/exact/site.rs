@@ -74,6 +74,7 @@ fn addresses(end: usize) -> [IpAddr; 2] {
 /// The whole of it. Fields are dropped in this order: the host looks at its netdevs while they are there.
 pub(crate) struct Site {
     host: Host,
+    tc: TcMode,
     path: Path,
     /// MTU of the guests.
     pub(crate) guest_mtu: u32,
@@ -85,13 +86,21 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(path: Path, mtu: u32, gro: bool) -> Self {
-        let (label, overhead) = match path {
-            Path::Bridge => ("plain", 0),
-            Path::Vxlan { six: false } => ("vxlan4", 50),
-            Path::Vxlan { six: true } => ("vxlan6", 70),
+        Self::on(Host::new(&label(path)), TcMode::Auto, path, mtu, gro)
+    }
+
+    /// Makes one where nothing can be pinned.
+    pub(crate) fn unpinned(path: Path, tc: TcMode) -> Self {
+        Self::on(Host::without_pins(&label(path)), tc, path, 1_500, true)
+    }
+
+    fn on(host: Host, tc: TcMode, path: Path, mtu: u32, gro: bool) -> Self {
+        let overhead = match path {
+            Path::Bridge => 0,
+            Path::Vxlan { six: false } => 50,
+            Path::Vxlan { six: true } => 70,
         };
-        let tag = thread_label();
-        let (host, far) = (Host::new(&format!("{label}-{tag}")), Netns::new("far").unwrap());
+        let far = Netns::new("far").unwrap();
         let guest_mtu = mtu - overhead;
         let options = |label, host_netdev, mac| GuestOptions { label, host_netdev, mac, mtu: guest_mtu };
         let vm = Guest::new(&host.netns, &options("vm", "tap1", MACS[0])).unwrap();
@@ -103,7 +112,7 @@ impl Site {
             &WireOptions { mtu, gro, ..WireOptions::default() },
         )
         .unwrap();
-        let site = Self { host, path, guest_mtu, vm, container, wire, far };
+        let site = Self { host, tc, path, guest_mtu, vm, container, wire, far };
         if let Path::Vxlan { six } = path {
             site.make_tunnel(six);
         }
@@ -174,7 +183,7 @@ impl Site {
 
     /// The same beside user-defined meters.
     pub(crate) fn measure_meters(&self, set: &MeterSet, traffic: impl FnOnce([End<'_>; 3])) -> Counted {
-        let mut meter = self.host.open();
+        let mut meter = self.host.open_with(&Options { tc: self.tc, ..self.host.options() });
         self.attach_all(&mut meter);
         meter.set_meters(set);
         let before = (self.quiet(), meter.reading());
@@ -188,7 +197,7 @@ impl Site {
         capture: &Capture,
         traffic: impl FnOnce([End<'_>; 3]),
     ) -> (Counted, Reading) {
-        let mut meter = self.host.open();
+        let mut meter = self.host.open_with(&Options { tc: self.tc, ..self.host.options() });
         meter.datapath.set_capture(capture).unwrap();
         self.attach_all(&mut meter);
         let before = (self.quiet(), meter.reading());
@@ -324,12 +333,17 @@ fn underlay(six: bool) -> [IpAddr; 2] {
     super::super::support::frames::addresses(six)
 }
 
-/// Returns a number for each call, so that sites of one process have labels of their own.
-fn thread_label() -> u32 {
+/// Returns another label for each call: sites of one process have labels of their own.
+fn label(path: Path) -> String {
     static NEXT: Mutex<u32> = Mutex::new(0);
     let mut next = NEXT.lock().unwrap();
     *next += 1;
-    *next
+    let way = match path {
+        Path::Bridge => "plain",
+        Path::Vxlan { six: false } => "vxlan4",
+        Path::Vxlan { six: true } => "vxlan6",
+    };
+    format!("{way}-{next}")
 }
 
 /// What was counted, and by whom.

@@ -53,6 +53,11 @@ impl<'a> Daemon<'a> {
         daemon
     }
 
+    /// Returns its host.
+    pub(crate) const fn host(&self) -> &'a Host {
+        self.host
+    }
+
     /// Writes another configuration; `more` begins in the table `datapath`.
     pub(crate) fn configure(&self, more: &str) {
         let text = format!(

@@ -49,8 +49,8 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Takes up the outer maps; `pins` is where maps are pinned.
-    pub(super) fn new(rules: MapData, verdicts: MapData, pins: &Path) -> Self {
+    /// Takes up the outer maps; `pins` is where maps are pinned, if they are.
+    pub(super) fn new(rules: MapData, verdicts: MapData, pins: Option<&Path>) -> Self {
         Self {
             rules: Outer::new(map::RULES, rules, pins),
             verdicts: Outer::new(map::VERDICTS, verdicts, pins),
@@ -112,16 +112,17 @@ impl Tables {
 struct Outer {
     name: &'static str,
     map: MapData,
-    pins: [PathBuf; 2],
+    /// Where what it leads to is pinned, if anything can be.
+    pins: Option<[PathBuf; 2]>,
     /// What it leads to, and what it may lead to.
     held: Vec<OwnedFd>,
 }
 
 impl Outer {
-    fn new(name: &'static str, map: MapData, pins: &Path) -> Self {
-        let pins = PINS.map(|suffix| pins.join(format!("{name}{suffix}")));
+    fn new(name: &'static str, map: MapData, pins: Option<&Path>) -> Self {
+        let pins = pins.map(|pins| PINS.map(|suffix| pins.join(format!("{name}{suffix}"))));
         let mut outer = Self { name, map, held: Vec::new(), pins };
-        outer.held.extend(outer.pins.iter().filter_map(|pin| sys::open_pin(pin).ok()));
+        outer.held.extend(outer.pins.iter().flatten().filter_map(|pin| sys::open_pin(pin).ok()));
         if !outer.is_held() {
             let by_id = outer.inner().ok().flatten().map_or(Ok(None), |id| sys::open_map(id).map(Some));
             match by_id {
@@ -154,19 +155,20 @@ impl Outer {
 
     /// Lets it lead to another map, once that is pinned. Without a pin it is the next agent that may have to do without.
     fn put(&mut self, inner: BorrowedFd<'_>) -> Result<(), MetersError> {
-        let [now, next] = &self.pins;
         let failed = |what: &str, error: &io::Error| {
             MetersError(format!("{what} what map {} leads to: {error}", self.name))
         };
         let held = inner.try_clone_to_owned().map_err(|error| failed("hold", &error))?;
-        let pinned = remove(next).and_then(|()| sys::pin(inner, next));
+        let pinned = self.pins.as_ref().map(|[_, next]| remove(next).and_then(|()| sys::pin(inner, next)));
         sys::set_inner_map(self.fd(), 0, inner).map_err(|error| {
             // As it would be the next time.
-            drop(remove(next));
+            drop(self.pins.as_ref().map(|[_, next]| remove(next)));
             failed("replace", &error)
         })?;
         // An agent that comes after a crash in between holds both.
-        if let Err(error) = pinned.and_then(|()| fs::rename(next, now)) {
+        let renamed = self.pins.as_ref().zip(pinned);
+        let renamed = renamed.map(|([now, next], pinned)| pinned.and_then(|()| fs::rename(next, now)));
+        if let Some(Err(error)) = renamed {
             tracing::warn!(map = self.name, error = %error, "what it leads to is not pinned");
         }
         self.held = vec![held];
@@ -182,7 +184,7 @@ impl Outer {
                 return Err(MetersError(format!("empty map {}: {error}", self.name)));
             }
         }
-        for pin in &self.pins {
+        for pin in self.pins.iter().flatten() {
             if let Err(error) = remove(pin) {
                 tracing::warn!(pin = %pin.display(), error = %error, "memory not given back");
             }

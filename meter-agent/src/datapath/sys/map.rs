@@ -274,6 +274,18 @@ pub(in super::super) fn open_map(id: u32) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr).and_then(|fd| owned(fd)) }
 }
 
+/// Has a descriptor stand for another map from now on: its number stays.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(in super::super) fn stand_for(descriptor: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both are open for as long as they are borrowed, and the number stays open and with its owner, who closes it
+    // once, as before. What it stood for is a map, as what it stands for is: nobody relies on more.
+    let result = unsafe { libc::dup3(map.as_raw_fd(), descriptor.as_raw_fd(), libc::O_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Removes what an array of maps has at an index.
 ///
 /// # Errors

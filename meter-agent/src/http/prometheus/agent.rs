@@ -279,6 +279,14 @@ fn health(families: &mut Families<'_>, health: &Health, started_ns: u64) -> fmt:
     )?;
     families.gauge(
         &Family::new(
+            "meter_agent_counters_pinned",
+            "1 where the counters are pinned and outlive the agent, 0 where nothing can be pinned and they end with it; \
+             meter-agent ls and the log say why.",
+        ),
+        u32::from(health.unpinned.is_none()),
+    )?;
+    families.gauge(
+        &Family::new(
             "meter_agent_ready",
             "1 once every netdev found at the start is attached or has failed for a reason.",
         ),
