@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
 };
 
@@ -36,6 +37,9 @@ use crate::netdev::{
     NamespaceId, NetdevId,
     namespaces::{DIRECTORY, Entrance, Identity, find},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Programs of ports in namespaces, and the same beside user-defined meters.
 pub(super) const NAMESPACE_PROGRAMS: [&str; 2] = ["meter_ns_in", "meter_ns_out"];
@@ -227,9 +231,10 @@ impl KernelDatapath {
         };
         let Some(entrance) = entrance else { return Ok(None) };
         let before = std::mem::replace(&mut self.namespaces.inside, there);
-        let done = entrance.enter(|| work(self));
+        // Whoever goes on after a panic is where it was before.
+        let done = panic::catch_unwind(AssertUnwindSafe(|| entrance.enter(|| work(self))));
         self.namespaces.inside = before;
-        done.map(Some).map_err(failed)
+        done.unwrap_or_else(|panic| panic::resume_unwind(panic)).map(Some).map_err(failed)
     }
 
     /// Finds the namespaces in which an earlier agent left something attached.

@@ -2,6 +2,7 @@
 //! killed while it does so.
 
 mod namespaces;
+mod room;
 mod unfinished;
 
 use std::{
