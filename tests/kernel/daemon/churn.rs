@@ -8,7 +8,11 @@ use std::{env, fs};
 use lab::{mac::Mac, netns::Netns, traffic::RawSocket};
 use nix::sys::signal::Signal;
 
-use super::{Daemon, Host, PORT, bound, ready};
+use super::{
+    Daemon, Host, PORT, bound,
+    bpffs::{READ_ONLY, can_mount, line, words},
+    ready,
+};
 use crate::support::frames::between;
 
 /// Netdevs of one burst: each is a port of its own by its name, and the names come back.
@@ -34,7 +38,8 @@ fn held(daemon: &Daemon<'_>, host: &Host) -> Held {
     let links = host.pins.join(format!("v{}/links", meter_ebpf::abi::VERSION));
     Held {
         descriptors: entries(format!("/proc/{}/fd", daemon.id())),
-        links: fs::read_dir(links).unwrap().count(),
+        // Without pins they are among the descriptors.
+        links: fs::read_dir(links).map_or(0, Iterator::count),
         records: sample("meter_agent_map_entries{map=\"PORTS\"}"),
         slots: sample("meter_agent_map_entries{map=\"COUNTERS\"}"),
         attached: kinds.into_iter().map(hooks).sum(),
@@ -88,12 +93,16 @@ fn replug(daemon: &Daemon<'_>, host: &Host, peer: &Netns, total: u64) -> u64 {
     total
 }
 
-fn churn(label: &str, tc: &str) {
+/// `line` is how the daemon starts.
+fn churn(label: &str, tc: &str, line: &[String]) {
     let netdevs: usize = env::var("METER_TEST_CHURN").map_or(300, |netdevs| netdevs.parse().unwrap());
     let host = Host::new(label);
     let [peer, elsewhere] = ["peer", "elsewhere"].map(|label| Netns::new(label).unwrap());
     // A record for each name that comes: there are 40 of them.
-    let daemon = Daemon::started(&host, &format!("tc = \"{tc}\"\n{}", bound("eth9")));
+    let mut daemon = Daemon::new(&host, &format!("tc = \"{tc}\"\n{}", bound("eth9")));
+    daemon.start_with(&words(line), |_| {});
+    daemon.wait_until_ready();
+    assert_eq!(daemon.sample("meter_agent_counters_pinned"), Some(line.is_empty().into()));
     let settled = || daemon.wait("settled", |daemon| daemon.sample("meter_agent_attach_pending") == Some(0));
     let mut total = 0;
     let mut first = None;
@@ -126,14 +135,28 @@ fn churn(label: &str, tc: &str) {
 #[test]
 fn netdevs_that_come_and_go_leave_nothing_by_tcx() {
     if ready() && lab::require::kernel(6, 6, "TCX") {
-        churn("churn", "tcx");
+        churn("churn", "tcx", &[]);
+    }
+}
+
+#[test]
+fn netdevs_that_come_and_go_leave_nothing_without_pins_by_tcx() {
+    if ready() && can_mount() && lab::require::kernel(6, 6, "TCX") {
+        churn("churn-bare", "tcx", &line(READ_ONLY, ""));
+    }
+}
+
+#[test]
+fn netdevs_that_come_and_go_leave_nothing_without_pins_by_clsact() {
+    if ready() && can_mount() {
+        churn("churn-bare-clsact", "clsact", &line(READ_ONLY, ""));
     }
 }
 
 #[test]
 fn netdevs_that_come_and_go_leave_nothing_by_clsact() {
     if ready() {
-        churn("churn-clsact", "clsact");
+        churn("churn-clsact", "clsact", &[]);
     }
 }
 
