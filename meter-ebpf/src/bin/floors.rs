@@ -10,13 +10,14 @@ mod context;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, TC_ACT_UNSPEC},
-    btf_maps::{Array, PerCpuArray, PerCpuHashMap, ProgramArray},
+    btf_maps::{Array, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, ProgramArray},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, classifier},
     programs::TcContext,
 };
 use context::{OnNetdev, Skb};
 use meter_ebpf::{
-    abi::{Counter, Settings, TunnelCounter, TunnelKey},
+    abi::{Counter, Settings, TunnelCounter, TunnelKey, connection::ConnectionKey},
     packet::{Frame, encapsulations::Encapsulations, tunnel},
 };
 
@@ -40,12 +41,22 @@ impl Encapsulations for Fixed {
     }
 }
 
+/// What is known of a connection.
+#[repr(C)]
+struct Flow {
+    counter: Counter,
+    first_ns: u64,
+    last_ns: u64,
+}
+
 #[btf_map]
 static SLOT: PerCpuArray<Counter, 1> = PerCpuArray::new();
 #[btf_map]
 static BY_IFINDEX: PerCpuHashMap<u32, Counter, 1_024> = PerCpuHashMap::new();
 #[btf_map]
 static BY_TUNNEL: PerCpuHashMap<TunnelKey, TunnelCounter, 8_192> = PerCpuHashMap::new();
+#[btf_map]
+static BY_FLOW: LruPerCpuHashMap<ConnectionKey, Flow, 16_384> = LruPerCpuHashMap::new();
 /// The program that [`vary`] goes on to.
 #[btf_map]
 static TARGET: ProgramArray<1> = ProgramArray::new();
@@ -116,6 +127,36 @@ fn floor_tun_hash(context: TcContext) -> i32 {
         None => {
             let counter = TunnelCounter { packets: 1, inner_bytes, outer_bytes: u64::from(length) };
             if BY_TUNNEL.insert(key, counter, u64::from(BPF_ANY)).is_err() {
+                return 0;
+            }
+        }
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Connections as the usual agents have them: a table of each CPU's own, with the time of each packet, in which what was used
+/// least gives way.
+#[classifier]
+fn floor_flow(context: TcContext) -> i32 {
+    let skb = Skb::new(context.skb.skb);
+    let Some(head) = skb.head::<38>() else { return 0 };
+    let address = |at| u64::from(u32::from_be(Skb::word(head, at)));
+    let ports = u64::from(u32::from_be(Skb::word(head, 34)));
+    let key = ConnectionKey { words: [address(26), 0, address(30), 0, ports << 32, u64::from(head[23])] };
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match BY_FLOW.get_ptr_mut(key) {
+        Some(flow) => {
+            // SAFETY: this CPU's value, non-null by the match; nothing interrupts the program on this CPU.
+            let flow = unsafe { &mut *flow };
+            flow.counter.packets += 1;
+            flow.counter.bytes += u64::from(context.len());
+            flow.last_ns = now;
+        }
+        None => {
+            let counter = Counter { packets: 1, bytes: u64::from(context.len()) };
+            let flow = Flow { counter, first_ns: now, last_ns: now };
+            if BY_FLOW.insert(key, flow, u64::from(BPF_ANY)).is_err() {
                 return 0;
             }
         }
