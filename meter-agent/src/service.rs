@@ -212,6 +212,10 @@ pub fn run(
     runtime.shutdown_background();
     drop(events.send(Event::Shutdown));
     let ended = agent.join().map(|mut datapath| {
+        // Once before all hooks are gone as well: that may take longer than the service manager waits.
+        if let Some(file) = state_file.as_ref().filter(|_| datapath.unpinned().is_some()) {
+            file.write_last(datapath.totals());
+        }
         datapath.end();
         if let Some(file) = &state_file {
             file.write_last(datapath.totals());

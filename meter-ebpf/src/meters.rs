@@ -196,7 +196,7 @@ fn count_read(
 fn ask(tables: &RuleTables, verdict: &mut Verdict, scratch: *mut Scratch) -> u32 {
     // SAFETY: the caller's value of this CPU (see the module). Here and below no reference lives while the exported functions
     // run, which have their own.
-    unsafe { (*scratch).matched.clear() };
+    let turn = unsafe { (*scratch).matched.clear() };
     classify(tables, &verdict.key, &mut Listed);
     for place in 0..MAX_RULES {
         // SAFETY: as above.
@@ -204,7 +204,7 @@ fn ask(tables: &RuleTables, verdict: &mut Verdict, scratch: *mut Scratch) -> u32
         count_matched(counter_of(tables, rule));
     }
     // SAFETY: as above.
-    unsafe { (*scratch).matched.remember(verdict) };
+    unsafe { (*scratch).matched.remember(turn, verdict) };
     0
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod table;
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     sync::Once,
     thread,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Map, MapData},
+    maps::{Array, Map, MapData},
     programs::{ProgramInfo, SchedClassifier, TcAttachType},
 };
 use lab::{netns::Netns, require};
@@ -48,6 +49,8 @@ pub(crate) fn ready() -> bool {
 pub(crate) struct Host {
     pub(crate) netns: Netns,
     pub(crate) pins: PathBuf,
+    /// What keeps pins from being made.
+    in_the_way: Option<PathBuf>,
 }
 
 impl Host {
@@ -55,13 +58,17 @@ impl Host {
     pub(crate) fn new(label: &str) -> Self {
         mount_bpffs();
         let pins = format!("/sys/fs/bpf/meter-test-{}-{label}", std::process::id());
-        Self { netns: Netns::new(label).unwrap(), pins: pins.into() }
+        Self { netns: Netns::new(label).unwrap(), pins: pins.into(), in_the_way: None }
     }
 
-    /// Makes a host whose pin path is on no bpffs.
+    /// Makes a host where nothing can be pinned: its pin path leads through the pin of a map.
     pub(crate) fn without_pins(label: &str) -> Self {
-        let pins = format!("/nowhere/meter-test-{}-{label}", std::process::id());
-        Self { netns: Netns::new(label).unwrap(), pins: pins.into() }
+        let mut host = Self::new(label);
+        let pin = host.pins.clone();
+        Array::<MapData, u32>::create(1, 0).unwrap().pin(&pin).unwrap();
+        host.pins = pin.join("below");
+        host.in_the_way = Some(pin);
+        host
     }
 
     /// Returns options of a small datapath.
@@ -152,10 +159,12 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A filter belongs to the namespace of its netdev.
         let removed = self.netns.run_in(|| remove_all(&self.pins));
+        let cleared = self.in_the_way.as_ref().map_or(Ok(()), fs::remove_file);
         if thread::panicking() {
             return;
         }
         removed.unwrap().unwrap();
+        cleared.unwrap();
         assert!(!self.pins.exists(), "{} is left", self.pins.display());
         assert_eq!(self.hooks(), [""; 0], "hooks are left");
     }

@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::{MapInfo, MapType};
 use meter_agent::datapath::{
-    Datapath as _, Repairs,
+    Repairs,
     kernel::{KernelDatapath, OpenError, Options, remove_all},
 };
 use meter_ebpf::abi::{
@@ -162,32 +162,33 @@ fn foreign_pin_is_set_aside_and_left_alone() {
     fs::remove_dir(&host.pins).unwrap();
 }
 
-/// Returns why nothing can be pinned at a path.
-fn unpinned(host: &Host, pin_path: PathBuf) -> String {
-    let opened = host.netns.run_in(|| KernelDatapath::open(&Options { pin_path, ..host.options() }));
-    opened.unwrap().unwrap().unpinned().expect("nothing is pinned").to_owned()
+fn open_at(host: &Host, pin_path: PathBuf) -> Result<KernelDatapath, OpenError> {
+    host.netns.run_in(|| KernelDatapath::open(&Options { pin_path, ..host.options() })).unwrap()
 }
 
+/// Pins may be where it should have led to.
 #[test]
-fn pin_path_that_is_on_no_bpffs_is_done_without() {
+fn pin_path_that_leads_past_the_bpffs_is_an_error() {
     if !ready() {
         return;
     }
     let host = Host::new("elsewhere");
     let directory = tempfile::tempdir().unwrap();
     let pin_path = directory.path().join("meter");
-    let why = unpinned(&host, pin_path.clone());
+    let error = open_at(&host, pin_path.clone()).unwrap_err();
+    assert!(matches!(error, OpenError::NoBpffs { .. }), "{error:?}");
+    let why = error.to_string();
     assert!(why.starts_with(pin_path.to_str().unwrap()) && why.contains("mount -t bpf"), "{why}");
     assert!(!pin_path.exists());
 }
 
 #[test]
-fn pin_path_with_a_dot_is_done_without_for_that_reason() {
+fn pin_path_with_a_dot_is_an_error_with_that_reason() {
     if !ready() {
         return;
     }
     let host = Host::new("dot");
-    let why = unpinned(&host, format!("{}.d", host.pins.display()).into());
+    let why = open_at(&host, format!("{}.d", host.pins.display()).into()).unwrap_err().to_string();
     assert!(why.contains("bpffs refuses names with a dot"), "{why}");
 }
 

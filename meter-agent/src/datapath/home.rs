@@ -16,7 +16,7 @@ use super::{
     slots::SlotTable,
     specs::Spec,
     store::{self, HeldMaps, Store},
-    unpinned::{self, Unpinned},
+    unpinned::{self, Alone, Unpinned},
 };
 
 /// The home of maps and links.
@@ -28,6 +28,8 @@ pub(super) enum Home {
         directories: Directories,
         /// Held while the agent lives: nobody else writes to the maps.
         _lock: Flock<OwnedFd>,
+        /// And nobody without these pins, of another mount namespace, takes the hooks.
+        _alone: Alone,
     },
     /// In this process.
     Unpinned(Unpinned),
@@ -41,38 +43,24 @@ impl Home {
     /// What keeps an agent from counting, which that nothing can be pinned does not.
     pub(super) fn find(options: &Options) -> Result<(Self, Option<Earlier>), OpenError> {
         let pin_path = &options.pin_path;
-        match Self::pinned(options) {
-            Ok(found) => {
-                // None of these may be here now.
-                let _alone = unpinned::lock(pin_path)?;
-                unpinned::sweep_here(pin_path);
-                Ok(found)
-            }
+        match Pinned::find(options) {
+            Ok(found) => Ok(found.home(unpinned::lock(pin_path)?, pin_path)),
             Err(error) => {
                 let unpinned = Unpinned::after(error, options)?;
+                // A detach that was at work is over now.
+                if let Ok(found) = Pinned::find(options) {
+                    return Ok(found.home(unpinned.alone, pin_path));
+                }
                 tracing::error!(
                     error = unpinned.why,
                     "counters are not pinned: they end with this agent, nothing counts until the next one, and that begins \
                      anew, or from the last state.totals_file where one is set; have a bpffs that the agent may write to \
                      (mount -t bpf bpf /sys/fs/bpf; in a unit ReadWritePaths= or BindPaths=), and restart the agent"
                 );
-                unpinned::sweep_here(pin_path);
+                unpinned::sweep_here(pin_path, &unpinned.alone);
                 Ok((Self::Unpinned(unpinned), None))
             }
         }
-    }
-
-    fn pinned(options: &Options) -> Result<(Self, Option<Earlier>), OpenError> {
-        let pin_path = &options.pin_path;
-        let directories = Directories::new(pin_path, options.version);
-        let earlier = Earlier::find(options)?;
-        make_directory(&directories.maps, pin_path)?;
-        make_directory(&directories.links, pin_path)?;
-        let lock = open::lock(&directories.maps)?;
-        if !pins_anything(pin_path) {
-            try_pin(&directories.maps)?;
-        }
-        Ok((Self::Pinned { directories, _lock: lock }, earlier))
     }
 
     /// Returns where things are pinned.
@@ -129,5 +117,34 @@ impl Home {
             Self::Pinned { .. } => None,
             Self::Unpinned(unpinned) => Some(&unpinned.why),
         }
+    }
+}
+
+/// Pins that this process may write to, and the maps of an earlier version.
+struct Pinned {
+    directories: Directories,
+    lock: Flock<OwnedFd>,
+    earlier: Option<Earlier>,
+}
+
+impl Pinned {
+    fn find(options: &Options) -> Result<Self, OpenError> {
+        let pin_path = &options.pin_path;
+        let directories = Directories::new(pin_path, options.version);
+        let earlier = Earlier::find(options)?;
+        make_directory(&directories.maps, pin_path)?;
+        make_directory(&directories.links, pin_path)?;
+        let lock = open::lock(&directories.maps)?;
+        if !pins_anything(pin_path) {
+            try_pin(&directories.maps)?;
+        }
+        Ok(Self { directories, lock, earlier })
+    }
+
+    /// Returns the home that they are, without what an agent without pins left behind.
+    fn home(self, alone: Alone, pin_path: &Path) -> (Home, Option<Earlier>) {
+        let Self { directories, lock, earlier } = self;
+        unpinned::sweep_here(pin_path, &alone);
+        (Home::Pinned { directories, _lock: lock, _alone: alone }, earlier)
     }
 }

@@ -31,7 +31,7 @@ use super::{
     record::netdev_of,
     specs::{check_pin, namespaces_spec},
     store::Store,
-    unpinned::sweep_here,
+    unpinned,
 };
 use crate::netdev::{
     NamespaceId, NetdevId,
@@ -172,7 +172,7 @@ impl KernelDatapath {
         match self.namespaces.known.get_mut(&number) {
             Some(known) => known.entrance = entrance,
             None => {
-                if let Err(why) = entrance.enter(|| sweep_here(&self.pin_path)) {
+                if let Err(why) = entrance.enter(|| unpinned::report(unpinned::sweep_there(&self.pin_path))) {
                     // What comes next says what that costs.
                     tracing::debug!(error = %why, "namespace not entered");
                 }

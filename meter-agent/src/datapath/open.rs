@@ -154,7 +154,8 @@ impl OpenError {
     /// A capability that lacks is another thing: it takes more than the pins.
     pub(super) fn forbids_pins(&self) -> bool {
         match self {
-            Self::NoBpffs { .. } => true,
+            // Another place is a mistake in the path: pins may be where it should lead to.
+            Self::NoBpffs { path, .. } => path.starts_with(USUAL_BPFFS),
             Self::Permission { missing, .. } => missing.is_empty(),
             Self::Path { source, .. } => matches!(
                 source.raw_os_error(),
@@ -281,10 +282,14 @@ pub(super) fn lock(directory: &Path) -> Result<Flock<OwnedFd>, OpenError> {
     })
 }
 
+/// Returns whether a path has a name with a dot in it, which a bpffs refuses.
+pub(super) fn has_dot(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().contains(&b'.')
+}
+
 pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
     if source.kind() == io::ErrorKind::PermissionDenied {
-        let has_dot = path.as_os_str().as_encoded_bytes().contains(&b'.');
-        let hint = if has_dot { " (bpffs refuses names with a dot)" } else { "" };
+        let hint = if has_dot(path) { " (bpffs refuses names with a dot)" } else { "" };
         let action = format!("{action} {}{hint}", path.display());
         return OpenError::Permission { action, missing: missing_capabilities() };
     }

@@ -48,7 +48,9 @@ impl Directories {
 /// What keeps the directory from being listed; that it is not there does not.
 pub(super) fn versions(pin_path: &Path) -> io::Result<BTreeSet<u32>> {
     let entries = match fs::read_dir(pin_path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(BTreeSet::new());
+        }
         entries => entries?,
     };
     let mut versions = BTreeSet::new();

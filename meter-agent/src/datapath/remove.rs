@@ -40,11 +40,11 @@ pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
         pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
     let mut removed = Removed::default();
     // Links of an agent without pins are its own.
-    let _alone = unpinned::lock(pin_path)?;
-    removed.hooks += unpinned::sweep(pin_path).map_err(clsact_error("remove a filter"))?;
-    if versions.is_empty() {
-        removed.hooks += sweep_namespaces(pin_path)?;
+    let alone = unpinned::lock(pin_path)?;
+    if alone.is_some() {
+        removed.hooks += unpinned::sweep(pin_path).map_err(clsact_error("remove a filter"))?;
     }
+    removed.hooks += sweep_namespaces(pin_path)?;
     for version in versions {
         remove_version(&Directories::new(pin_path, version), &mut removed)?;
     }
@@ -60,7 +60,7 @@ fn sweep_namespaces(pin_path: &Path) -> Result<usize, OpenError> {
     for name in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
         let entrance = name.file_name().to_str().and_then(|name| open(Path::new(DIRECTORY), name));
         // Who may not enter one had nothing attached in it either.
-        let swept = entrance.and_then(|entrance| entrance.enter(|| unpinned::sweep(pin_path)).ok());
+        let swept = entrance.and_then(|entrance| entrance.enter(|| unpinned::sweep_there(pin_path)).ok());
         removed += swept.unwrap_or(Ok(0)).map_err(clsact_error("remove a filter"))?;
     }
     Ok(removed)

@@ -18,6 +18,7 @@ use std::{
 
 use meter_ebpf::abi::Direction;
 use nix::{
+    errno::Errno,
     sys::socket::{
         AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt::PeerCredentials,
     },
@@ -28,7 +29,7 @@ use uuid::Uuid;
 use super::{
     Options, clsact,
     hooks::remove_qdisc,
-    open::{OpenError, pins_anything},
+    open::{OpenError, has_dot, pins_anything},
 };
 
 /// Bytes of a pin path that a name has room for: of a filter, and of a socket.
@@ -45,23 +46,26 @@ const MARKS: [&str; 2] = ["@unpinned:", "@unpinned+qdisc:"];
 pub(super) struct Unpinned {
     /// What could not be done, to what, and why.
     pub(super) why: String,
-    /// Held while the agent lives.
-    _lock: Option<UnixListener>,
+    pub(super) alone: Alone,
 }
+
+/// What makes one agent the only one with these pins, or without them, in a network namespace; held while the agent lives.
+/// None where somebody else has taken its name: who holds it can't be told then.
+pub(super) type Alone = Option<UnixListener>;
 
 impl Unpinned {
     /// Does without pins where `error` says that none can be made.
     ///
     /// # Errors
     ///
-    /// The same error where it means something else, or where there are pins: what they hold goes on, and an agent beside
-    /// them would begin anew. And that another agent is there.
+    /// The same error where it means something else, such as a mistake in the path, or where there are pins: what they hold goes
+    /// on, and an agent beside them would begin anew. And that another agent is there.
     pub(super) fn after(error: OpenError, options: &Options) -> Result<Self, OpenError> {
-        if !error.forbids_pins() || pins_anything(&options.pin_path) {
+        let pin_path = &options.pin_path;
+        if !error.forbids_pins() || has_dot(pin_path) || pins_anything(pin_path) {
             return Err(error);
         }
-        let lock = lock(&options.pin_path)?;
-        Ok(Self { why: error.to_string(), _lock: lock })
+        Ok(Self { why: error.to_string(), alone: lock(pin_path)? })
     }
 }
 
@@ -87,7 +91,7 @@ fn read_name(name: &str, mark: &str) -> Option<bool> {
 /// Takes what makes one agent the only one here without pins. It goes with the process.
 ///
 /// A name of a socket is anybody's to take. So one that is neither root's nor this user's locks nobody out.
-pub(super) fn lock(pin_path: &Path) -> Result<Option<UnixListener>, OpenError> {
+pub(super) fn lock(pin_path: &Path) -> Result<Alone, OpenError> {
     let name = format!("meter-agent {}", mark(pin_path));
     let mut attempts = 1..LOCK_ATTEMPTS;
     loop {
@@ -107,14 +111,18 @@ pub(super) fn lock(pin_path: &Path) -> Result<Option<UnixListener>, OpenError> {
     }
 }
 
-/// Returns whether the user who listens there may run an agent.
+/// Returns whether the user who listens there may run an agent. Where so many asked before that no more can, that is not told,
+/// and one that is there is not to be disturbed.
 fn is_an_agents(name: &str) -> bool {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let asked = socket(AddressFamily::Unix, SockType::Stream, flags, None).and_then(|socket| {
         connect(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
         getsockopt(&socket, PeerCredentials)
     });
-    asked.is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
+    match asked {
+        Ok(peer) => peer.uid() == 0 || peer.uid() == geteuid().as_raw(),
+        Err(errno) => errno == Errno::EAGAIN,
+    }
 }
 
 /// Removes the filters in the calling thread's network namespace of an agent without pins that was killed; returns how
@@ -149,14 +157,29 @@ fn sweep_netdev(ifindex: u32, mark: &str) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// The same at a start, which says what it found.
-pub(super) fn sweep_here(pin_path: &Path) {
-    match sweep(pin_path) {
+/// The same at a start, which says what it found. Where another agent may have the filters they stay.
+pub(super) fn sweep_here(pin_path: &Path, alone: &Alone) {
+    if alone.is_some() {
+        report(sweep(pin_path));
+    }
+}
+
+/// Says what was found.
+pub(super) fn report(swept: io::Result<usize>) {
+    match swept {
         Ok(0) => {}
         Ok(removed) => {
             tracing::warn!(removed, "an agent without pins was killed, and its filters of clsact are removed")
         }
         Err(error) => tracing::error!(error = %error, "what an agent without pins left is not removed"),
+    }
+}
+
+/// The same in a namespace of others, where an agent may be that has filters of these names.
+pub(super) fn sweep_there(pin_path: &Path) -> io::Result<usize> {
+    match lock(pin_path) {
+        Ok(Some(_alone)) => sweep(pin_path),
+        Ok(None) | Err(_) => Ok(0),
     }
 }
 
@@ -181,6 +204,23 @@ mod tests {
         let long = |last: &str| mark(&PathBuf::from(format!("/{}/{last}", "p".repeat(3_000))));
         assert_ne!(long("a"), long("b"));
         assert!(long("a").len() <= LONGEST_MARK);
+    }
+
+    /// Each that finds it taken leaves a connection that nobody accepts, until there is no room for one more.
+    #[test]
+    fn lock_is_held_however_many_asked_for_it() {
+        let path = PathBuf::from(format!("/nowhere/asked/{}", std::process::id()));
+        let held = lock(&path).unwrap();
+        let name = format!("meter-agent {}", mark(&path));
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let full = (0..100_000).any(|_| {
+            let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+            let to = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+            connect(asking.as_raw_fd(), &to) == Err(Errno::EAGAIN)
+        });
+        assert!(full && is_an_agents(&name));
+        drop(held);
+        assert!(!is_an_agents(&name));
     }
 
     #[test]

@@ -21,21 +21,32 @@ pub struct Matched {
     meters: u32,
     /// The counter of the rule before.
     last: u32,
+    /// How often it began.
+    turn: u32,
 }
 
 impl Default for Matched {
     fn default() -> Self {
-        Self { rules: [0; MAX_RULES], number: 0, counters: [0; MAX_CACHED], meters: 0, last: u32::MAX }
+        Self {
+            rules: [0; MAX_RULES],
+            number: 0,
+            counters: [0; MAX_CACHED],
+            meters: 0,
+            last: u32::MAX,
+            turn: 0,
+        }
     }
 }
 
 impl Matched {
-    /// Begins with none.
+    /// Begins with none; returns which turn that is.
     #[inline(always)]
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self) -> u32 {
+        self.turn = self.turn.wrapping_add(1);
         self.number = 0;
         self.meters = 0;
         self.last = u32::MAX;
+        self.turn
     }
 
     /// Adds the rules whose bits are set in one word of a vector.
@@ -77,14 +88,15 @@ impl Matched {
         true
     }
 
-    /// Lets a verdict have the meters; with more than it has places for, it is void.
+    /// Lets a verdict have the meters of a turn. With more than it has places for it is void; and where another turn began
+    /// meanwhile, as by a program that interrupts this one where a kernel lets it.
     #[inline(always)]
-    pub fn remember(&self, verdict: &mut Verdict) {
+    pub fn remember(&self, turn: u32, verdict: &mut Verdict) {
         for (to, from) in verdict.counters.iter_mut().zip(&self.counters) {
             *to = *from;
         }
         verdict.count = self.meters.into();
-        if self.meters as usize > MAX_CACHED {
+        if self.meters as usize > MAX_CACHED || self.turn != turn {
             verdict.key.make_void();
         }
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::super::{
     Class, Datapath as _, IngressHook, Network, Options, Retry, Target, TcMode, kernel::KernelDatapath,
-    object::OBJECT,
+    object::OBJECT, remove::remove_all,
 };
 use crate::{
     meter::PortId,
@@ -52,8 +52,7 @@ fn work_in_a_namespace_leaves_the_right_one_behind_however_it_ends() {
 fn walk(one: &Netns, other: &Netns) {
     let options = Options {
         version: meter_ebpf::abi::VERSION,
-        // Nothing is pinned, and nothing left.
-        pin_path: format!("/nowhere/within-{}", std::process::id()).into(),
+        pin_path: format!("/sys/fs/bpf/meter-test-within-{}", std::process::id()).into(),
         tc: TcMode::Auto,
         max_ports: 4,
         max_netdevs: 4,
@@ -109,4 +108,6 @@ fn walk(one: &Netns, other: &Netns) {
     let refused = datapath.attach(&nowhere).unwrap_err();
     assert_eq!((refused.reason, refused.retry), ("gone", Retry::Gone));
     is_right(&mut datapath, &at_home, &home);
+    drop(datapath);
+    remove_all(&options.pin_path).unwrap();
 }
