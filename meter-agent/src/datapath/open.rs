@@ -187,12 +187,16 @@ fn major_minor(release: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none.
+/// Makes a directory of ours on a bpffs, only for us; mounts a bpffs at its usual place if there is none, where it would stay.
 pub(super) fn make_directory(directory: &Path, pin_path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt;
 
     if !has_bpffs(pin_path)? {
         let usual = Path::new(USUAL_BPFFS);
+        if !stays_mounted() {
+            let why = format!("what is mounted at {} here goes with this mount namespace", usual.display());
+            return Err(OpenError::NoBpffs { path: pin_path.to_owned(), why });
+        }
         if !mount_bpffs(usual) {
             return Err(no_bpffs(pin_path, usual));
         }
@@ -237,6 +241,12 @@ fn on_bpffs(path: &Path) -> Result<bool, OpenError> {
     let status = nix::sys::statfs::statfs(path)
         .map_err(|errno| path_error("look at the file system of", path, errno.into()))?;
     Ok(status.filesystem_type().0 == BPF_FS_MAGIC)
+}
+
+/// Returns whether this is the mount namespace of the first process, in which what is mounted outlives this one.
+fn stays_mounted() -> bool {
+    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    of("self").is_ok_and(|own| of("1").is_ok_and(|first| first == own))
 }
 
 fn mount_bpffs(path: &Path) -> bool {

@@ -16,6 +16,9 @@ pub(super) const READ_ONLY: &str =
 /// There is none.
 pub(super) const MISSING: &str = "while umount /sys/fs/bpf 2>/dev/null; do :; done";
 
+/// The mount namespace is that of the first process, as far as processes can tell.
+pub(super) const FIRST: &str = "mount --bind /proc/$$ /proc/1";
+
 /// Returns whether a test can have a mount namespace of its own.
 pub(super) fn can_mount() -> bool {
     let unshare = Command::new("unshare").arg("--version").output().is_ok();
@@ -41,7 +44,7 @@ fn bpffs_that_is_missing_is_mounted() {
     let host = Host::new("bpffs");
     let guests = Guests::new(&host.netns);
     let mut daemon = Daemon::new(&host, &bound("tap1"));
-    daemon.start_with(&words(&line(MISSING, "")), |_| {});
+    daemon.start_with(&words(&line(&format!("{MISSING}; {FIRST}"), "")), |_| {});
     daemon.wait_until_ready();
     assert!(daemon.log().contains("mounted a bpffs"), "{}", daemon.log());
     assert_eq!(daemon.sample("meter_agent_counters_pinned"), Some(1));
@@ -52,6 +55,30 @@ fn bpffs_that_is_missing_is_mounted() {
     daemon.stop();
     // The pins went with the only namespace that had them; where a whole host has them they stay.
     daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
+}
+
+#[test]
+fn bpffs_is_not_mounted_where_it_would_not_stay() {
+    if !ready() || !can_mount() {
+        return;
+    }
+    let host = Host::new("stays");
+    let guests = Guests::new(&host.netns);
+    let mut daemon = Daemon::new(&host, &bound("tap1"));
+    daemon.start_with(&words(&line(MISSING, "")), |_| {});
+    daemon.wait_until_ready();
+    let log = daemon.log();
+    assert!(
+        log.contains("counters are not pinned") && log.contains("goes with this mount namespace"),
+        "{log}"
+    );
+    assert_eq!(daemon.sample("meter_agent_counters_pinned"), Some(0));
+    let zero = daemon.port(PORT).unwrap();
+    let before = guests.counts();
+    guests.talk();
+    assert_eq!(daemon.port(PORT), Some(sum(zero, rx_tx(&guests.counts().since(&before)))));
+    daemon.stop();
+    assert_eq!(host.hooks(), [""; 0], "removed at its end");
 }
 
 /// A mount namespace that has a bpffs of its own, for agents that come and go.
