@@ -248,7 +248,7 @@ impl Connections {
                 rtt_ns: self.handshakes.words().get(index(place) * HANDSHAKE + 1).map_or(0, load),
                 began_s: first_seen,
                 idle_s,
-                left: first_seen <= self.opened_s,
+                left: first_seen < self.opened_s,
                 timed_out: idle_s >= captures.wanted().idle_limit(course),
                 answered: course.answered != 0,
                 ended: course.has_ended(),

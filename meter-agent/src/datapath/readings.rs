@@ -101,7 +101,7 @@ pub struct ConnectionReading {
     pub began_s: u32,
     /// Seconds since its last frame.
     pub idle_s: u32,
-    /// Whether it began before this agent did, or in the same second, so that an earlier one may have shown it.
+    /// Whether it began in a second before that in which this agent did, so that an earlier one may have shown it.
     pub left: bool,
     /// Whether `idle_s` is as long as a connection of its kind may be idle.
     pub timed_out: bool,

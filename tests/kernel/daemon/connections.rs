@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::{Daemon, Guests, Host, PORT, bound, ready};
+use crate::support::until;
 
 /// Returns the sums of the port's families: those of its connections, of what is in none, and its own.
 fn sums(text: &str, unit: &str) -> [u64; 3] {
@@ -29,6 +31,13 @@ fn parts(daemon: &Daemon<'_>) -> [u64; 2] {
     }
     let [connections, others, _] = sums(&text, "bytes");
     [connections, others]
+}
+
+/// Waits until what comes is told from what was: when a connection began is known to the second.
+fn wait_for_the_next_second() {
+    let uptime = || clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap().tv_sec();
+    let now = uptime();
+    until(|| uptime() > now);
 }
 
 #[test]
@@ -68,6 +77,7 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     for _ in 0..3 {
         daemon.kill();
         guests.talk();
+        wait_for_the_next_second();
         daemon.start();
         daemon.wait_until_ready();
         guests.counts();
