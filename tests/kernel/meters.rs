@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use meter_agent::{
     datapath::{Class, Target, kernel::Options},
     meter::{DeviceId, PortId},
-    rules::{self, Direction, Meter as Rules, MeterSet, Packet, RuleLine},
+    rules::{self, Direction, Packet},
 };
 use meter_ebpf::abi::Network;
 use uuid::Uuid;
 
 use super::support::{
-    Host, Meter,
+    Host, Meter, meters,
     programs::{Program, Programs, named},
 };
 
@@ -126,13 +126,4 @@ fn program(direction: Direction) -> Program {
         Direction::Rx => "meter_user_in",
         Direction::Tx => "meter_user_out",
     })
-}
-
-/// Makes a set of meters of one rule line each.
-fn set(lines: &[(&str, &str)]) -> MeterSet {
-    let meter = |(name, line): &(&str, &str)| {
-        let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
-        Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
-    };
-    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }

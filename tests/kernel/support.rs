@@ -28,7 +28,7 @@ use meter_agent::{
     },
     meter::PortId,
     netdev::NetdevId,
-    rules::MeterSet,
+    rules::{Meter as UserMeter, MeterSet, RuleLine},
     totals::Totals,
 };
 use uuid::Uuid;
@@ -302,6 +302,15 @@ impl Meter<'_> {
         let moved = self.table().since(before);
         assert_eq!(&moved, expected, "{what}");
     }
+}
+
+/// Makes meters of one rule line each.
+pub(crate) fn meters(lines: &[(&str, &str)]) -> MeterSet {
+    let meter = |(name, line): &(&str, &str)| {
+        let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
+        UserMeter { name: (*name).to_owned(), rules: vec![rule.condition] }
+    };
+    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
 }
 
 /// Waits until something holds, which has to be in time.

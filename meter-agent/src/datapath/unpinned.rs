@@ -88,7 +88,7 @@ fn read_name(name: &str, mark: &str) -> Option<bool> {
     MARKS.iter().position(|between| is(between)).map(|found| found == 1)
 }
 
-/// Takes what makes one agent the only one here without pins. It goes with the process.
+/// Takes what makes one agent the only one here, with pins or without. It goes with the process.
 ///
 /// A name of a socket is anybody's to take. So one that is neither root's nor this user's locks nobody out.
 pub(super) fn lock(pin_path: &Path) -> Result<Alone, OpenError> {
@@ -104,7 +104,7 @@ pub(super) fn lock(pin_path: &Path) -> Result<Alone, OpenError> {
                 thread::sleep(LOCK_REST);
             }
             Err(error) => {
-                tracing::warn!(name, error = %error, "whether another agent runs without pins can't be told");
+                tracing::warn!(name, error = %error, "another user has the name of the lock: whether another agent runs here can't be told");
                 return Ok(None);
             }
         }
@@ -175,7 +175,7 @@ pub(super) fn report(swept: io::Result<usize>) {
     }
 }
 
-/// The same in a namespace of others, where an agent may be that has filters of these names.
+/// The same in a namespace of others; where an agent is that may have filters of these names they stay.
 pub(super) fn sweep_there(pin_path: &Path) -> io::Result<usize> {
     match lock(pin_path) {
         Ok(Some(_alone)) => sweep(pin_path),

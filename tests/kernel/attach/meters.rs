@@ -3,21 +3,12 @@
 mod exact;
 mod force;
 
-use meter_agent::rules::{MAX_RULES, Meter as Rules, MeterSet, RuleLine};
+use meter_agent::rules::MAX_RULES;
 
 use super::{
-    super::support::{auto_kind, becomes, until},
+    super::support::{auto_kind, becomes, meters, until},
     BYTES, Class, Direction, HookKind, Meter, PORT, Pair, TcMode, hooks, ready,
 };
-
-/// Makes a set of meters of one rule line each.
-pub(super) fn set(lines: &[(&str, &str)]) -> MeterSet {
-    let meter = |(name, line): &(&str, &str)| {
-        let rule = RuleLine::parse(line).unwrap_or_else(|errors| panic!("{line}: {errors:?}"));
-        Rules { name: (*name).to_owned(), rules: vec![rule.condition] }
-    };
-    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
-}
 
 /// A rule of the frames that are sent here, and its inversion.
 const RULE: (&str, &str) = ("experiments", "ethertype 0x88b5");
@@ -48,13 +39,13 @@ fn user_hooks(kind: HookKind) -> Vec<String> {
 fn come_and_go(label: &str, tc: TcMode, kind: HookKind) {
     let pair = Pair::new(label);
     let mut meter = pair.host.open_with(&pair.options(tc));
-    meter.set_meters(&set(&[]));
+    meter.set_meters(&meters(&[]));
     meter.attach(&pair.port());
     assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
     pair.count(&mut meter, Class::Port, "without meters");
     assert_eq!(meter.meters(), [].into());
 
-    meter.set_meters(&set(&[RULE, INVERSE, OUT]));
+    meter.set_meters(&meters(&[RULE, INVERSE, OUT]));
     assert_eq!(pair.host.hooks(), user_hooks(kind));
     pair.count(&mut meter, Class::Port, "with meters");
     let expected = |n: u64| [("experiments", 3 * n), ("out", 5 * n), ("the rest", 0)];
@@ -70,22 +61,22 @@ fn come_and_go(label: &str, tc: TcMode, kind: HookKind) {
     assert_eq!(meter.meters(), table(expected(2)));
 
     // A meter that goes and comes back has its total.
-    meter.set_meters(&set(&[INVERSE]));
+    meter.set_meters(&meters(&[INVERSE]));
     pair.count(&mut meter, Class::Port, "with one meter");
     assert_eq!(meter.meters(), [("the rest".to_owned(), [0, 0])].into());
-    meter.set_meters(&set(&[]));
+    meter.set_meters(&meters(&[]));
     assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
     pair.count(&mut meter, Class::Port, "without meters again");
     assert_eq!((meter.meters(), meter.verify()), ([].into(), Vec::new()));
-    meter.set_meters(&set(&[OUT, RULE, INVERSE]));
+    meter.set_meters(&meters(&[OUT, RULE, INVERSE]));
     assert_eq!(meter.meters(), table(expected(2)));
 
     // They come and go under traffic, and the port loses nothing.
     let before = meter.table();
     let (frames, ()) = pair.while_sending(|| {
         for _ in 0..5 {
-            meter.set_meters(&set(&[]));
-            meter.set_meters(&set(&[RULE, OUT]));
+            meter.set_meters(&meters(&[]));
+            meter.set_meters(&meters(&[RULE, OUT]));
         }
     });
     becomes(|| meter.table().since(&before), super::moved(Class::Port, frames, frames));
@@ -116,7 +107,7 @@ fn a_rule_and_its_inversion_are_the_port() {
     let (host, peer) = (&pair.host.netns, &pair.peer);
     let addresses = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse::<std::net::IpAddr>().unwrap());
     let mut meter = pair.host.open();
-    meter.set_meters(&set(&[
+    meter.set_meters(&meters(&[
         ("web", "proto 6 dst-port 5001"),
         ("not web", "proto 6 dst-port 5001 inverted"),
         ("back", "proto 6 src-port 5001 direction tx"),
@@ -168,7 +159,7 @@ fn meters_count_on_without_an_agent_and_under_the_next() {
     }
     let pair = Pair::new("outlive");
     let kind = auto_kind();
-    let ours = set(&[RULE, ("by port", "in-ports 00000000-0000-0000-0000-000000000001"), OUT]);
+    let ours = meters(&[RULE, ("by port", "in-ports 00000000-0000-0000-0000-000000000001"), OUT]);
     let mut meter = pair.host.open();
     meter.set_meters(&ours);
     // The rules name a port that has no netdev yet.
@@ -199,7 +190,7 @@ fn meters_count_on_without_an_agent_and_under_the_next() {
     drop(meter);
     let mut meter = pair.host.open();
     meter.attach(&pair.port());
-    meter.set_meters(&set(&[]));
+    meter.set_meters(&meters(&[]));
     assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
     pair.count(&mut meter, Class::Port, "without meters");
     assert_eq!(meter.meters(), [].into());
@@ -217,10 +208,10 @@ fn a_set_that_cannot_be_counted_is_refused_and_the_other_counts_on() {
     }
     let pair = Pair::new("refused-set");
     let mut meter = pair.host.open();
-    meter.set_meters(&set(&[RULE, OUT]));
+    meter.set_meters(&meters(&[RULE, OUT]));
     meter.attach(&pair.port());
     pair.count(&mut meter, Class::Port, "before");
-    let mut many = set(&[("new", "proto 6"), ("many", "proto 17")]);
+    let mut many = meters(&[("new", "proto 6"), ("many", "proto 17")]);
     many.meters[1].rules = vec![many.meters[1].rules[0].clone(); MAX_RULES];
     let error = meter.try_set_meters(&many).unwrap_err();
     assert!(error.to_string().contains("the meters have 1025 rules, at most 1024"), "{error}");

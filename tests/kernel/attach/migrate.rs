@@ -23,12 +23,11 @@ use uuid::Uuid;
 
 use super::{
     super::support::{
-        WITHIN, becomes,
+        self, WITHIN, becomes,
         frames::{IPV4, UDP, ethernet, ipv4, vxlan},
         holds_within, ready,
     },
     BYTES, Class, IngressHook, Meter, Options, Pair, RawSocket, Target, TcMode,
-    meters::set,
 };
 
 /// The port of a device, with user-defined meters, and the uplink.
@@ -43,7 +42,11 @@ fn later(options: &Options) -> Options {
 
 fn meters() -> MeterSet {
     let port = Uuid::from_u128(PORT);
-    set(&[("frames", "ethertype 0x88b5"), ("by port", &format!("in-ports {port}")), ("out", "direction tx")])
+    support::meters(&[
+        ("frames", "ethertype 0x88b5"),
+        ("by port", &format!("in-ports {port}")),
+        ("out", "direction tx"),
+    ])
 }
 
 /// `eth0` is an uplink and `eth1` a port.
@@ -227,7 +230,7 @@ fn process_that_migrates() {
     let Ok(words) = env::var(CHILD) else { return };
     let (pins, tc) = words.split_once(' ').unwrap();
     let tc = if tc == "clsact" { TcMode::Clsact } else { TcMode::Auto };
-    let options = Options { pin_path: pins.into(), tc, ..super::super::support::small_options() };
+    let options = Options { pin_path: pins.into(), tc, ..support::small_options() };
     let meters = meters();
     drop(
         KernelDatapath::open_after(&later(&options), Before { meters: Some(&meters), ..Before::default() })

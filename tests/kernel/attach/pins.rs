@@ -17,11 +17,9 @@ use super::{
         WITHIN, auto_kind, becomes,
         foreign::Foreign,
         frames::{IPV4, UDP, ethernet, ipv4, vxlan},
-        holds_within, until,
+        holds_within, meters, until,
     },
-    Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks,
-    meters::set,
-    moved, ready,
+    Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks, moved, ready,
 };
 
 /// The maps that programs use.
@@ -204,7 +202,7 @@ fn what_nothing_counts_in_any_more_begins_anew() {
         let pair = Pair::new(&format!("lost-{}", lost.to_lowercase().replace('_', "-")));
         let ifindex = pair.host.ifindex("eth0");
         let mut meter = pair.host.open();
-        let frames = set(&[("frames", "ethertype 0x88b5")]);
+        let frames = meters(&[("frames", "ethertype 0x88b5")]);
         meter.set_meters(&frames);
         // As an uplink, and then as the port of a device.
         meter.attach(&pair.uplink(IngressHook::Tc));

@@ -5,20 +5,11 @@ use std::collections::BTreeSet;
 use meter_agent::{
     connections::Selection,
     datapath::{Class, Datapath as _, Target},
-    rules::{Meter as Rules, MeterSet, RuleLine},
 };
 use meter_ebpf::abi::{Direction, Fault, connection::capture};
 
 use super::{ACK, FIN, RST, SYN, World, capture_of, of, packets, probe, segment};
-use crate::support::ready;
-
-fn set(lines: &[(&str, &str)]) -> MeterSet {
-    let meter = |(name, line): &(&str, &str)| Rules {
-        name: (*name).to_owned(),
-        rules: vec![RuleLine::parse(line).unwrap().condition],
-    };
-    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
-}
+use crate::support::{meters, ready};
 
 #[test]
 fn rules_with_flow_give_no_connection_more_room_and_no_frame_two_faults() {
@@ -29,7 +20,7 @@ fn rules_with_flow_give_no_connection_more_room_and_no_frame_two_faults() {
         "conn-flow",
         |options| options.max_connections = 100,
         |mut world| {
-            world.meter.set_meters(&set(&[
+            world.meter.set_meters(&meters(&[
                 ("forward", "flow fwd-flow direction rx"),
                 ("return", "flow return-flow direction rx"),
             ]));
@@ -60,7 +51,7 @@ fn connections_that_only_rules_ask_for_are_not_shown_and_take_no_share() {
         "conn-only",
         |_| {},
         |mut world| {
-            world.meter.set_meters(&set(&[("forward", "flow fwd-flow")]));
+            world.meter.set_meters(&meters(&[("forward", "flow fwd-flow")]));
             let udp = |selection: &mut Selection| {
                 selection.bits = capture::UDP | capture::IPV4;
                 selection.share = 1;
@@ -91,7 +82,7 @@ fn frames_count_in_meters_as_the_netdev_says_whatever_is_captured() {
         "conn-rules",
         |_| {},
         |mut world| {
-            world.meter.set_meters(&set(&[("all", "direction rx")]));
+            world.meter.set_meters(&meters(&[("all", "direction rx")]));
             let uplink: Target = world.host.target("d2", 2, Class::Uplink);
             world.meter.attach(&uplink);
             let mut frame = 0;

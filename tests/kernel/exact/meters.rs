@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lab::traffic::{Sender, tcp, udp};
-use meter_agent::rules::{Meter, MeterSet, RuleLine};
+use meter_agent::rules::MeterSet;
 use meter_ebpf::abi::Direction;
 use uuid::Uuid;
 
@@ -11,16 +11,13 @@ use super::{
     STREAM, WITHIN,
     site::{Counted, End, Path, Site, TAP},
 };
-use crate::support::ready;
+use crate::support::{meters, ready};
 
 /// Makes meters of one rule line each; `TAP` stands for the port of the virtual machine.
 pub(super) fn set(lines: &[(&str, &str)]) -> MeterSet {
     let tap = Uuid::from_u128(TAP).to_string();
-    let meter = |(name, line): &(&str, &str)| {
-        let rule = RuleLine::parse(&line.replace("TAP", &tap)).unwrap();
-        Meter { name: (*name).to_owned(), rules: vec![rule.condition] }
-    };
-    MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
+    let named: Vec<_> = lines.iter().map(|(name, line)| (*name, line.replace("TAP", &tap))).collect();
+    meters(&named.iter().map(|(name, line)| (*name, line.as_str())).collect::<Vec<_>>())
 }
 
 /// Rules of the machine's port, and of the same with the opposite.

@@ -14,7 +14,7 @@ use meter_ebpf::abi::{
 };
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
-use super::{NETDEVS, World, program, set};
+use super::{NETDEVS, World, meters, program};
 use crate::support::{
     frames::{IPV4, IPV6, ethernet, ipv4_with, ipv6},
     pinned_map, ready,
@@ -112,7 +112,7 @@ fn programs_follow_connections_as_the_plain_tracker_does() {
         return;
     }
     World::with("flows", |world| {
-        world.meter.set_meters(&set(&LINES));
+        world.meter.set_meters(&meters(&LINES));
         let mut runner = TestRunner::default();
         let mut flows = Flows::default();
         for _ in 0..SEQUENCES {
@@ -169,7 +169,7 @@ fn full_table_keeps_those_that_are_there_and_idle_ones_make_room() {
         |options| options.max_connections = 100,
         |mut world| {
             let world = &mut world;
-            world.meter.set_meters(&set(&LINES));
+            world.meter.set_meters(&meters(&LINES));
             let untracked = |world: &mut World<'_>| {
                 world.meter.reading().faults.reasons[Fault::ConnectionTableFull as usize]
             };
@@ -227,13 +227,13 @@ fn connections_outlive_the_agent() {
         "flows-restart",
         |_| {},
         |mut world| {
-            world.meter.set_meters(&set(&LINES));
+            world.meter.set_meters(&meters(&LINES));
             for number in 0..3 {
                 world.run(&datagram(number, false), Direction::Rx, None, 0);
             }
             let mut world = world.reopen();
             let world = &mut world;
-            world.meter.set_meters(&set(&LINES));
+            world.meter.set_meters(&meters(&LINES));
             // With no agent the clock of the programs stood still.
             world.meter.datapath.tend();
             world.meter.datapath.tend();
@@ -257,7 +257,7 @@ fn connections_outlive_a_clock_that_stood_still() {
         return;
     }
     World::with("flows-clock", |world| {
-        world.meter.set_meters(&set(&LINES));
+        world.meter.set_meters(&meters(&LINES));
         world.run(&datagram(0, false), Direction::Rx, None, 0);
         // The agent hears nothing for a day.
         world.meter.datapath.tend_at(200_000_000);
@@ -279,7 +279,7 @@ fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one(
         "flows-killed",
         |options| options.max_connections = PLACES,
         |mut world| {
-            world.meter.set_meters(&set(&LINES));
+            world.meter.set_meters(&meters(&LINES));
             for number in 0..3 {
                 world.run(&datagram(number, false), Direction::Rx, None, 0);
             }
@@ -303,7 +303,7 @@ fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one(
             }
             let mut world = world.reopen();
             let world = &mut world;
-            world.meter.set_meters(&set(&LINES));
+            world.meter.set_meters(&meters(&LINES));
             world.meter.datapath.tend();
             world.meter.datapath.tend();
             assert_eq!(used(world), [0, u64::from(PLACES)]);

@@ -8,7 +8,7 @@ use meter_agent::{
 };
 use uuid::Uuid;
 
-use super::{World, set};
+use super::{World, meters};
 use crate::support::{
     frames::{IPV4, UDP, ethernet, ipv4, udp},
     ready,
@@ -52,7 +52,7 @@ fn devices(world: &mut World<'_>) -> BTreeMap<u128, u64> {
 }
 
 fn with_routers(lines: &[(&str, &str)]) -> MeterSet {
-    MeterSet { routers: routers(), ..set(lines) }
+    MeterSet { routers: routers(), ..meters(lines) }
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn what_is_sent_to_a_router_counts_for_it_and_for_its_bridge() {
                 devices(&mut world),
                 BTreeMap::from([(BRIDGE, 6), (OTHER_BRIDGE, 2), (ROUTER, 3), (SECOND, 1)])
             );
-            world.meter.set_meters(&set(&[]));
+            world.meter.set_meters(&MeterSet::default());
             assert_eq!(devices(&mut world), BTreeMap::from([(BRIDGE, 6), (OTHER_BRIDGE, 2)]));
         },
     );

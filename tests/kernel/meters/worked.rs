@@ -4,7 +4,7 @@
 
 use meter_agent::rules::Direction;
 
-use super::{World, set};
+use super::{World, meters};
 use crate::support::{
     frames::{IPV4, TCP, UDP, ethernet, ipv4_with, tcp, udp},
     ready,
@@ -14,7 +14,7 @@ use crate::support::{
 fn counted<const N: usize>(label: &str, lines: &[(&str, &str)], frames: [Vec<u8>; N]) -> [Vec<String>; N] {
     let mut counted = [const { Vec::new() }; N];
     World::with(label, |world| {
-        world.meter.set_meters(&set(lines));
+        world.meter.set_meters(&meters(lines));
         for (frame, counted) in frames.iter().zip(&mut counted) {
             let before = world.meter.meters();
             world.run(frame, Direction::Rx, None, 0);
@@ -146,7 +146,7 @@ fn chapter_14_meter_of_a_traversed_device() {
     let line = "rule rule0 proto 0 tos 0 traversed-device 00000000-0000-0000-0000-000000000004 \
                 fragment-policy any pos 1 type accept meter my-meter";
     World::with("worked5", |world| {
-        world.meter.set_meters(&set(&[("my-meter", line)]));
+        world.meter.set_meters(&meters(&[("my-meter", line)]));
         let frame = between([10, 0, 0, 1], [10, 0, 0, 2]);
         let bytes = u64::try_from(frame.len()).unwrap();
         for (own, packets) in [(0, 0), (1, 1), (2, 1), (1, 2)] {

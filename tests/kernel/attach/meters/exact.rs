@@ -9,7 +9,7 @@ use super::{
         becomes,
         frames::{IPV4, UDP, between, ethernet, ipv4, vxlan},
     },
-    BYTES, Class, Direction, INVERSE, Meter, OUT, Pair, RULE, counted, of_port, ready, set,
+    BYTES, Class, Direction, INVERSE, Meter, OUT, Pair, RULE, counted, meters, of_port, ready,
 };
 use crate::attach::Target;
 
@@ -24,7 +24,7 @@ fn a_thousand_swaps_under_traffic_lose_nothing() {
     let mut meter = pair.host.open();
     let names: Vec<String> = (0..SWAPS).map(|number| format!("new {number}")).collect();
     let new = |number: usize| (names[number].as_str(), "direction rx");
-    meter.set_meters(&set(&[new(0), RULE, INVERSE, OUT]));
+    meter.set_meters(&meters(&[new(0), RULE, INVERSE, OUT]));
     meter.attach(&pair.port());
     let (frames, ()) = pair.while_sending(|| {
         for number in 1..SWAPS {
@@ -32,7 +32,7 @@ fn a_thousand_swaps_under_traffic_lose_nothing() {
             let new = new(number);
             let sets =
                 [vec![new, RULE, INVERSE, OUT], vec![OUT, new, RULE, INVERSE], vec![INVERSE, RULE, new, OUT]];
-            meter.set_meters(&set(&sets[number % 3]));
+            meter.set_meters(&meters(&sets[number % 3]));
         }
     });
     becomes(|| of_port(&mut meter, Direction::Ingress), [frames, frames * BYTES]);
@@ -42,7 +42,7 @@ fn a_thousand_swaps_under_traffic_lose_nothing() {
     assert_eq!(counted(&mut meter, OUT.0), [frames, frames * BYTES]);
     // All that came have their totals when they come again.
     let all: Vec<_> = (0..SWAPS).map(new).collect();
-    meter.set_meters(&set(&all));
+    meter.set_meters(&meters(&all));
     let all = meter.meters();
     assert_eq!(all.len(), SWAPS);
     let sum = all.values().fold([0, 0], |sum, counted| super::sum(sum, *counted));
@@ -61,7 +61,7 @@ fn counters_that_serve_other_meters_keep_every_total() {
     let sets: Vec<MeterSet> = (0..3)
         .map(|of_set| {
             let names: Vec<String> = (0..MAX_RULES).map(|number| format!("{of_set} {number}")).collect();
-            set(&names.iter().map(|name| (name.as_str(), "direction rx")).collect::<Vec<_>>())
+            meters(&names.iter().map(|name| (name.as_str(), "direction rx")).collect::<Vec<_>>())
         })
         .collect();
     let mut expected = [0; 3];
@@ -110,7 +110,7 @@ fn port_that_is_an_uplink_as_well_has_its_meters() {
     }
     let pair = Pair::new("uplink-meters");
     let mut meter = pair.host.open();
-    meter.set_meters(&set(&[RULE, OUT, ("tunnelled", "proto 17 dst-port 4789")]));
+    meter.set_meters(&meters(&[RULE, OUT, ("tunnelled", "proto 17 dst-port 4789")]));
     let target = Target { underlay: true, ..pair.port() };
     meter.attach(&target);
     let kind = super::auto_kind();
@@ -152,7 +152,7 @@ fn tag_that_the_kernel_took_out_of_a_frame_is_a_tag() {
     }
     let pair = Pair::new("tags-in");
     let mut meter = pair.host.open();
-    meter.set_meters(&set(&TAGS));
+    meter.set_meters(&meters(&TAGS));
     meter.attach(&pair.port());
     let tagged = between(Mac::local(1), Mac::local(2), &[(0x8100, 7)], 0x88b5, &[0; 100]);
     let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
@@ -171,7 +171,7 @@ fn tag_that_the_netdev_puts_into_a_frame_is_a_tag() {
     host.vlan("vlan7", "eth0", 7).unwrap();
     let mut meter = pair.host.open();
     let sent = TAGS.map(|(name, line)| (name, format!("{line} direction tx")));
-    meter.set_meters(&set(&sent.each_ref().map(|(name, line)| (*name, line.as_str()))));
+    meter.set_meters(&meters(&sent.each_ref().map(|(name, line)| (*name, line.as_str()))));
     meter.attach(&pair.port());
     let plain = between(Mac::local(1), Mac::local(2), &[], 0x88b5, &[0; 100]);
     let socket = RawSocket::open(host, "vlan7").unwrap();

@@ -8,7 +8,7 @@ use meter_agent::{
 };
 use meter_ebpf::abi::{VERSION, map};
 
-use super::{super::super::support::becomes, BYTES, Class, Meter, OUT, Pair, RULE, ready, set};
+use super::{super::super::support::becomes, BYTES, Class, Meter, OUT, Pair, RULE, meters, ready};
 
 /// A rule that names the port.
 const BY_PORT: (&str, &str) = ("by port", "in-ports 00000000-0000-0000-0000-000000000001");
@@ -25,7 +25,7 @@ fn full(meter: &mut Meter<'_>) -> MeterSet {
         let prefixes = (0..addresses).map(|number| prefix(number, 128));
         let group = prefixes.chain(last.map(|length| prefix(addresses, length))).collect();
         let groups = Groups { addresses: [("many".to_owned(), group)].into(), ..Groups::default() };
-        MeterSet { groups, ..set(&[BY_PORT, ("many", "ip-address-group-src many")]) }
+        MeterSet { groups, ..meters(&[BY_PORT, ("many", "ip-address-group-src many")]) }
     };
     let (mut fits, mut full) = (0_u32, 4_000_u32);
     while full - fits > 1 {
@@ -55,7 +55,7 @@ fn rules_that_can_not_follow_a_port_end_and_count_when_they_are_given_again() {
     meter.try_set_meters(&set_of_all).unwrap_err();
     assert!(!meter.meters_in_force());
     pair.count(&mut meter, Class::Port, "refused again");
-    meter.set_meters(&set(&[BY_PORT, OUT]));
+    meter.set_meters(&meters(&[BY_PORT, OUT]));
     assert!(meter.meters_in_force());
     pair.count(&mut meter, Class::Port, "with rules that fit");
     let rows = [("by port", 3), ("out", 5)].map(|(name, n)| (name.to_owned(), [n, n * BYTES]));
@@ -70,7 +70,7 @@ fn rules_of_an_earlier_agent_are_held_until_others_are_in_their_place() {
     let pair = Pair::new("held");
     let pin = |name: &str| pair.host.pins.join(format!("v{VERSION}/maps/{name}"));
     let mut meter = pair.host.open();
-    meter.set_meters(&set(&[RULE, OUT]));
+    meter.set_meters(&meters(&[RULE, OUT]));
     meter.attach(&pair.port());
     let inner = [map::RULES, map::VERDICTS].map(|name| pin(&format!("{name}_NOW")));
     let ids = || inner.each_ref().map(|pin| aya::maps::MapInfo::from_pin(pin).unwrap().id());
@@ -85,13 +85,13 @@ fn rules_of_an_earlier_agent_are_held_until_others_are_in_their_place() {
             inner.iter().for_each(|pin| fs::remove_file(pin).unwrap());
         }
         let mut meter = pair.host.open();
-        let (frames, ()) = pair.while_sending(|| meter.set_meters(&set(&[OUT, RULE])));
+        let (frames, ()) = pair.while_sending(|| meter.set_meters(&meters(&[OUT, RULE])));
         counted = counted.map(|before| before + frames);
         let rows = [("experiments", counted[0]), ("out", counted[1])];
         becomes(|| meter.meters(), rows.map(|(name, n)| (name.to_owned(), [n, n * BYTES])).into());
         assert!(first.iter().zip(ids()).all(|(first, now)| *first != now));
         if unpinned {
-            meter.set_meters(&set(&[]));
+            meter.set_meters(&meters(&[]));
             assert_eq!(inner.each_ref().map(|pin| pin.exists()), [false; 2], "their memory is given back");
         }
     }
@@ -111,7 +111,7 @@ fn rules_are_compiled_once_for_ports_that_are_attached_together() {
         pair.host.netns.veth(&netdev(port), &pair.peer, &format!("peer{port}"), 1_500).unwrap();
     });
     let ports: Vec<String> = (1..=PORTS).map(|port| uuid::Uuid::from_u128(port).to_string()).collect();
-    meter.set_meters(&set(&[("by port", &format!("in-ports {}", ports.join(",")))]));
+    meter.set_meters(&meters(&[("by port", &format!("in-ports {}", ports.join(",")))]));
     let targets: Vec<_> =
         (1..=PORTS).map(|port| pair.host.target(&netdev(port), port, Class::Port)).collect();
     meter.datapath.prepare(&targets);
