@@ -15,7 +15,7 @@ pub use self::{
     series::{Address, Label, Series, View, protocol_name},
 };
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use meter_ebpf::abi::connection::capture;
 
@@ -23,6 +23,7 @@ use crate::{
     datapath::{Capture, Class, Target},
     meter::PortId,
     netdev::{Netdev, Pattern},
+    rules::MeterSet,
 };
 
 /// All that can be counted: every protocol, over either version of IP.
@@ -40,6 +41,8 @@ pub struct Selection {
     pub roles: BTreeSet<Class>,
     /// Which protocols, and whether inside of tunnels at uplinks: bits of [`capture`].
     pub bits: u32,
+    /// Which of those: of connections of which no frame matches one of these rules, none; without a rule, all.
+    pub rules: Arc<MeterSet>,
     /// Connections that one netdev has at most.
     pub share: u32,
     /// Seconds without a frame after which a connection is taken out of the table.
@@ -55,6 +58,7 @@ impl Default for Selection {
             ports: BTreeSet::new(),
             roles: BTreeSet::new(),
             bits: EVERYTHING,
+            rules: Arc::default(),
             share: u32::MAX,
             idle_s: 60,
             ended_s: 10,
@@ -75,6 +79,6 @@ impl Selection {
     #[must_use]
     pub fn of(&self, ports: BTreeSet<PortId>, undecided: BTreeSet<PortId>) -> Capture {
         let Self { bits, share, idle_s, ended_s, .. } = *self;
-        Capture { ports, undecided, bits, share, idle_s, ended_s }
+        Capture { ports, undecided, bits, rules: Arc::clone(&self.rules), share, idle_s, ended_s }
     }
 }

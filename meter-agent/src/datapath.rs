@@ -3,6 +3,7 @@
 //! Two implementations: [`kernel`] loads the object and attaches it; `fake` counts what a test sends and fails when
 //! told to.
 
+mod admission;
 mod bind;
 mod captures;
 mod carried;
@@ -42,6 +43,7 @@ mod softirq;
 mod specs;
 mod store;
 mod sys;
+mod tables;
 mod takeover;
 mod tunnels;
 mod unpinned;
@@ -51,6 +53,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
+    sync::Arc,
 };
 
 use meter_ebpf::abi::{Direction, Network, connection::Course};
@@ -131,6 +134,8 @@ pub struct Capture {
     pub undecided: BTreeSet<PortId>,
     /// Which protocols, and whether inside of tunnels at uplinks: bits of [`meter_ebpf::abi::connection::capture`].
     pub bits: u32,
+    /// Rules of which one has to match a frame so that its connection is counted from then on; without one, no matter.
+    pub rules: Arc<MeterSet>,
     /// Connections that one netdev has at most.
     pub share: u32,
     /// Seconds without a frame after which one is taken out of the table.
@@ -391,6 +396,10 @@ pub trait Datapath {
     ///
     /// Why not. What was counted before is counted on.
     fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError>;
+
+    /// Returns whether connections are counted as was said last. It may end to by itself: where the rules of a port can't
+    /// follow it to another slot, no connection begins until it is said again.
+    fn capture_in_force(&self) -> bool;
 
     /// Returns every total, to be written down for the time after a reboot; the name of this boot is not in it.
     ///

@@ -78,7 +78,7 @@ use uuid::Uuid;
 
 pub use self::{
     attribute::Attribute,
-    compile::{CompileError, SlotPort, Tables, compile},
+    compile::{CompileError, SlotPort, Tables, compile, compile_everywhere},
     condition::{Condition, Direction, Flow, FragmentPolicy, MacMatch, PortRange, Prefix, Test},
     explain::explain,
     extract::{fields, tcp_flags},
@@ -129,6 +129,13 @@ impl MeterSet {
         }
         names.extend(self.routers.iter().flat_map(|router| &router.bridges).map(|bridge| bridge.0));
         names
+    }
+
+    /// Returns these rules as those of one meter without a name, with the groups and the routers of this set.
+    #[must_use]
+    pub fn with_rules(&self, rules: Vec<Condition>) -> Self {
+        let meters = vec![Meter { name: String::new(), rules }];
+        Self { meters, groups: self.groups.clone(), routers: self.routers.clone() }
     }
 
     /// Returns the meters that count a packet at its hook.

@@ -90,6 +90,11 @@ pub mod map {
     /// Hash: [`PortUuid`](super::PortUuid) to [`SavedCapture`](super::connection::SavedCapture). Only user space reads and
     /// writes it.
     pub const CAPTURE_SAVED: &str = "CAPTURE_SAVED";
+    /// Array of one array of one [`RuleTables`](super::rules::RuleTables), or of none: the rules that say which connections
+    /// are counted.
+    pub const CAPTURE_RULES: &str = "CAPTURE_RULES";
+    /// Array of one per-CPU array of [`VerdictBlock`](super::rules::VerdictBlock), or of none: what those rules said.
+    pub const CAPTURE_VERDICTS: &str = "CAPTURE_VERDICT";
 }
 
 /// Which hook of a netdev, from the host's side.

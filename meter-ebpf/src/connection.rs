@@ -122,7 +122,8 @@ impl Course {
         let mut next = self;
         if flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN {
             if self.opened == 0 || self.has_ended() {
-                return Self { initiator: from as u8, opened: 1, ..Self::default() };
+                let Self { leaving, uncounted, .. } = self;
+                return Self { initiator: from as u8, opened: 1, leaving, uncounted, ..Self::default() };
             }
         } else {
             if flags & tcp::RST != 0 {
@@ -166,8 +167,8 @@ impl Course {
             self.reset,
             self.finished[0],
             self.finished[1],
-            self.padding[0],
-            self.padding[1],
+            self.leaving,
+            self.uncounted,
         ])
     }
 
@@ -175,8 +176,8 @@ impl Course {
     #[inline(always)]
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
-        let [initiator, answered, opened, reset, low, high, first, second] = bits.to_ne_bytes();
-        Self { initiator, answered, opened, reset, finished: [low, high], padding: [first, second] }
+        let [initiator, answered, opened, reset, low, high, leaving, uncounted] = bits.to_ne_bytes();
+        Self { initiator, answered, opened, reset, finished: [low, high], leaving, uncounted }
     }
 }
 

@@ -1,11 +1,11 @@
-//! The table of connections: where each has its place, what its frames leave there, and what they count there.
+//! The table of connections: where each has its place, and what its frames leave there.
 //!
 //! Common to every `unsafe` block here: a place is shared by all CPUs and by user space, so its parts are read and written
 //! by single volatile loads and stores of what is aligned to its size; any bits of them are a value. A place belongs to
 //! nobody between its being taken from the queue and its labels' being written, and again after user space has cleared
 //! those.
 
-use core::arch::asm;
+mod captured;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -15,17 +15,16 @@ use aya_ebpf::{
 };
 use meter_ebpf::{
     abi::{
-        Counter, Fault, PortUuid,
+        Fault, PortUuid,
         connection::{
             CONNECTION_LABELS, CONNECTION_WORDS, Capture, Connection, ConnectionHints, ConnectionKey, Course,
-            HINTS, Handshake, SavedCapture, capture,
+            HINTS, Handshake, SavedCapture,
         },
     },
-    connection::{Seen, answers, asks, is_return_alone},
-    packet::numbers::{IP_SCTP, IP_TCP, IP_UDP},
-    rules::Ends,
+    connection::{Seen, is_return_alone},
 };
 
+pub(crate) use self::captured::{Asked, Captured, Counted, Echo};
 use crate::maps;
 
 // Sizes in the object; user space sets those that its configuration names before it loads.
@@ -54,7 +53,7 @@ const NO_PLACE: u32 = 0;
 /// One that has no place any more in the table is told by what it says of itself.
 #[inline(always)]
 pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
-    let Some(place) = find(seen, flags, || true) else {
+    let Ok(place) = find(seen, flags, || Beginning::Uncounted) else {
         maps::count_fault(Fault::ConnectionTableFull, length);
         return is_return_alone(flags);
     };
@@ -82,120 +81,21 @@ fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> (Course, Course) {
     (before, after)
 }
 
-/// What is counted of a netdev's connections.
-#[derive(Clone, Copy)]
-pub(crate) struct Captured(*mut Capture);
-
-impl Captured {
-    /// Returns it of a slot's netdev.
-    #[inline(always)]
-    pub(crate) fn of(slot: u32) -> Option<Self> {
-        CAPTURES.get_ptr_mut(slot).map(Self)
-    }
-
-    /// Returns whether connections are counted at all.
-    #[inline(always)]
-    pub(crate) fn counts_connections(self) -> bool {
-        self.wanted() & !capture::METERS != 0
-    }
-
-    #[inline(always)]
-    fn wanted(self) -> u32 {
-        // SAFETY: see the module; non-null, since `of` made it.
-        unsafe { (&raw const (*self.0).wanted).read_volatile() }
-    }
-
-    /// Returns whether frames count in user-defined meters as well.
-    #[inline(always)]
-    pub(crate) fn counts_meters(self) -> bool {
-        self.wanted() & capture::METERS != 0
-    }
-
-    /// Returns whether what tunnel packets hold is counted, and not they.
-    #[inline(always)]
-    pub(crate) fn looks_inside(self) -> bool {
-        self.wanted() & capture::INSIDE != 0
-    }
-
-    /// Returns whether a connection between such ends is counted.
-    #[inline(always)]
-    fn wants(self, ends: &Ends) -> bool {
-        let protocol = match ends.protocol {
-            IP_TCP => capture::TCP,
-            IP_UDP => capture::UDP,
-            IP_SCTP => capture::SCTP,
-            _ => capture::ICMP,
-        };
-        let both = protocol | if ends.ipv6 { capture::IPV6 } else { capture::IPV4 };
-        self.wanted() & both == both
-    }
-
-    /// Returns whether there is room for one more connection.
-    #[inline(always)]
-    fn has_room(self) -> bool {
-        // SAFETY: as in `wanted`.
-        unsafe {
-            (&raw const (*self.0).live).read_volatile()
-                < u64::from((&raw const (*self.0).share).read_volatile())
-        }
-    }
-
-    /// Counts a frame that is in no connection.
-    #[inline(always)]
-    pub(crate) fn count_other(self, direction: usize, wire: &Counter) {
-        // SAFETY: as in `wanted`; the caller's direction is 0 or 1.
-        add(unsafe { (&raw mut (*self.0).other).cast::<Counter>().add(direction & 1) }, wire);
-    }
-
-    /// Counts a frame in its connection, where that is wanted and has room, or else in none. Returns whether it goes against
-    /// the connection's first; `None` where that was not asked.
-    #[inline(always)]
-    pub(crate) fn count(
-        self,
-        ends: &Ends,
-        seen: &Seen,
-        flags: u8,
-        echo: Echo,
-        direction: usize,
-        wire: &Counter,
-        length: u32,
-    ) -> Option<bool> {
-        if !self.wants(ends) {
-            self.count_other(direction, wire);
-            return None;
-        }
-        let Some(place) = find(seen, flags, || self.has_room()) else {
-            maps::count_fault(Fault::ConnectionTableFull, length);
-            self.count_other(direction, wire);
-            return Some(is_return_alone(flags));
-        };
-        if place.is_new {
-            // SAFETY: as in `wanted`.
-            increase(unsafe { &raw mut (*self.0).live }, 1);
-        }
-        let (before, after) = follow(place.at, seen, flags);
-        let is_return = after.is_return(seen.from);
-        if asks(flags) || matches!(echo, Echo::Request) {
-            place.asked(before.has_ended());
-        } else if is_return && (answers(flags) || matches!(echo, Echo::Reply)) {
-            place.answered();
-        }
-        let index = (seen.from as usize & 1) * 2 + (direction & 1);
-        // SAFETY: see the module; there are four counters.
-        add(unsafe { (&raw mut (*place.at).counts).cast::<Counter>().add(index) }, wire);
-        Some(is_return)
-    }
-}
-
-/// What a frame is to a round trip of ICMP.
-#[derive(Clone, Copy)]
-pub(crate) enum Echo {
-    /// Nothing: it is of another protocol.
+/// What becomes of a connection that is not counted so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    /// It is counted already.
     None,
-    /// It asks.
-    Request,
-    /// It answers.
-    Reply,
+    /// It is counted from now on.
+    Counted,
+    /// It has a place for its direction alone.
+    Uncounted,
+    /// The rules are to be asked first.
+    Undecided,
+    /// No rule matches.
+    Refused,
+    /// There is no room.
+    Full,
 }
 
 /// Writes the parts that changed.
@@ -243,6 +143,20 @@ struct Place {
 }
 
 impl Place {
+    /// Returns whether frames of the connection are counted.
+    #[inline(always)]
+    fn is_counted(self) -> bool {
+        // SAFETY: see the module.
+        unsafe { (&raw const (*self.at).course.uncounted).read_volatile() == 0 }
+    }
+
+    /// Says that they are from now on.
+    #[inline(always)]
+    fn set_counted(self) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.at).course.uncounted).write_volatile(0) }
+    }
+
     /// Takes the time of what begins a round trip. A repeated one is not the first; one that begins the connection `anew` is.
     #[inline(always)]
     fn asked(self, anew: bool) {
@@ -274,41 +188,29 @@ impl Place {
     }
 }
 
-/// Counts in a counter that all CPUs share.
+/// Returns a connection's place: where the hint says, or as the table has it. One that has none gets it if that is its
+/// beginning; or else the error is why not.
 #[inline(always)]
-fn add(counter: *mut Counter, wire: &Counter) {
-    // SAFETY: the callers' counters are of a map.
-    let (packets, bytes) = unsafe { (&raw mut (*counter).packets, &raw mut (*counter).bytes) };
-    increase(packets, wire.packets);
-    increase(bytes, wire.bytes);
-}
-
-/// Adds to a number that all CPUs share. By hand, since the compiler takes the target for one without such instructions.
-#[inline(always)]
-fn increase(number: *mut u64, by: u64) {
-    // SAFETY: the callers' numbers are of a map, aligned, and programs write them by this instruction only.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) by, options(nostack)) };
-}
-
-/// Returns a connection's place: where the hint says, or as the table has it. One that has none gets it if `may_begin`.
-#[inline(always)]
-fn find(seen: &Seen, flags: u8, may_begin: impl FnOnce() -> bool) -> Option<Place> {
-    let hint = hint_of(&seen.key)?;
+fn find(seen: &Seen, flags: u8, beginning: impl FnOnce() -> Beginning) -> Result<Place, Beginning> {
+    let hint = hint_of(&seen.key).ok_or(Beginning::Full)?;
     // SAFETY: see the module.
     let number = unsafe { hint.read_volatile() };
     if let Some(at) = CONNECTIONS.get_ptr_mut(number)
         && is_of(at, &seen.key)
     {
-        return Some(Place { number, at, is_new: false });
+        return Ok(Place { number, at, is_new: false });
     }
-    let found = resolve(seen, flags, may_begin());
+    let beginning = beginning();
+    let found = resolve(seen, flags, beginning);
     if found < 0 {
-        return None;
+        let begins = matches!(beginning, Beginning::Counted | Beginning::Uncounted);
+        return Err(if begins { Beginning::Full } else { beginning });
     }
     let number = found as u32;
     // SAFETY: see the module.
     unsafe { hint.write_volatile(number) };
-    Some(Place { number, at: CONNECTIONS.get_ptr_mut(number)?, is_new: found & NEW != 0 })
+    let at = CONNECTIONS.get_ptr_mut(number).ok_or(Beginning::Full)?;
+    Ok(Place { number, at, is_new: found & NEW != 0 })
 }
 
 #[inline(always)]
@@ -332,20 +234,22 @@ fn is_of(place: *mut Connection, key: &ConnectionKey) -> bool {
 /// Above a place's number: its connection got it just now.
 const NEW: i64 = 1 << 32;
 
-/// Looks a connection's place up in the table, and gives it one there if `may_begin`; negative where it has none.
+/// Looks a connection's place up in the table, and gives it one there if this is its beginning; negative where it has none.
 #[inline(never)]
-fn resolve(seen: &Seen, flags: u8, may_begin: bool) -> i64 {
+fn resolve(seen: &Seen, flags: u8, beginning: Beginning) -> i64 {
     // SAFETY: a connection's place stays its own while the table has it.
     if let Some(place) = unsafe { CONNECTION_KEYS.get(&seen.key) } {
         return i64::from(*place);
     }
-    if !may_begin {
-        return -1;
-    }
+    let uncounted = match beginning {
+        Beginning::Counted => 0,
+        Beginning::Uncounted => 1,
+        _ => return -1,
+    };
     let Ok(Some(number)) = CONNECTION_FREE.pop() else { return -1 };
     let Some(place) = CONNECTIONS.get_ptr_mut(number) else { return -1 };
     let now = now();
-    let course = Course::begin(seen.from, flags).bits();
+    let course = Course { uncounted, ..Course::begin(seen.from, flags) }.bits();
     // SAFETY: the place is nobody's (see the module).
     unsafe {
         for word in 0..CONNECTION_LABELS {

@@ -3,6 +3,8 @@
 //! Common to every `unsafe` block here: as in `maps.rs`, a per-CPU value belongs to this CPU while the program runs.
 //! Compiled rules are never changed once they are in [`RULES`].
 
+mod connection;
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
     btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
@@ -13,22 +15,19 @@ use meter_ebpf::{
     abi::{
         Counter, Direction, Network, SlotRef,
         rules::{
-            MAX_CACHED, MAX_RULES, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables,
+            FlowKey, MAX_CACHED, MAX_RULES, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, RuleTables,
             VERDICT_BLOCKS, VERDICTS_PER_BLOCK, Verdict, VerdictBlock,
         },
     },
     connection::Seen,
-    packet::{
-        Frame as _,
-        tunnel::{Inside, inside_of},
-    },
-    register::Register as _,
-    rules::{Ends, Fields, Matched, Matches, classify, counter_of, fields, inner_fields, plain_fields},
+    packet::Frame as _,
+    rules::{Fields, Matched, Matches, classify, counter_of, fields, plain_fields},
 };
 
+pub(crate) use self::connection::count_connection;
+use self::connection::{COUNTS_METERS, FLOW_KNOWN, IS_RETURN};
 use crate::{
-    Loaded,
-    connections::{self, Captured, Echo},
+    connections,
     context::{OnNetdev as _, Skb},
 };
 
@@ -58,6 +57,8 @@ struct Scratch {
     inside: Fields,
     /// The labels of its tunnel; 0 where it is not asked for, or no tunnel's.
     tunnel: u64,
+    /// What the verdict on its connection depends on, while that is asked for.
+    key: FlowKey,
     wire: Counter,
     /// Which meters have counted it so far, while the rules are asked.
     matched: Matched,
@@ -75,37 +76,6 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl
     count_read(skb, direction, wire, place, COUNTS_METERS, slot_at, tables, scratch);
 }
 
-/// The same, behind counting it in its connection at a netdev whose connections are counted.
-#[inline(always)]
-pub(crate) fn count_connection(
-    skb: Skb,
-    direction: Direction,
-    wire: Counter,
-    slot_at: impl Fn(u32) -> SlotRef,
-) {
-    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
-    read(skb, scratch);
-    let slot = slot_at(skb.ifindex()).slot();
-    // Not by `meter_connection`: the stacks of both together would be too large.
-    let looks_inside = Captured::of(slot).is_some_and(Captured::looks_inside);
-    let tunnel = if looks_inside { meter_inside(skb.context()) } else { 0 };
-    // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    unsafe {
-        (*scratch).wire = wire;
-        (*scratch).tunnel = tunnel;
-    }
-    let said = meter_connection(skb.context(), slot, direction as u32);
-    if said & COUNTS_METERS == 0 {
-        return;
-    }
-    let Some(tables) = RULES.get_value(0, &0) else { return };
-    let Some(place) = place_of(skb, slot, tables) else { return };
-    // SAFETY: as above.
-    let wire = unsafe { &(*scratch).wire };
-    let wire = Counter { packets: wire.packets, bytes: wire.bytes };
-    count_read(skb, direction, wire, place, said, slot_at, tables, scratch);
-}
-
 /// Where a frame is: the slot of its netdev, and the overlay network that it is in.
 #[derive(Clone, Copy)]
 struct Place {
@@ -116,16 +86,26 @@ struct Place {
 /// Returns where a frame is; `None` inside a tunnel where no rule asks for the overlay network: no other counts there.
 #[inline(always)]
 fn place_of(skb: Skb, slot: u32, tables: &RuleTables) -> Option<Place> {
-    let mut network = NETWORKS.get(slot).copied().unwrap_or_default();
-    if network.is_tunnel() {
-        if !tables.key_mask.asks_for_network() {
-            return None;
-        }
-        if network.is_external() {
-            network = Network::from_bits(meter_network(skb.context()) as u32);
-        }
+    let network = NETWORKS.get(slot).copied().unwrap_or_default();
+    if network.is_tunnel() && !tables.key_mask.asks_for_network() {
+        return None;
     }
-    Some(Place { slot, network })
+    Some(Place { slot, network: resolve(skb.context(), network) })
+}
+
+/// Returns the overlay network of a frame at a netdev: the netdev's, or what the frame's metadata says.
+#[inline(always)]
+fn resolve(skb: *mut __sk_buff, network: Network) -> Network {
+    if network.is_external() { Network::from_bits(meter_network(skb) as u32) } else { network }
+}
+
+/// Returns the slots of the ports through which a frame came in and goes out, of which its hook's is `own`; 0 for none.
+#[inline(always)]
+fn slots(skb: Skb, direction: Direction, own: u32, slot_at: &impl Fn(u32) -> SlotRef) -> (u32, u32) {
+    match direction {
+        Direction::Ingress => (own, 0),
+        Direction::Egress => (slot_at(skb.ingress_ifindex()).slot(), own),
+    }
 }
 
 /// Reads a frame's fields.
@@ -159,10 +139,7 @@ fn count_read(
     if is_return {
         key.set_return();
     }
-    let (in_slot, out_slot) = match direction {
-        Direction::Ingress => (own, 0),
-        Direction::Egress => (slot_at(skb.ingress_ifindex()).slot(), own),
-    };
+    let (in_slot, out_slot) = slots(skb, direction, own, &slot_at);
     key.set_hook(direction, in_slot, out_slot);
     key.set_network(network);
     key.restrict(tables);
@@ -182,12 +159,18 @@ fn count_read(
         }
         return;
     }
-    for (to, from) in verdict.key.words.iter_mut().zip(&key.words) {
+    copy(&mut verdict.key, key);
+    verdict.count = 0;
+    ask(tables, verdict, scratch);
+}
+
+/// Copies a key.
+#[inline(always)]
+fn copy(to: &mut FlowKey, from: &FlowKey) {
+    for (to, from) in to.words.iter_mut().zip(&from.words) {
         // SAFETY: a reference is valid for reads. Volatile, or the compiler calls a function to copy them byte after byte.
         *to = unsafe { core::ptr::from_ref(from).read_volatile() };
     }
-    verdict.count = 0;
-    ask(tables, verdict, scratch);
 }
 
 /// Asks the rules, counts the frame for their meters, and remembers which. Apart, so that a frame whose verdict is known keeps
@@ -264,72 +247,6 @@ fn tunnel_id(skb: *mut __sk_buff, flags: u64) -> Option<u32> {
     // SAFETY: the program's context, and a variable of that size.
     let found = unsafe { bpf_skb_get_tunnel_key(skb, key.as_mut_ptr().cast(), SIZE as u32, flags) };
     (found == 0).then_some(key[0])
-}
-
-/// Bits of what [`meter_connection`] says of a frame: it counts in user-defined meters as well.
-const COUNTS_METERS: u64 = 1;
-/// Whether it goes against its connection's first is known.
-const FLOW_KNOWN: u64 = 2;
-/// It does.
-const IS_RETURN: u64 = 4;
-
-/// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none, where connections are counted; returns bits
-/// of what is known of it.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32) -> u64 {
-    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
-    let Some(captured) = Captured::of(slot) else { return 0 };
-    let meters = if captured.counts_meters() { COUNTS_METERS } else { 0 };
-    if !captured.counts_connections() {
-        return meters;
-    }
-    // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    let Scratch { fields, inside, tunnel, wire, .. } = unsafe { &*scratch };
-    let tunnel = *tunnel;
-    let fields = if tunnel != 0 { inside } else { fields };
-    let skb = Skb::new(skb);
-    let direction = direction as usize;
-    let count = |ends: &Ends, flags, echo| {
-        let seen = Seen::between(ends, slot).inside(tunnel);
-        captured.count(ends, &seen, flags, echo, direction, wire, skb.length())
-    };
-    let is_return = if let Some(ends) = fields.key.ends() {
-        count(&ends, fields.tcp_flags(&skb), Echo::None)
-    } else if let Some(identifier) = fields.echo_identifier(&skb) {
-        let echo = if fields.key.is_echo_reply() { Echo::Reply } else { Echo::Request };
-        count(&fields.key.echo_ends(identifier), 0, echo);
-        // Rules take an echo's direction from what it is.
-        None
-    } else {
-        captured.count_other(direction, wire);
-        None
-    };
-    match is_return {
-        // Rules ask for the outer one.
-        _ if tunnel != 0 => meters,
-        Some(true) => meters | FLOW_KNOWN | IS_RETURN,
-        Some(false) => meters | FLOW_KNOWN,
-        None => meters,
-    }
-}
-
-/// Reads the fields of what a tunnel packet holds to [`METER_SCRATCH`]; returns the labels of its tunnel, 0 for no tunnel's.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn meter_inside(skb: *mut __sk_buff) -> u64 {
-    let Some(inside) = Option::<Inside>::unpack(walk_inside(skb)) else { return 0 };
-    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
-    let fields = inner_fields(&Skb::new(skb), inside.ethertype, inside.offset);
-    // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    unsafe { (*scratch).inside = fields };
-    inside.labels()
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn walk_inside(skb: *mut __sk_buff) -> u64 {
-    inside_of(&Skb::new(skb), &Loaded).pack()
 }
 
 /// Lists the rules of one word of a vector in [`METER_SCRATCH`], behind those that are there.

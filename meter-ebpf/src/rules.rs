@@ -12,7 +12,7 @@ use core::hint::black_box;
 pub use self::{
     fields::{Fields, fields, inner_fields, plain_fields},
     key::Ends,
-    matched::{Matched, Matches},
+    matched::{Anything, Matched, Matches},
 };
 use crate::abi::{
     Network,

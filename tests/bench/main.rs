@@ -124,10 +124,22 @@ struct Subject {
     rules: Option<u32>,
     /// How many connections there may be, for the programs that count them.
     share: Option<u32>,
+    /// Whether rules refuse all of them.
+    refused: bool,
 }
 
 fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Subject {
-    Subject { name: name.to_owned(), program, ours, frame, gso: None, tunnels: 0, rules: None, share: None }
+    Subject {
+        name: name.to_owned(),
+        program,
+        ours,
+        frame,
+        gso: None,
+        tunnels: 0,
+        rules: None,
+        share: None,
+        refused: false,
+    }
 }
 
 /// Nanoseconds of one packet above an empty program, by the programs' loadings.
@@ -178,6 +190,7 @@ fn subjects() -> Vec<Subject> {
         |name: &str, share| Subject { share: Some(share), ..subject(name, "meter_conn_in", true, tcp()) };
     subjects.push(subject("a connection, per-CPU LRU hash", "floor_flow", false, tcp()));
     subjects.push(connections("a connection", 1));
+    subjects.push(Subject { refused: true, ..connections("a connection, refused", 1) });
     let tunnels = TUNNELS[2];
     subjects.push(Subject { tunnels, ..connections(&format!("{tunnels} connections"), tunnels) });
     let tunnels = REPEAT;
@@ -186,14 +199,20 @@ fn subjects() -> Vec<Subject> {
     subjects.push(varied("new connection, per-CPU LRU hash", "floor_flow", false));
     subjects.push(Subject { tunnels, ..connections("new connection", REPEAT) });
     subjects.push(Subject { tunnels, ..connections("new connection, no room", 0) });
+    subjects.push(Subject { tunnels, refused: true, ..connections("new connection, refused", REPEAT) });
     subjects
 }
 
 /// Lets the programs count connections of slot 1, up to so many, beginning with none.
-fn capture(meter: &mut Ebpf, share: u32) -> Result<()> {
+fn capture(meter: &mut Ebpf, share: u32, refused: bool) -> Result<()> {
+    if refused {
+        rules::refuse(meter)?;
+    }
     let mut captures: Array<&mut MapData, Capture> =
         meter.map_mut(map::CAPTURES).context("CAPTURES")?.try_into()?;
-    captures.set(1, Capture { wanted: capture::TCP | capture::IPV4, share, ..Capture::default() }, 0)?;
+    let rules = if refused { capture::RULES } else { 0 };
+    let wanted = capture::ON | capture::TCP | capture::IPV4 | rules;
+    captures.set(1, Capture { wanted, share, ..Capture::default() }, 0)?;
     let mut keys: HashMap<&mut MapData, ConnectionKey, u32> =
         meter.map_mut(map::CONNECTION_KEYS).context("CONNECTION_KEYS")?.try_into()?;
     let known: Vec<(ConnectionKey, u32)> = keys.iter().collect::<Result<_, _>>()?;
@@ -231,7 +250,7 @@ fn packets(subjects: &[Subject], floors: &mut Ebpf, meter: &mut Ebpf, samples: &
                 sets.put(meter, rules)?;
             }
             if let Some(share) = subject.share {
-                capture(meter, share)?;
+                capture(meter, share, subject.refused)?;
             }
             *least = least.min(time(floors, meter, subject)?);
         }
@@ -411,6 +430,8 @@ fn report(costs: &BTreeMap<String, Cost>, reads: &Reads) -> bool {
         ("a connection", "a connection", "a connection, per-CPU LRU hash"),
         ("new connection", "new connection", "new connection, per-CPU LRU hash"),
         ("no room", "new connection, no room", "new connection, per-CPU LRU hash"),
+        ("a connection, refused", "a connection, refused", "a connection, per-CPU LRU hash"),
+        ("new connection, refused", "new connection, refused", "new connection, per-CPU LRU hash"),
     ] {
         let (connection, floor, port) = (cost(connection), cost(usual), cost("port meter"));
         println!("  {:<52} {:>7.3}", format!("{name} / per-CPU LRU hash"), connection / floor);

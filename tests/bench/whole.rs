@@ -86,6 +86,10 @@ impl Datapath for Memory {
         Ok(())
     }
 
+    fn capture_in_force(&self) -> bool {
+        true
+    }
+
     fn meters_in_force(&self) -> bool {
         true
     }

@@ -2,6 +2,7 @@
 
 mod beside;
 mod kept;
+mod rules;
 mod tunnels;
 
 use std::{collections::BTreeSet, env};
@@ -79,11 +80,23 @@ impl<'h> World<'h> {
 
     /// Ends the agent's half, does something to what it left, and opens it again.
     fn reopen(self, meanwhile: impl FnOnce(&Options)) -> Self {
+        self.reopen_with(|_| {}, |options, _| meanwhile(options))
+    }
+
+    /// The same where other connections are counted; `meanwhile` may let frames come in.
+    fn reopen_with(
+        self,
+        change: impl FnOnce(&mut Selection),
+        meanwhile: impl FnOnce(&Options, &dyn Fn(&[u8])),
+    ) -> Self {
         let Self { host, options, meter, programs, netdevs } = self;
         drop(meter);
-        meanwhile(&options);
+        let run = |frame: &[u8]| {
+            programs.run_between(program(Direction::Ingress), frame, [0, netdevs[0]]);
+        };
+        meanwhile(&options, &run);
         let mut meter = host.open_with(&options);
-        meter.datapath.set_capture(&capture_of(&[1, 2], |_| {})).unwrap();
+        meter.datapath.set_capture(&capture_of(&[1, 2], change)).unwrap();
         let mut world = Self { host, options, meter, programs, netdevs };
         world.attach();
         world

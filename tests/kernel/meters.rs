@@ -1,5 +1,6 @@
 //! User-defined meters: what the programs count by rules, beside what the plain matcher says.
 
+mod admission;
 mod differential;
 mod flows;
 mod routers;
@@ -37,6 +38,8 @@ struct World<'h> {
     options: Options,
     meter: Meter<'h>,
     programs: Programs,
+    /// Which of them is at a hook.
+    program: fn(Direction) -> Program,
     /// Their numbers.
     netdevs: Vec<u32>,
 }
@@ -49,6 +52,16 @@ impl World<'_> {
 
     /// The same with other options than the usual ones, and gives the world away.
     fn with_options(label: &str, change: impl FnOnce(&mut Options), work: impl FnOnce(World<'_>) + Send) {
+        Self::with_programs(label, program, change, work);
+    }
+
+    /// The same with other programs.
+    fn with_programs(
+        label: &str,
+        program: fn(Direction) -> Program,
+        change: impl FnOnce(&mut Options),
+        work: impl FnOnce(World<'_>) + Send,
+    ) {
         let host = Host::new(label);
         for pair in ["d1 type veth peer name d2", "d3 type veth peer name d4", "d5 type veth peer name d6"] {
             host.netns.ip(&format!("link add {pair}")).unwrap();
@@ -58,7 +71,7 @@ impl World<'_> {
         let meter = host.open_with(&options);
         let programs = Programs::load(&options, [Direction::Rx, Direction::Tx].map(program));
         let netdevs = NETDEVS.map(|(netdev, ..)| host.ifindex(netdev)).to_vec();
-        let mut world = World { host: &host, options, meter, programs, netdevs };
+        let mut world = World { host: &host, options, meter, programs, program, netdevs };
         world.attach();
         host.netns.run_in(|| work(world)).unwrap();
     }
@@ -73,9 +86,9 @@ impl World<'_> {
 
     /// Ends the agent's half and opens it again; the programs of the test runs stay.
     fn reopen(self) -> Self {
-        let Self { host, options, meter, programs, netdevs } = self;
+        let Self { host, options, meter, programs, program, netdevs } = self;
         drop(meter);
-        let mut world = Self { host, meter: host.open_with(&options), options, programs, netdevs };
+        let mut world = Self { host, meter: host.open_with(&options), options, programs, program, netdevs };
         world.attach();
         world
     }
@@ -87,7 +100,7 @@ impl World<'_> {
         // Older kernels take no such netdev for a test run. Programs of ingress don't ask for it.
         let came = came.filter(|_| !ingress && lab::require::is_kernel(6, 1));
         let numbers = [came.map_or(0, |place| self.netdevs[place]), self.netdevs[own]];
-        self.programs.run_between(program(direction), frame, numbers);
+        self.programs.run_between((self.program)(direction), frame, numbers);
         let came = if ingress { Some(own) } else { came };
         let port = |place: usize| {
             let (_, port, device, _) = NETDEVS[place];

@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::Once,
+    sync::{Arc, Once},
     thread,
     time::{Duration, Instant},
 };
@@ -311,6 +311,13 @@ pub(crate) fn meters(lines: &[(&str, &str)]) -> MeterSet {
         UserMeter { name: (*name).to_owned(), rules: vec![rule.condition] }
     };
     MeterSet { meters: lines.iter().map(meter).collect(), ..MeterSet::default() }
+}
+
+/// Returns rules of connections.
+pub(crate) fn rules(lines: &[&str]) -> Arc<MeterSet> {
+    let MeterSet { meters, .. } = meters(&lines.iter().map(|line| ("", *line)).collect::<Vec<_>>());
+    let conditions = meters.into_iter().flat_map(|meter| meter.rules).collect();
+    Arc::new(MeterSet::default().with_rules(conditions))
 }
 
 /// Waits until something holds, which has to be in time.

@@ -74,6 +74,8 @@ fn every_program_loads_and_every_map_is_the_abis() {
         (map::NETWORKS, array, 4, 4, 512),
         (map::CAPTURES, array, 4, size(size_of::<Capture>()), 512),
         (map::CAPTURE_SAVED, hash, size(size_of::<PortUuid>()), size(size_of::<SavedCapture>()), 77),
+        (map::CAPTURE_RULES, MapType::ArrayOfMaps, 4, 4, 1),
+        (map::CAPTURE_VERDICTS, MapType::ArrayOfMaps, 4, 4, 1),
     ];
     expected.sort_by_key(|row| row.0);
     let mut pins: Vec<String> = fs::read_dir(maps(&host))

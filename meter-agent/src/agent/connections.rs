@@ -52,6 +52,8 @@ impl<D: Datapath> Agent<D> {
         if self.capture_refusal.why.is_some() {
             self.capture_refusal.wait = self.capture_refusal.wait.saturating_sub(1);
             self.stale |= self.capture_refusal.wait == 0;
+        } else {
+            self.stale |= !self.datapath.capture_in_force();
         }
     }
 }

@@ -418,3 +418,12 @@ fn bindings_that_change_places_detach_nothing() {
     bench.send(read(bound([8, 6, 5]), 11)).settle();
     assert_eq!(bench.calls(), ["attach tap0", "attach tap1", "attach tap2"]);
 }
+
+#[test]
+fn capture_that_is_not_in_force_any_more_is_said_again() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(3, "tap0")]).settle();
+    bench.agent.datapath.capture_lost = true;
+    bench.ticks(2);
+    assert!(!bench.agent.datapath.capture_lost);
+}

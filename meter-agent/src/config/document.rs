@@ -51,6 +51,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "protocols",
             "ip_versions",
             "inside_tunnels",
+            "rules",
             "timeout",
             "ended_timeout",
             "max_entries",

@@ -1,12 +1,13 @@
 //! The tables of the file and the flags over them, read to a [`Config`].
 
 mod bindings;
+mod conditions;
 mod connections;
 mod exposition;
 mod meters;
 mod routers;
 
-pub use self::meters::rule_table;
+pub use self::conditions::rule_table;
 
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -69,7 +70,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let datapath = datapath(document, flags, report);
     let rules = rules(document, flags, report);
     let namespaces = namespaces(document, report);
-    let connections = connections::selection(document, datapath.max_connections, report);
+    let mut connections = connections::selection(document, datapath.max_connections, report);
     let connections_view = connections::view(document, report);
     let [http_listen, jolokia_listen, scraper_listen, skydive_listen] = listen(document, flags, report);
     let web_config = web_config(document, flags, report);
@@ -79,6 +80,7 @@ fn config(document: &Document<'_>, flags: &Flags, host: &HostFacts, report: &mut
     let configured = bindings::read(document, report);
     let mut meters = meters::read(document, report);
     routers::read(document, &configured, &mut meters, report);
+    connections.rules = connections::rules(document, &meters, report).into();
     let host_name = host_name(&document.top(), host, report);
     let metrics = exposition::metrics(document, report);
     let compat = exposition::compat(document, &host_name, [scraper_listen, skydive_listen], flags, report);

@@ -33,7 +33,7 @@ impl KernelDatapath {
         };
         let claimed = claimed.map_err(|full| full_error(target, full))?;
         self.meters_expect_no_more(target);
-        self.meter_ports_changed();
+        self.ports_of_rules_changed();
         self.maps
             .set_network(claimed.slot.slot(), target.network)
             .and_then(|()| self.maps.set_slot(target.id, claimed.slot))

@@ -22,7 +22,7 @@ use meter_ebpf::abi::{
 
 use super::{
     Capture, CaptureReading, Class, MetersError,
-    connections::{index, joined},
+    connections::{halves, index, joined},
     failure::describe,
     kernel::{KernelDatapath, uptime_s},
     mapped::MappedWords,
@@ -178,6 +178,14 @@ impl Captures {
         self.store(slot, WANTED, joined(wanted, self.wanted.share));
     }
 
+    /// Lets no connection be counted, for a while: all frames of those that were are in none.
+    pub(super) fn pause(&self) {
+        for slot in self.owners.keys() {
+            let (wanted, _) = halves(self.word(*slot, WANTED));
+            self.set_wanted(*slot, wanted & (capture::METERS | capture::ON));
+        }
+    }
+
     /// Lets a port have a slot's place, with what it had elsewhere. The place is nobody's.
     fn adopt(&mut self, slot: u32, port: PortUuid) {
         let SavedCapture { other, ended } = self.without_slot.get(&port).copied().unwrap_or_default();
@@ -250,7 +258,7 @@ impl Captures {
 impl KernelDatapath {
     /// Lets the connections of other ports' netdevs be counted. Those that are counted before and after go on.
     pub(super) fn change_capture(&mut self, wanted: &Capture) -> Result<(), MetersError> {
-        if *wanted == self.captures.wanted {
+        if *wanted == self.captures.wanted && self.admission.is_as(&wanted.rules) {
             return Ok(());
         }
         if !wanted.ports.is_empty() {
@@ -261,6 +269,7 @@ impl KernelDatapath {
                 self.connections.set_clock(uptime_s());
             }
         }
+        self.begin_admission(&wanted.rules)?;
         let before = std::mem::replace(&mut self.captures.wanted, wanted.clone());
         // Each place is right before a program counts there.
         let ports: Vec<PortUuid> = self.ledger.records().keys().copied().collect();
@@ -273,7 +282,7 @@ impl KernelDatapath {
             .map(|(id, _)| *id)
             .collect();
         netdevs.into_iter().for_each(|id| self.swap_programs_of(id));
-        Ok(())
+        self.end_admission(&wanted.rules)
     }
 
     /// Makes the place of a port's slot what it should be. A port for which that can't be is not captured.
@@ -309,7 +318,10 @@ impl KernelDatapath {
             }
             self.captures.adopt(slot, port);
         }
-        let mut bits = self.captures.wanted.bits | meters;
+        let mut bits = self.captures.wanted.bits | meters | capture::ON;
+        if !self.captures.wanted.rules.meters.is_empty() {
+            bits |= capture::RULES;
+        }
         if !is_uplink {
             // What a guest tunnels is its own.
             bits &= !capture::INSIDE;

@@ -63,9 +63,6 @@ const COUNTS: usize = TIMES + 1;
 const HANDSHAKE: usize = size_of::<Handshake>() / size_of::<u64>();
 /// In the place of no connection: the map was brought into its first state. Stands where others have their first frame's time.
 const READY: u32 = 1;
-/// In a course's filling: the place is being given back.
-const LEAVING: u8 = 1;
-
 /// The maps.
 pub(super) const MAPS: [&str; 5] = [
     map::CONNECTIONS,
@@ -131,7 +128,7 @@ impl Connections {
             // What an agent that was killed was giving back is free at the next tick. One that it had unmarked may be in
             // the queue already, and is left: a place less is better than two connections in one.
             for place in 1..=self.last() {
-                if self.course(place).padding[0] == LEAVING {
+                if self.course(place).leaving != 0 {
                     self.part(place).map_err(failed)?;
                 } else if self.word(place, CONNECTION_LABELS) != 0 {
                     self.count += 1;
@@ -275,7 +272,7 @@ impl Connections {
     /// Takes a place from its connection.
     fn take_out(&mut self, place: u32) -> Result<(), MapError> {
         let course = self.course(place);
-        self.store(place, COURSE, Course { padding: [LEAVING, 0], ..course }.bits());
+        self.store(place, COURSE, Course { leaving: 1, ..course }.bits());
         self.part(place).inspect_err(|_| self.store(place, COURSE, course.bits()))
     }
 
@@ -449,7 +446,7 @@ pub(super) fn index(place: u32) -> usize {
 }
 
 /// Returns the numbers that lie in the first and the second half of a word.
-const fn halves(word: u64) -> (u32, u32) {
+pub(super) const fn halves(word: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }

@@ -56,6 +56,8 @@ pub struct FakeDatapath {
     pub meters_in_force: bool,
     /// Whose connections are counted.
     pub capture: Capture,
+    /// Whether that was in force, and is not any more.
+    pub capture_lost: bool,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -223,7 +225,12 @@ impl Datapath for FakeDatapath {
 
     fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError> {
         self.capture = capture.clone();
+        self.capture_lost = false;
         Ok(())
+    }
+
+    fn capture_in_force(&self) -> bool {
+        !self.capture_lost
     }
 
     fn meters_in_force(&self) -> bool {

@@ -10,6 +10,7 @@ use aya::Ebpf;
 use super::{
     AttachError, Attachment, Capture, Datapath, HookKind, Lost, MetersError, ReadError, Reading, Repairs,
     Retry, Target,
+    admission::Admission,
     captures::Captures,
     connections::{Connections, InUse},
     failure::{bind_error, describe, full_error, netdev_error},
@@ -60,6 +61,7 @@ pub struct KernelDatapath {
     pub(super) grace: Grace,
     pub(super) connections: Connections,
     pub(super) captures: Captures,
+    pub(super) admission: Admission,
     pub(super) repairs: Repairs,
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     pub(super) pin_path: PathBuf,
@@ -117,7 +119,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn prepare(&mut self, targets: &[Target]) {
-        self.prepare_meters(targets);
+        self.prepare_rules(targets);
     }
 
     fn enter(&mut self, identity: Identity, entrance: Entrance) -> Result<NamespaceId, AttachError> {
@@ -153,7 +155,7 @@ impl Datapath for KernelDatapath {
         for (target, before, hooks) in moves {
             let claimed = self.claim(&target)?.map_err(|full| full_error(&target, full))?;
             self.record(&target, hooks)?;
-            self.meter_ports_changed();
+            self.ports_of_rules_changed();
             self.maps
                 .set_network(claimed.slot.slot(), target.network)
                 .and_then(|()| self.maps.set_slot(target.id, claimed.slot))
@@ -222,6 +224,10 @@ impl Datapath for KernelDatapath {
 
     fn meters_in_force(&self) -> bool {
         self.meters_are_in_force()
+    }
+
+    fn capture_in_force(&self) -> bool {
+        self.admission.is_as(&self.captures.wanted().rules)
     }
 
     fn totals(&mut self) -> Result<Totals, ReadError> {

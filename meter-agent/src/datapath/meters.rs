@@ -5,7 +5,6 @@
 
 mod ledger;
 mod swap;
-mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,23 +17,17 @@ use aya::{
 };
 use meter_ebpf::abi::{
     Counter, PortUuid, map,
-    rules::{
-        METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, NO_COUNTER, RuleTables,
-        VERDICT_BLOCKS, VerdictBlock,
-    },
+    rules::{METER_COUNTERS, METERS_PER_BLOCK, MeterBlock, MeterName, MeterRecord, NO_COUNTER},
 };
 
 pub(super) use self::ledger::METER_NAMES;
-use self::{
-    ledger::{MeterLedger, Write, total},
-    tables::Tables,
-};
+use self::ledger::{MeterLedger, Write, total};
 use super::{
     MetersError, ReadError, UserMeter,
     bind::now_ns,
-    failure::describe,
     maps::{take, typed, unreadable},
     open::OpenError,
+    tables::{Tables, write_error},
 };
 use crate::{
     meter::{DeviceId, FlowStats},
@@ -75,12 +68,8 @@ impl Meters {
         let records = names.iter().collect::<Result<_, _>>().map_err(unreadable(map::METERS))?;
         let ledger = MeterLedger::new(records);
         let on = ledger.active().next().is_some();
-        let [rules, verdicts] = [map::RULES, map::VERDICTS].map(|name| match take(ebpf, name)? {
-            Map::ArrayOfMaps(data) => Ok(data),
-            _ => Err(OpenError::Object(format!("map {name} is not an array of maps"))),
-        });
         let mut meters = Self {
-            tables: Tables::new(rules?, verdicts?, pins),
+            tables: Tables::take(ebpf, [map::RULES, map::VERDICTS], pins)?,
             names,
             counters: typed(|name| take(ebpf, name), map::METER_COUNTERS)?,
             ledger,
@@ -118,15 +107,9 @@ impl Meters {
         Ok(stats.collect())
     }
 
-    /// Returns the bytes of the map to which one of the meters' maps leads.
-    pub(super) fn memory_below(&self, name: &str) -> u64 {
-        let cpus = aya::util::nr_cpus().unwrap_or(1);
-        let bytes = match name {
-            map::RULES if self.on => size_of::<RuleTables>(),
-            map::VERDICTS if self.on => VERDICT_BLOCKS as usize * size_of::<VerdictBlock>() * cpus,
-            _ => 0,
-        };
-        u64::try_from(bytes).unwrap_or(u64::MAX)
+    /// Returns how many entries of a map of rules are in use, and the bytes that it leads to; `None` for other maps.
+    pub(super) fn rules_usage(&self, name: &str) -> Option<[u64; 2]> {
+        self.tables.usage(name)
     }
 
     /// Returns whether a rule asks for the direction of a connection.
@@ -138,7 +121,6 @@ impl Meters {
     pub(super) fn usage(&self, name: &str) -> Option<u64> {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         match name {
-            map::RULES | map::VERDICTS => Some(self.on.into()),
             map::METERS => Some(count(self.ledger.len())),
             map::METER_COUNTERS => Some(u64::from(self.on)),
             _ => None,
@@ -243,10 +225,6 @@ fn asks_for_flow(set: &MeterSet) -> bool {
 
 fn at(counters: &[Counter], counter: u32) -> Counter {
     usize::try_from(counter).ok().and_then(|counter| counters.get(counter)).copied().unwrap_or_default()
-}
-
-fn write_error(map: &'static str, error: &MapError) -> MetersError {
-    MetersError(format!("write map {map}: {}", describe(error)))
 }
 
 /// Returns the key of a meter. A name has at most 255 bytes, and none of them is zero.

@@ -80,7 +80,10 @@ impl KernelDatapath {
                 count(self.connections.count())
             }
             map::CONNECTION_FREE => u64::from(capacity).saturating_sub(count(self.connections.count())),
-            name => self.meters.usage(name).unwrap_or(u64::from(capacity)),
+            name => {
+                let of_rules = self.usage_of_rules(name).map(|[entries, _]| entries);
+                of_rules.or_else(|| self.meters.usage(name)).unwrap_or(u64::from(capacity))
+            }
         });
         if let Some(places) = &self.maps.places {
             let spec = namespaces_spec();
@@ -93,7 +96,7 @@ impl KernelDatapath {
             });
         }
         for map in &mut usage {
-            map.memory_bytes += self.meters.memory_below(map.map);
+            map.memory_bytes += self.usage_of_rules(map.map).map_or(0, |[_, bytes]| bytes);
         }
         Ok(Reading {
             ports,
@@ -108,6 +111,11 @@ impl KernelDatapath {
             maps: usage,
             repairs: self.repairs,
         })
+    }
+
+    /// Returns how many entries of a map of rules or verdicts are in use, and the bytes that it leads to; `None` for others.
+    fn usage_of_rules(&self, name: &str) -> Option<[u64; 2]> {
+        self.meters.rules_usage(name).or_else(|| self.admission.usage(name))
     }
 }
 

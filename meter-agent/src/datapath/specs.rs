@@ -44,7 +44,7 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
     let slot_blocks = options.max_netdevs.saturating_add(1).div_ceil(SLOTS_PER_BLOCK);
     let (tunnel_places, tunnel_spares) = tunnels::places(options.max_tunnels);
     let tunnel_blocks = (tunnel_places + tunnel_spares).div_ceil(TUNNELS_PER_BLOCK);
-    let rows: [(&'static str, MapType, usize, usize, u32); 26] = [
+    let rows: [(&'static str, MapType, usize, usize, u32); 28] = [
         (map::SLOTS, A, 4, slots::SIZE, 1),
         (map::SLOTS_HIGH, H, 4, size_of::<SlotRef>(), SLOT_HIGH_ENTRIES),
         (map::COUNTERS, P, 4, size_of::<SlotBlock>(), slot_blocks),
@@ -72,6 +72,8 @@ pub(super) fn specs(options: &Options) -> Vec<Spec> {
         (map::NETWORKS, A, 4, size_of::<Network>(), slot_blocks * SLOTS_PER_BLOCK),
         (map::CAPTURES, A, 4, size_of::<Capture>(), slot_blocks * SLOTS_PER_BLOCK),
         (map::CAPTURE_SAVED, H, size_of::<PortUuid>(), size_of::<SavedCapture>(), options.max_ports),
+        (map::CAPTURE_RULES, M, 4, 4, 1),
+        (map::CAPTURE_VERDICTS, M, 4, 4, 1),
     ];
     rows.into_iter()
         .map(|(name, kind, key_size, value_size, max_entries)| Spec {

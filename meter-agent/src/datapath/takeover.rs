@@ -4,6 +4,7 @@ use meter_ebpf::abi::{Network, UNBOUND_SLOT, map};
 
 use super::{
     Class, Options,
+    admission::Admission,
     bind::now_ns,
     captures::Captures,
     carried::carry,
@@ -92,6 +93,7 @@ impl KernelDatapath {
         }
         let captures = Captures::take(&mut ebpf, entries_of(&specs, map::CAPTURES))?;
         let connections = Connections::take(&mut ebpf, entries_of(&specs, map::CONNECTION_FREE), &captures)?;
+        let admission = Admission::take(&mut ebpf, home.map_pins())?;
         let mut meters = Meters::take(&mut ebpf, home.map_pins(), &lost)?;
         if let Some(totals) = before.totals
             && (before.of_another_boot || totals.unpinned || home.unpinned().is_some())
@@ -158,6 +160,7 @@ impl KernelDatapath {
             meters,
             connections,
             captures,
+            admission,
             grace,
             repairs,
             logger,

@@ -48,14 +48,14 @@ pub type Tables = Box<[RuleTables]>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// More rules than there are bits.
-    #[error("the meters have {rules} rules, at most {MAX_RULES} of all meters are possible")]
+    #[error("there are {rules} rules, at most {MAX_RULES} are possible")]
     Rules {
         /// How many.
         rules: usize,
     },
     /// What one field is compared with takes more room than there is.
     #[error(
-        "the meters need more room than there is (for {what}): use fewer addresses, MAC masks or ranges of ports that \
+        "the rules need more room than there is (for {what}): use fewer addresses, MAC masks or ranges of ports that \
          differ"
     )]
     Room {
@@ -81,6 +81,35 @@ pub fn compile(
         .zip(counters)
         .flat_map(|(meter, counter)| meter.rules.iter().map(|rule| (rule, *counter)))
         .collect();
+    let counts = |rule: &Condition, direction, in_tunnel| {
+        rule.counts_at() == direction && rule.is_of_network() == in_tunnel
+    };
+    compile_rules(set, &rules, slots, generation, &counts)
+}
+
+/// Compiles a set whose rules are asked at every hook, and count nowhere.
+///
+/// # Errors
+///
+/// Why the set can't be compiled.
+pub fn compile_everywhere(
+    set: &MeterSet,
+    slots: &BTreeMap<u32, SlotPort>,
+    generation: u64,
+) -> Result<Tables, CompileError> {
+    let rules: Vec<_> = set.meters.iter().flat_map(|meter| &meter.rules).map(|rule| (rule, 0)).collect();
+    compile_rules(set, &rules, slots, generation, &|_, _, _| true)
+}
+
+/// Compiles rules, each with the counter of its meter; `counts` says whether one is asked at the hooks of a direction, of
+/// tunnel netdevs or of others.
+fn compile_rules(
+    set: &MeterSet,
+    rules: &[(&Condition, u16)],
+    slots: &BTreeMap<u32, SlotPort>,
+    generation: u64,
+    counts: &dyn Fn(&Condition, Direction, bool) -> bool,
+) -> Result<Tables, CompileError> {
     if rules.len() > MAX_RULES {
         return Err(CompileError::Rules { rules: rules.len() });
     }
@@ -90,9 +119,9 @@ pub fn compile(
     }
     let mut tables = empty_tables();
     tables[0].generation = generation;
-    tables[0].counters.iter_mut().zip(&rules).for_each(|(to, (_, counter))| *to = *counter);
-    let conditions: Vec<&Condition> = rules.into_iter().map(|(rule, _)| rule).collect();
-    asked.write(&conditions, Writer::new(tables))
+    tables[0].counters.iter_mut().zip(rules).for_each(|(to, (_, counter))| *to = *counter);
+    let conditions: Vec<&Condition> = rules.iter().map(|(rule, _)| *rule).collect();
+    asked.write(&conditions, counts, Writer::new(tables))
 }
 
 /// Makes tables of zeros, on the heap: the stack would be too small.
@@ -252,7 +281,12 @@ impl<'s> Asked<'s> {
         self.ask(number, Field::RouterSrc, false, false, patterns);
     }
 
-    fn write(self, rules: &[&Condition], mut writer: Writer) -> Result<Tables, CompileError> {
+    fn write(
+        self,
+        rules: &[&Condition],
+        counts: &dyn Fn(&Condition, Direction, bool) -> bool,
+        mut writer: Writer,
+    ) -> Result<Tables, CompileError> {
         let room = |what| move |Full| CompileError::Room { what };
         let mut key_mask = FlowKey::ALWAYS;
         for field in Field::ALL {
@@ -283,8 +317,7 @@ impl<'s> Asked<'s> {
             let is_of_hook = |rule: &Condition| rule.direction.is_none_or(|asked| asked == direction);
             always[hook as usize] = vector(&is_of_hook)?;
             for (tunnel, counted) in counted[hook as usize..].iter_mut().step_by(2).enumerate() {
-                let is_of_netdev = |rule: &Condition| rule.is_of_network() == (tunnel == 1);
-                *counted = vector(&|rule| rule.counts_at() == direction && is_of_netdev(rule))?;
+                *counted = vector(&|rule| counts(rule, direction, tunnel == 1))?;
             }
         }
         let mut fragments = [0; 4];

@@ -125,6 +125,20 @@ impl RuleLine {
             _ => Ok(rule.condition),
         }
     }
+
+    /// Reads the line of a rule that belongs to no meter.
+    ///
+    /// # Errors
+    ///
+    /// As [`RuleLine::parse_for`], and that it names one.
+    pub fn parse_alone(line: &str) -> Result<Condition, Vec<LineError>> {
+        let rule = Self::parse(line)?;
+        if rule.meter.is_some() {
+            let what = "has no place here: this is a rule of no meter".to_owned();
+            return Err(vec![LineError { column: 1, word: Some("meter"), what }]);
+        }
+        Ok(rule.condition)
+    }
 }
 
 impl fmt::Display for RuleLine {

@@ -60,8 +60,10 @@ pub struct Course {
     pub reset: u8,
     /// 1 once the end has sent its last byte (FIN), by [`End`].
     pub finished: [u8; 2],
-    /// Fills the word.
-    pub padding: [u8; 2],
+    /// 1 while user space takes it out of the table.
+    pub leaving: u8,
+    /// 1 while it is there for its direction alone, and its frames are counted in no connection.
+    pub uncounted: u8,
 }
 
 /// A connection, as it lies in its place in `CONNECTIONS`: one cache line that each frame asks for, and another.
@@ -98,7 +100,7 @@ pub struct Handshake {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Capture {
-    /// Bits of [`capture`]; 0 for nothing.
+    /// Bits of [`capture`].
     pub wanted: u32,
     /// Connections that the netdev has at most.
     pub share: u32,
@@ -134,6 +136,10 @@ pub mod capture {
     pub const METERS: u32 = 1 << 6;
     /// Of tunnel packets, those inside.
     pub const INSIDE: u32 = 1 << 7;
+    /// Those alone that rules match.
+    pub const RULES: u32 = 1 << 8;
+    /// Each frame is counted, in a connection or in none.
+    pub const ON: u32 = 1 << 9;
 }
 
 /// What a port's frames were that no connection in the table has, while it has no slot: value of `CAPTURE_SAVED`.

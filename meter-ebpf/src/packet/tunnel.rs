@@ -4,7 +4,7 @@ use super::{
     ETH_IPV4, ETH_IPV6, ETH_TEB, ETHERNET, Ethernet, Fragment, Frame, IP_GRE, IP_TCP, IP_UDP, Stop, UDP,
     UDP_TUNNEL, be16, double_word, encapsulations::Encapsulations, gre, half,
 };
-use crate::abi::{Address, Bucket, Counter, Encap, TunnelKey};
+use crate::abi::{Address, Bucket, Counter, Encap, Network, TunnelKey};
 
 /// What a tunnel packet holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,6 +345,13 @@ impl Inside {
     #[must_use]
     pub const fn labels(&self) -> u64 {
         (self.vni as u64) << 32 | (self.encap as u64) << 16
+    }
+
+    /// Returns the overlay network that such labels say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn network_of(labels: u64) -> Network {
+        Network::new((labels >> 32) as u32)
     }
 }
 

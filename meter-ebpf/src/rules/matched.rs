@@ -8,6 +8,26 @@ pub trait Matches {
     fn add(&mut self, word: u32, bits: u64);
 }
 
+/// Whether any rule matches a frame.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Anything(bool);
+
+impl Anything {
+    /// Returns whether one does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_found(self) -> bool {
+        self.0
+    }
+}
+
+impl Matches for Anything {
+    #[inline(always)]
+    fn add(&mut self, _: u32, _: u64) {
+        self.0 = true;
+    }
+}
+
 /// The rules that match a frame, and the meters that they come to.
 #[derive(Debug)]
 #[repr(C)]

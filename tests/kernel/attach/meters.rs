@@ -214,7 +214,7 @@ fn a_set_that_cannot_be_counted_is_refused_and_the_other_counts_on() {
     let mut many = meters(&[("new", "proto 6"), ("many", "proto 17")]);
     many.meters[1].rules = vec![many.meters[1].rules[0].clone(); MAX_RULES];
     let error = meter.try_set_meters(&many).unwrap_err();
-    assert!(error.to_string().contains("the meters have 1025 rules, at most 1024"), "{error}");
+    assert!(error.to_string().contains("there are 1025 rules, at most 1024"), "{error}");
     pair.count(&mut meter, Class::Port, "after");
     let expected = [("experiments", 6), ("out", 10)];
     assert_eq!(meter.meters(), expected.map(|(name, n)| (name.to_owned(), [n, n * BYTES])).into());

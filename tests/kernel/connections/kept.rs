@@ -39,7 +39,7 @@ fn agent_that_is_killed_while_a_connection_ends_counts_it_once() {
                 assert_eq!(occupied.len(), 4);
                 for number in &occupied[..2] {
                     let mut place = places.get(number, 0).unwrap();
-                    place.course.padding[0] = 1;
+                    place.course.leaving = 1;
                     places.set(*number, place, 0).unwrap();
                 }
                 let leaving = places.get(&occupied[1], 0).unwrap();

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::signal::Signal,
+    time::{ClockId, clock_gettime},
+};
 use serde_json::Value;
 
 use super::{Daemon, Guests, Host, PORT, bound, ready};
@@ -102,5 +105,25 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     assert_eq!(text.lines().filter(|line| line.starts_with("meter_connection_bytes_total{")).count(), 2);
     let skydive = "skydive_network_connection_total_bytes{";
     assert_eq!(text.lines().filter(|line| line.starts_with(skydive)).count(), 2, "{text}");
+
+    // Other connections, by a rule: the streams go to the rest, which has all that they move.
+    let ruled = "[connections]\nnetdevs = [\"tap*\"]\ntimeout = \"1h\"\nrules = [\"proto 17\", \"vni 9\"]\n";
+    daemon.configure(&format!("{}{ruled}", bound("tap1")));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait("the rules are in force", |daemon| {
+        daemon.sample("meter_agent_map_entries{map=\"CAPTURE_RULES\"}") == Some(1)
+    });
+    let begun = |protocol: &str| {
+        let listed = daemon.run(&["connections", "--json", "--protocol", protocol]);
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+        listed.as_array().unwrap().len()
+    };
+    let known = ["tcp", "udp"].map(begun);
+    guests.talk();
+    guests.counts();
+    parts(&daemon);
+    let [streams, datagrams] = ["tcp", "udp"].map(begun);
+    assert_eq!(streams, known[0], "the streams that were known, and no other");
+    assert!(datagrams > known[1]);
     daemon.stop();
 }

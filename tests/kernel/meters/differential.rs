@@ -28,7 +28,7 @@ const PAIRS: usize = 20_000;
 const FRAMES: usize = 60;
 
 prop_compose! {
-    fn sets()(
+    pub(super) fn sets()(
         rules in prop::collection::vec(prop::collection::vec(strategies::conditions(), 1..4), 1..80),
         groups in strategies::every_group(),
         routers in strategies::routers(),
@@ -47,20 +47,20 @@ prop_compose! {
 
 /// A frame, and at which hook it is.
 #[derive(Debug, Clone)]
-struct Seen {
+pub(super) struct Seen {
     packet: Packet,
     /// Whether it is the answer to the packet before instead.
     answers: bool,
     more: Vec<u8>,
     inner: Option<u16>,
     cut: Option<usize>,
-    direction: Direction,
-    came: Option<usize>,
-    own: usize,
+    pub(super) direction: Direction,
+    pub(super) came: Option<usize>,
+    pub(super) own: usize,
 }
 
 prop_compose! {
-    fn seen()(
+    pub(super) fn seen()(
         packet in strategies::packets(),
         answers in any::<bool>(),
         more in prop::collection::vec(any::<u8>(), 0..60),
@@ -76,7 +76,7 @@ prop_compose! {
 
 impl Seen {
     /// Returns its frame, and makes its packet the one before the next.
-    fn frame(&self, before: &mut Packet) -> Vec<u8> {
+    pub(super) fn frame(&self, before: &mut Packet) -> Vec<u8> {
         let packet = if self.answers { answer(before) } else { self.packet.clone() };
         let mut frame = frame(&packet, self.inner, &self.more);
         if let Some(cut) = self.cut {
@@ -160,7 +160,7 @@ fn frame(packet: &Packet, inner_tag: Option<u16>, more: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn sample<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
+pub(super) fn sample<T: std::fmt::Debug>(runner: &mut TestRunner, strategy: &impl Strategy<Value = T>) -> T {
     strategy.new_tree(runner).unwrap().current()
 }
 

@@ -292,7 +292,7 @@ fn agent_that_is_killed_while_it_takes_connections_out_leaves_each_place_to_one(
             assert_eq!(taken.len(), 3);
             for (done, (key, number)) in taken.iter().enumerate() {
                 let mut place = places.get(number, 0).unwrap();
-                place.course.padding[0] = 1;
+                place.course.leaving = 1;
                 if done > 0 {
                     keys.remove(key).unwrap();
                 }

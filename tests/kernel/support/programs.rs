@@ -9,7 +9,7 @@ use aya::{
 use meter_agent::datapath::kernel::{OBJECT, Options};
 use meter_ebpf::abi::{Direction, Settings, VERSION, map};
 
-const MAPS: [&str; 24] = [
+const MAPS: [&str; 26] = [
     map::SLOTS,
     map::SLOTS_HIGH,
     map::COUNTERS,
@@ -34,6 +34,8 @@ const MAPS: [&str; 24] = [
     map::CONNECTION_TIMES,
     map::CAPTURES,
     map::CAPTURE_SAVED,
+    map::CAPTURE_RULES,
+    map::CAPTURE_VERDICTS,
 ];
 
 /// A program, and what it is good for.

@@ -182,10 +182,12 @@ const UNSAFE: &[&str] = &[
     "meter-ebpf/src/abi.rs",
     "meter-ebpf/src/bin/floors.rs",
     "meter-ebpf/src/connections.rs",
+    "meter-ebpf/src/connections/captured.rs",
     "meter-ebpf/src/context.rs",
     "meter-ebpf/src/main.rs",
     "meter-ebpf/src/maps.rs",
     "meter-ebpf/src/meters.rs",
+    "meter-ebpf/src/meters/connection.rs",
     "meter-ebpf/src/namespace.rs",
     "tests/",
 ];

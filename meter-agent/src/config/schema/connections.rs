@@ -4,13 +4,13 @@ use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use meter_ebpf::abi::connection::capture;
 
-use super::{MAX_ENTRIES, MAX_PATTERNS, or, values};
+use super::{MAX_ENTRIES, MAX_PATTERNS, conditions::condition, or, values};
 use crate::{
     config::{check, document::Document, report::Report},
     connections::{Classifier, Label, Selection, Tag, View},
     datapath::Class,
     meter::PortId,
-    rules,
+    rules::{self, MAX_RULES, MeterSet, RuleLine},
 };
 
 const ROLES: &[(&str, Class)] =
@@ -79,11 +79,34 @@ pub(super) fn selection(document: &Document<'_>, max_entries: u32, report: &mut 
         ports: values(ports.unwrap_or_default()).into_iter().collect(),
         roles: values(roles.unwrap_or_default()).into_iter().collect(),
         bits,
+        rules: default.rules,
         // So that no guest alone fills the table.
         share: or(share, max_entries.div_ceil(2)).value,
         idle_s,
         ended_s,
     }
+}
+
+/// Reads the rules that say which connections are counted, with the groups and routers that they name.
+pub(super) fn rules(document: &Document<'_>, set: &MeterSet, report: &mut Report<'_>) -> MeterSet {
+    const KEY: &str = "connections.rules";
+    let section = document.section("connections", report);
+    let items = section.items(report, "rules", usize::MAX).unwrap_or_default();
+    if let Some(item) = items.get(MAX_RULES) {
+        let what = format!("is one rule too many: at most {MAX_RULES} are possible");
+        report.key(item.origin, KEY, what);
+        return MeterSet::default();
+    }
+    let mut conditions = Vec::new();
+    for item in &items {
+        let condition = condition(item, KEY, &set.groups, report, RuleLine::parse_alone);
+        let Some(condition) = condition else { continue };
+        if condition.flow.is_some() {
+            report.key(item.origin, KEY, "flow: a connection is counted in both directions; leave it out");
+        }
+        conditions.push(condition);
+    }
+    if conditions.is_empty() { MeterSet::default() } else { set.with_rules(conditions) }
 }
 
 const LABELS: &[(&str, Label)] = &Label::ALL;

@@ -1,6 +1,6 @@
 //! Laws: any text is taken or refused, and a configuration that is written down reads as itself.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
 
 use meter_ebpf::abi::connection::capture;
 
@@ -10,7 +10,7 @@ use crate::{
     datapath::Class,
     netdev::{Glob, Pattern, namespaces::Selection},
     rules::{
-        Attribute, Meter, Router, prefix,
+        Attribute, Condition, Meter, Router, prefix,
         tests::strategies::{conditions, every_group},
     },
 };
@@ -186,10 +186,16 @@ prop_compose! {
                     .or_else(|| xdp.then(connections::Classifier::default)),
                 exclude: if xdp { connections::Tag::ALL.into() } else { [].into() },
             },
-            connections,
+            connections: connections::Selection { rules: rules_of(&meters).into(), ..connections },
             meters,
         }
     }
+}
+
+/// Returns the rules of the first meter as those of connections.
+fn rules_of(set: &MeterSet) -> MeterSet {
+    let Some(first) = set.meters.first() else { return MeterSet::default() };
+    set.with_rules(first.rules.iter().map(|rule| Condition { flow: None, ..rule.clone() }).collect())
 }
 
 prop_compose! {
@@ -208,6 +214,7 @@ prop_compose! {
             ports: ports.into_iter().map(|port| PortId(Uuid::from_u128(port))).collect(),
             roles,
             bits: protocols | versions << 4 | if inside { capture::INSIDE } else { 0 },
+            rules: Arc::default(),
             share,
             idle_s,
             ended_s,
@@ -224,7 +231,7 @@ fn written_connections(Config { connections: selection, connections_view: view, 
     format!(
         "netdevs = {}\nports = {}\nroles = {roles:?}\nprotocols = {:?}\nip_versions = [{}]\ninside_tunnels = {}\nmax_entries_of_netdev = {}\n\
          timeout = \"{}s\"\nended_timeout = \"{}s\"\nmax_series = {}\ndrop_labels = {:?}\ngroup_networks = {}\n\
-         internal_networks = {}\nexclude_classes = {:?}",
+         internal_networks = {}\nexclude_classes = {:?}\n{}",
         strings(&selection.netdevs),
         strings(&selection.ports.iter().collect::<Vec<_>>()),
         words(&["tcp", "udp", "sctp", "icmp"], 0),
@@ -242,6 +249,7 @@ fn written_connections(Config { connections: selection, connections_view: view, 
         strings(&view.networks),
         strings(&view.classifier.clone().unwrap_or_default().0),
         view.exclude.iter().map(|tag| tag.name()).collect::<Vec<_>>(),
+        selection.rules.meters.first().map_or(String::new(), |meter| written_rules(&meter.rules)),
     )
 }
 
@@ -359,27 +367,33 @@ fn written(config: &Config) -> String {
     text
 }
 
-/// Writes meters and groups down: each first rule as a line, the others as tables.
+/// Writes rules down: the first as a line, the others as tables.
+fn written_rules(rules: &[Condition]) -> String {
+    let string = |text: &str| toml::Value::from(text);
+    let mut text = "rules = [\n".to_owned();
+    for (index, rule) in rules.iter().enumerate() {
+        if index == 0 {
+            writeln!(text, "    {},", string(&rule.to_string())).unwrap();
+            continue;
+        }
+        let keys = Attribute::ALL.into_iter().filter_map(|attribute| {
+            let value = rule.value_of(attribute)?;
+            let value = match value.parse::<i64>() {
+                Ok(number) => number.into(),
+                Err(_) => string(&value),
+            };
+            Some(format!("{} = {value}", attribute.key()))
+        });
+        writeln!(text, "    {{ {} }},", keys.collect::<Vec<_>>().join(", ")).unwrap();
+    }
+    text + "]\n"
+}
+
+/// Writes meters and groups down.
 fn written_meters(text: &mut String, MeterSet { meters, groups, routers }: &MeterSet) {
     let string = |text: &str| toml::Value::from(text);
     for Meter { name, rules } in meters {
-        writeln!(text, "\n[[meter]]\nname = {}\nrules = [", string(name)).unwrap();
-        for (index, rule) in rules.iter().enumerate() {
-            if index == 0 {
-                writeln!(text, "    {},", string(&rule.to_string())).unwrap();
-                continue;
-            }
-            let keys = Attribute::ALL.into_iter().filter_map(|attribute| {
-                let value = rule.value_of(attribute)?;
-                let value = match value.parse::<i64>() {
-                    Ok(number) => number.into(),
-                    Err(_) => string(&value),
-                };
-                Some(format!("{} = {value}", attribute.key()))
-            });
-            writeln!(text, "    {{ {} }},", keys.collect::<Vec<_>>().join(", ")).unwrap();
-        }
-        text.push_str("]\n");
+        writeln!(text, "\n[[meter]]\nname = {}\n{}", string(name), written_rules(rules)).unwrap();
     }
     for Router { device, macs, bridges } in routers {
         let macs: Vec<String> =

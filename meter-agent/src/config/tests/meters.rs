@@ -1,7 +1,7 @@
 //! User-defined meters and groups: both forms of a rule, and every kind of mistake.
 
 use super::*;
-use crate::rules::{Attribute, Condition, Groups, Meter, Router, RuleLine, prefix};
+use crate::rules::{Attribute, Condition, Groups, MAX_RULES, Meter, Router, RuleLine, prefix};
 
 const A: &str = "3f2a1b6c-0d4e-4f5a-8b7c-9d0e1f2a3b4c";
 const B: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -41,6 +41,39 @@ fn packaged_file_explains_every_attribute() {
     for attribute in Attribute::ALL {
         assert!(words.contains(&attribute.key().as_str()), "{attribute}");
     }
+}
+
+#[test]
+fn rules_of_connections_are_as_those_of_meters() {
+    let text = format!(
+        "[connections]\nrules = [\"proto 6 dst-port 443 ip-address-group-dst ours\", {{ in_ports = [\"{A}\"] }}]\n\
+         [[ip_address_group]]\nname = \"ours\"\naddresses = [\"10.0.0.0/8\"]\n"
+    );
+    let config = parse(&text).unwrap();
+    let rules = vec![line("proto 6 dst-port 443 ip-address-group-dst ours"), line(&format!("in-ports {A}"))];
+    assert_eq!(*config.connections.rules, config.meters.with_rules(rules));
+    assert_eq!(config.connections.rules.groups.addresses["ours"], [prefix("10.0.0.0/8").unwrap()]);
+    // Without a rule there is none to match, and all count.
+    assert_eq!(*parse("[connections]\nrules = []").unwrap().connections.rules, MeterSet::default());
+    let text = "[connections]\nrules = [\n  \"flow fwd-flow\",\n  \"meter a\",\n  { flow = \"return-flow\" },\n  3,\n  \
+                \"port-group none\",\n  { colour = 1 },\n]";
+    let mistakes = parse(text).unwrap_err().to_string();
+    let known = Attribute::ALL.map(Attribute::key).join(", ");
+    let expected = [
+        "a.toml:3:3: connections.rules: flow: a connection is counted in both directions; leave it out",
+        "a.toml:4:3: connections.rules: column 1: meter: has no place here: this is a rule of no meter",
+        "a.toml:5:3: connections.rules: flow: a connection is counted in both directions; leave it out",
+        "a.toml:6:3: connections.rules: expected a string or a table, found an integer",
+        "a.toml:7:3: connections.rules: port-group: there is no [[port_group]] with the name \"none\"",
+        &format!("a.toml:8:5: connections.rules: unknown key \"colour\"; known are: {known}"),
+    ];
+    for mistake in expected {
+        assert!(mistakes.lines().any(|found| found == mistake), "{mistake}\n{mistakes}");
+    }
+    assert_eq!(mistakes.lines().count(), expected.len(), "{mistakes}");
+    let many = format!("[connections]\nrules = [{}]", "\"proto 6\",\n".repeat(MAX_RULES + 1));
+    let mistakes = parse(&many).unwrap_err().to_string();
+    assert_eq!(mistakes, "a.toml:1026:1: connections.rules: is one rule too many: at most 1024 are possible");
 }
 
 #[test]

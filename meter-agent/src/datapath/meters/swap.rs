@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     netdev::NetdevId,
-    rules::{MeterSet, SlotPort},
+    rules::{MeterSet, SlotPort, compile},
 };
 
 impl KernelDatapath {
@@ -47,7 +47,7 @@ impl KernelDatapath {
         let counters = ledger
             .claim(names, now_ns(), |counter| at(&counted, counter), &mut writes)
             .map_err(|ledger::Full| MetersError("too many meters at a time".to_owned()))?;
-        let slots = self.slots_of(set);
+        let slots = self.slots_of(set, false);
         if self.meters.on && !self.meters.tables.are_held() {
             // What can't be held must not be in use when it is replaced.
             self.end_meters()?;
@@ -58,7 +58,8 @@ impl KernelDatapath {
         }
         // A counter has its meter before a program counts there.
         let Meters { tables, names: map, ledger: kept, .. } = &mut self.meters;
-        let put = tables.put(set, &counters, &slots, || {
+        let compile = |generation| compile(set, &counters, &slots, generation);
+        let put = tables.put(compile, || {
             *kept = ledger;
             write(map, kept, &writes)
         });
@@ -103,16 +104,14 @@ impl KernelDatapath {
     }
 
     /// Gives the ports of these targets that rules name their slots, and compiles the rules for all of them at once.
-    pub(in crate::datapath) fn prepare_meters(&mut self, targets: &[Target]) {
+    pub(in crate::datapath) fn prepare_rules(&mut self, targets: &[Target]) {
         self.meters.expected.clear();
-        if !self.meters.in_force || self.meters.set.meters.is_empty() {
-            return;
+        let mut named = self.admission.set().names();
+        if self.meters.in_force {
+            named.append(&mut self.meters.set.names());
         }
-        let named = self.meters.set.names();
         let is_named = |target: &&Target| {
-            target.class != Class::Uplink
-                && (named.contains(&target.port.0)
-                    || target.device.is_some_and(|device| named.contains(&device.0)))
+            named.contains(&target.port.0) || target.device.is_some_and(|device| named.contains(&device.0))
         };
         for target in targets.iter().filter(is_named) {
             let port = port_uuid(target.port);
@@ -130,7 +129,13 @@ impl KernelDatapath {
                 self.meters.expected.insert(port, target.device);
             }
         }
+        self.ports_of_rules_changed();
+    }
+
+    /// Compiles the rules anew that name a port which has got another slot, or another device.
+    pub(in crate::datapath) fn ports_of_rules_changed(&mut self) {
         self.meter_ports_changed();
+        self.admission_ports_changed();
     }
 
     /// What the rules expected of a port has come, or something else.
@@ -146,16 +151,16 @@ impl KernelDatapath {
 
     /// Compiles the rules anew where they name a port that has got another slot, or another device. Where that fails no
     /// rules are in force: those from before would count a port for another.
-    pub(in crate::datapath) fn meter_ports_changed(&mut self) {
+    fn meter_ports_changed(&mut self) {
         if !self.meters.in_force || self.meters.set.meters.is_empty() {
             return;
         }
-        let slots = self.slots_of(&self.meters.set);
+        let slots = self.slots_of(&self.meters.set, false);
         if slots == self.meters.slots {
             return;
         }
         let Meters { tables, set, counters_of_set, .. } = &mut self.meters;
-        match tables.put(set, counters_of_set, &slots, || Ok(())) {
+        match tables.put(|generation| compile(set, counters_of_set, &slots, generation), || Ok(())) {
             Ok(()) => {
                 self.meters.slots = slots;
                 self.meters.puts += 1;
@@ -171,14 +176,12 @@ impl KernelDatapath {
         }
     }
 
-    /// Returns the ports with a slot that a set's rules tell from others.
-    fn slots_of(&self, set: &MeterSet) -> BTreeMap<u32, SlotPort> {
+    /// Returns the ports with a slot that a set's rules tell from others; those of uplinks only where they count as well.
+    pub(in crate::datapath) fn slots_of(&self, set: &MeterSet, uplinks: bool) -> BTreeMap<u32, SlotPort> {
         let named = set.names();
-        let ports = self
-            .ledger
-            .records()
-            .iter()
-            .filter(|(_, record)| record.slot != UNBOUND_SLOT && class_of(record.class) != Class::Uplink);
+        let ports = self.ledger.records().iter().filter(|(_, record)| {
+            record.slot != UNBOUND_SLOT && (uplinks || class_of(record.class) != Class::Uplink)
+        });
         ports
             .map(|(uuid, record)| {
                 let expected = self.meters.expected.get(uuid).copied();

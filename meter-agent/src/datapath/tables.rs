@@ -1,4 +1,4 @@
-//! The maps to which the outer ones lead: compiled rules, and the verdicts that CPUs remember.
+//! The maps to which outer ones lead: compiled rules, and the verdicts that CPUs remember of them.
 //!
 //! Before Linux 5.10.214, 6.1.75 and 6.6.14 an inner map that nobody holds is freed under programs that still read it
 //! (CVE-2023-52447). So whatever is in an outer map is held by a descriptor until another is in its place, or none: that
@@ -6,23 +6,19 @@
 //! pinned as well, since opening a map by its id takes CAP_SYS_ADMIN, which the agent's unit doesn't give.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, IterableMap as _, MapData, MapError, PerCpuArray};
-use meter_ebpf::abi::{
-    map,
-    rules::{GENERATION_BITS, RuleTables, VERDICT_BLOCKS, VerdictBlock},
+use aya::{
+    Ebpf,
+    maps::{Array, IterableMap as _, Map, MapData, MapError, PerCpuArray},
 };
+use meter_ebpf::abi::rules::{GENERATION_BITS, RuleTables, VERDICT_BLOCKS, VerdictBlock};
 
-use super::{
-    super::{MetersError, bind::now_ns, sys},
-    write_error,
-};
-use crate::rules::{MeterSet, SlotPort, compile};
+use super::{MetersError, bind::now_ns, failure::describe, maps::take, open::OpenError, sys};
+use crate::rules::{self, CompileError};
 
 /// What stands behind the name of an outer map for what it leads to, and for what takes its place next.
 const PINS: [&str; 2] = ["_NOW", "_NEXT"];
@@ -38,7 +34,7 @@ fn generation_after(last: u64, now_ns: u64) -> u64 {
     }
 }
 
-/// The rules and the verdicts.
+/// A set of rules, and the verdicts on it.
 pub(super) struct Tables {
     rules: Outer,
     verdicts: Outer,
@@ -49,14 +45,31 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Takes up the outer maps; `pins` is where maps are pinned, if they are.
-    pub(super) fn new(rules: MapData, verdicts: MapData, pins: Option<&Path>) -> Self {
-        Self {
-            rules: Outer::new(map::RULES, rules, pins),
-            verdicts: Outer::new(map::VERDICTS, verdicts, pins),
-            own_verdicts: false,
-            generation: 0,
-        }
+    /// Takes the outer maps with these names out of the loaded object; `pins` is where maps are pinned, if they are.
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        names: [&'static str; 2],
+        pins: Option<&Path>,
+    ) -> Result<Self, OpenError> {
+        let [rules, verdicts] = names.map(|name| match take(ebpf, name)? {
+            Map::ArrayOfMaps(data) => Ok(Outer::new(name, data, pins)),
+            _ => Err(OpenError::Object(format!("map {name} is not an array of maps"))),
+        });
+        Ok(Self { rules: rules?, verdicts: verdicts?, own_verdicts: false, generation: 0 })
+    }
+
+    /// Returns how many entries of a map of these are in use, and the bytes that it leads to; `None` for maps of others.
+    pub(super) fn usage(&self, name: &str) -> Option<[u64; 2]> {
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        let (outer, bytes) = if name == self.rules.name {
+            (&self.rules, size_of::<RuleTables>())
+        } else if name == self.verdicts.name {
+            (&self.verdicts, VERDICT_BLOCKS as usize * size_of::<VerdictBlock>() * cpus)
+        } else {
+            return None;
+        };
+        let is_used = u64::from(!outer.held.is_empty());
+        Some([is_used, is_used * u64::try_from(bytes).unwrap_or(u64::MAX)])
     }
 
     /// Returns whether what programs use now can be replaced while they use it.
@@ -64,25 +77,22 @@ impl Tables {
         self.rules.is_held() && self.verdicts.is_held()
     }
 
-    /// Compiles rules, and lets programs count by them from now on. Those before are out of use when this returns.
-    /// `before` is done when nothing but the last step is left.
+    /// Compiles rules, given their number, and lets programs go by them from now on. Those before are out of use when this
+    /// returns. `before` is done when nothing but the last step is left.
     pub(super) fn put(
         &mut self,
-        set: &MeterSet,
-        counters: &[u16],
-        slots: &BTreeMap<u32, SlotPort>,
+        compile: impl FnOnce(u64) -> Result<rules::Tables, CompileError>,
         before: impl FnOnce() -> Result<(), MetersError>,
     ) -> Result<(), MetersError> {
         // Never one that a verdict of an earlier agent has.
         let generation = generation_after(self.generation, now_ns());
-        let tables =
-            compile(set, counters, slots, generation).map_err(|error| MetersError(error.to_string()))?;
-        let failed = |error: MapError| write_error(map::RULES, &error);
+        let tables = compile(generation).map_err(|error| MetersError(error.to_string()))?;
+        let failed = |error: MapError| write_error(self.rules.name, &error);
         let mut rules: Array<MapData, RuleTables> = Array::create(1, 0).map_err(failed)?;
         let tables: &RuleTables = &tables[0];
         rules.set(0, tables, 0).map_err(failed)?;
         if !self.own_verdicts {
-            let failed = |error: MapError| write_error(map::VERDICTS, &error);
+            let failed = |error: MapError| write_error(self.verdicts.name, &error);
             let verdicts = PerCpuArray::<MapData, VerdictBlock>::create(VERDICT_BLOCKS, 0).map_err(failed)?;
             self.verdicts.put(verdicts.map().fd().as_fd())?;
             self.own_verdicts = true;
@@ -93,11 +103,11 @@ impl Tables {
         Ok(())
     }
 
-    /// Lets programs count by no rules, and gives back the memory of the rules and of the verdicts.
+    /// Lets programs go by no rules, and gives back the memory of the rules and of the verdicts.
     ///
     /// # Errors
     ///
-    /// Programs may count by the rules from before.
+    /// Programs may go by the rules from before.
     pub(super) fn clear(&mut self) -> Result<(), MetersError> {
         self.own_verdicts = false;
         self.rules.clear()?;
@@ -199,4 +209,9 @@ fn remove(pin: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Says that a map can't be written.
+pub(super) fn write_error(map: &'static str, error: &MapError) -> MetersError {
+    MetersError(format!("write map {map}: {}", describe(error)))
 }

@@ -1,0 +1,184 @@
+//! How a frame is counted in its connection, before it is in user-defined meters.
+//!
+//! Common to every `unsafe` block here: as in the module above. Functions are exported as there, so that the verifier checks
+//! each once and for any argument.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    btf_maps::{Array, ArrayOfMaps, PerCpuArray},
+    macros::btf_map,
+};
+use meter_ebpf::{
+    abi::{
+        Counter, Direction, SlotRef,
+        rules::{RuleTables, VERDICT_BLOCKS, VERDICTS_PER_BLOCK, VerdictBlock},
+    },
+    connection::Seen,
+    packet::{
+        Frame as _,
+        tunnel::{Inside, inside_of},
+    },
+    register::Register as _,
+    rules::{Anything, Ends, classify, inner_fields},
+};
+
+use super::{METER_SCRATCH, NETWORKS, RULES, Scratch, copy, count_read, place_of, read, resolve, slots};
+use crate::{
+    Loaded,
+    connections::{Asked, Captured, Counted, Echo},
+    context::{OnNetdev as _, Skb},
+};
+
+/// The rules that say which connections are counted, or none.
+#[btf_map]
+static CAPTURE_RULES: ArrayOfMaps<Array<RuleTables, 1>, 1> = ArrayOfMaps::new();
+#[btf_map]
+static CAPTURE_VERDICT: ArrayOfMaps<PerCpuArray<VerdictBlock, 16>, 1> = ArrayOfMaps::new();
+
+/// Counts a frame in its connection, at a netdev whose connections are counted, and in each meter that has a rule for it.
+#[inline(always)]
+pub(crate) fn count_connection(
+    skb: Skb,
+    direction: Direction,
+    wire: Counter,
+    slot_at: impl Fn(u32) -> SlotRef,
+) {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+    read(skb, scratch);
+    let slot = slot_at(skb.ifindex()).slot();
+    // Not by `meter_connection`: the stacks of both together would be too large.
+    let looks_inside = Captured::of(slot).is_some_and(Captured::looks_inside);
+    let tunnel = if looks_inside { meter_inside(skb.context()) } else { 0 };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe {
+        (*scratch).wire = wire;
+        (*scratch).tunnel = tunnel;
+    }
+    let mut said = meter_connection(skb.context(), slot, direction as u32, Asked::Not as u32);
+    if said & ASKS_RULES != 0 {
+        let (in_slot, out_slot) = slots(skb, direction, slot, &slot_at);
+        let asked = meter_admits(skb.context(), in_slot, out_slot, direction as u32);
+        said = meter_connection(skb.context(), slot, direction as u32, asked as u32);
+    }
+    if said & COUNTS_METERS == 0 {
+        return;
+    }
+    let Some(tables) = RULES.get_value(0, &0) else { return };
+    let Some(place) = place_of(skb, slot, tables) else { return };
+    // SAFETY: as above.
+    let wire = unsafe { &(*scratch).wire };
+    let wire = Counter { packets: wire.packets, bytes: wire.bytes };
+    count_read(skb, direction, wire, place, said, slot_at, tables, scratch);
+}
+
+/// Bits of what [`meter_connection`] says of a frame: it counts in user-defined meters as well.
+pub(super) const COUNTS_METERS: u64 = 1;
+/// Whether it goes against its connection's first is known.
+pub(super) const FLOW_KNOWN: u64 = 2;
+/// It does.
+pub(super) const IS_RETURN: u64 = 4;
+/// It is in nothing so far: whether its connection is counted is for the rules to say.
+const ASKS_RULES: u64 = 8;
+
+/// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none, where connections are counted; returns bits
+/// of what is known of it. `asked` is a number of [`Asked`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, asked: u32) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    let Some(captured) = Captured::of(slot) else { return 0 };
+    let meters = if captured.counts_meters() { COUNTS_METERS } else { 0 };
+    if !captured.counts_connections() {
+        return meters;
+    }
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let Scratch { fields, inside, tunnel, wire, .. } = unsafe { &*scratch };
+    let tunnel = *tunnel;
+    let fields = if tunnel != 0 { inside } else { fields };
+    let skb = Skb::new(skb);
+    let direction = direction as usize;
+    let count = |ends: &Ends, flags, echo| {
+        let seen = Seen::between(ends, slot).inside(tunnel);
+        let asked = Asked::from_number(asked);
+        captured.count(ends, &seen, flags, echo, asked, direction, wire, skb.length())
+    };
+    let counted = if let Some(ends) = fields.key.ends() {
+        count(&ends, fields.tcp_flags(&skb), Echo::None)
+    } else if let Some(identifier) = fields.echo_identifier(&skb) {
+        let echo = if fields.key.is_echo_reply() { Echo::Reply } else { Echo::Request };
+        match count(&fields.key.echo_ends(identifier), 0, echo) {
+            Counted::Undecided => Counted::Undecided,
+            // Rules take an echo's direction from what it is.
+            _ => Counted::Unknown,
+        }
+    } else {
+        captured.count_other(direction, wire);
+        Counted::Unknown
+    };
+    match counted {
+        Counted::Undecided => ASKS_RULES,
+        // Rules of meters ask for the outer one.
+        _ if tunnel != 0 => meters,
+        Counted::Return => meters | FLOW_KNOWN | IS_RETURN,
+        Counted::Forward => meters | FLOW_KNOWN,
+        Counted::Unknown => meters,
+    }
+}
+
+/// Returns, as a number of [`Asked`], whether the rules let the connection be counted whose frame is in [`METER_SCRATCH`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, direction: u32) -> u64 {
+    let refused = Asked::Refused as u64;
+    let Some(tables) = CAPTURE_RULES.get_value(0, &0) else { return refused };
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return refused };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let tunnel = unsafe { (*scratch).tunnel };
+    let (direction, own) = if direction == Direction::Ingress as u32 {
+        (Direction::Ingress, in_slot)
+    } else {
+        (Direction::Egress, out_slot)
+    };
+    let network = if tunnel != 0 {
+        Inside::network_of(tunnel)
+    } else {
+        resolve(skb, NETWORKS.get(own).copied().unwrap_or_default())
+    };
+    // SAFETY: as above; the call has ended.
+    let Scratch { fields, inside, key, .. } = unsafe { &mut *scratch };
+    let fields = if tunnel != 0 { inside } else { fields };
+    copy(key, &fields.key);
+    key.set_hook(direction, in_slot, out_slot);
+    key.set_network(network);
+    key.restrict(tables);
+    let hash = key.hash();
+    let block = hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS;
+    let Some(block) = CAPTURE_VERDICT.get_value_ptr_mut(0, &block) else { return refused };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
+    let verdict = unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] };
+    if !verdict.key.is(key) {
+        copy(&mut verdict.key, key);
+        let mut found = Anything::default();
+        classify(tables, key, &mut found);
+        verdict.count = found.is_found().into();
+    }
+    if verdict.count != 0 { Asked::Matched as u64 } else { refused }
+}
+
+/// Reads the fields of what a tunnel packet holds to [`METER_SCRATCH`]; returns the labels of its tunnel, 0 for no tunnel's.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn meter_inside(skb: *mut __sk_buff) -> u64 {
+    let Some(inside) = Option::<Inside>::unpack(walk_inside(skb)) else { return 0 };
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
+    let fields = inner_fields(&Skb::new(skb), inside.ethertype, inside.offset);
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    unsafe { (*scratch).inside = fields };
+    inside.labels()
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_inside(skb: *mut __sk_buff) -> u64 {
+    inside_of(&Skb::new(skb), &Loaded).pack()
+}

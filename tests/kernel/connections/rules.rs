@@ -1,0 +1,270 @@
+//! Rules that say which connections are counted.
+
+use std::{collections::BTreeSet, fs, sync::Arc};
+
+use meter_agent::{
+    connections::Selection,
+    datapath::{Class, ConnectionReading, Datapath as _, Reading},
+    rules::MeterSet,
+};
+use meter_ebpf::abi::{Direction, Fault, VERSION, connection::capture, map};
+
+use super::{ACK, FIN, SYN, World, capture_of, of, packets, probe, segment};
+use crate::support::{
+    frames::{IPV4, UDP, ethernet, ipv4, vxlan},
+    meters,
+    programs::named,
+    ready, rules,
+};
+
+impl World<'_> {
+    fn admit(&mut self, rules: &Arc<MeterSet>) {
+        self.capture(|selection| selection.rules = Arc::clone(rules));
+    }
+
+    fn capture(&mut self, change: impl FnOnce(&mut Selection)) {
+        self.meter.datapath.set_capture(&capture_of(&[1, 2], change)).unwrap();
+    }
+}
+
+/// Returns the ports of the initiators of connections, with the packets of each, and the packets that are in none, in and out.
+fn found(reading: &Reading) -> (Vec<(u16, u64)>, [u64; 2]) {
+    let row = |connection: &ConnectionReading| {
+        let counts = connection.counts.as_flattened();
+        (connection.initiator.port(), counts.iter().map(|count| count.packets).sum())
+    };
+    let mut rows: Vec<_> = reading.connections.iter().map(row).collect();
+    rows.sort_unstable();
+    (rows, of(reading, 1).other.map(packets))
+}
+
+#[test]
+fn connection_counts_from_the_frame_that_a_rule_matches() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-ruled",
+        |options| options.max_connections = 100,
+        |mut world| {
+            world.admit(&rules(&["proto 6 src 192.0.2.1 src-port 1", "proto 6 src-port 80 dst-port 3"]));
+            world.meter.datapath.tend_at(1_000);
+            for number in 1..=3 {
+                world.run(&segment(number, false, SYN), Direction::Ingress, 0);
+                world.run(&segment(number, true, SYN | ACK), Direction::Egress, 0);
+                world.run(&segment(number, false, ACK), Direction::Ingress, 0);
+            }
+            let reading = world.reading();
+            // Of the third, the answer is what matches.
+            assert_eq!(found(&reading), (vec![(1, 3), (3, 2)], [3, 1]));
+            let rtt = |port: u16| {
+                reading.connections.iter().find(|one| one.initiator.port() == port).unwrap().rtt_ns
+            };
+            assert!(rtt(1) > 0 && rtt(3) == 0);
+            // What no rule matches takes no room, and lacks none.
+            for number in 0..1_000 {
+                world.run(&probe(number), Direction::Ingress, 0);
+            }
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(1, 3), (3, 2)], [1_003, 1]));
+            assert_eq!(reading.faults.reasons[Fault::ConnectionTableFull as usize].packets, 0);
+        },
+    );
+}
+
+#[test]
+fn other_rules_are_for_connections_that_begin() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-rerule",
+        |_| {},
+        |mut world| {
+            let in_use = |reading: &Reading| {
+                [map::CAPTURE_RULES, map::CAPTURE_VERDICTS].map(|name| {
+                    let usage = reading.maps.iter().find(|usage| usage.map == name).unwrap();
+                    (usage.entries, usage.memory_bytes > 100_000)
+                })
+            };
+            assert_eq!(in_use(&world.reading()), [(0, false); 2]);
+            world.meter.datapath.tend_at(1_000);
+            let both = |world: &World<'_>| {
+                world.run(&segment(1, false, ACK), Direction::Ingress, 0);
+                world.run(&segment(2, false, ACK), Direction::Ingress, 0);
+            };
+            world.admit(&rules(&["src-port 1"]));
+            both(&world);
+            let reading = world.reading();
+            assert_eq!((found(&reading), in_use(&reading)), ((vec![(1, 1)], [1, 0]), [(1, true); 2]));
+            world.admit(&rules(&["src-port 2"]));
+            both(&world);
+            assert_eq!(found(&world.reading()), (vec![(1, 2), (2, 1)], [1, 0]));
+            // A third is refused until there are no rules any more.
+            world.run(&segment(3, false, ACK), Direction::Ingress, 0);
+            assert_eq!(found(&world.reading()), (vec![(1, 2), (2, 1)], [2, 0]));
+            world.admit(&Arc::default());
+            world.run(&segment(3, false, ACK), Direction::Ingress, 0);
+            both(&world);
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(1, 3), (2, 2), (3, 1)], [2, 0]));
+            assert_eq!(in_use(&reading), [(0, false); 2]);
+            // Of no protocol all frames are in none.
+            world.capture(|selection| selection.bits = 0);
+            both(&world);
+            assert_eq!(found(&world.reading()), (vec![(1, 3), (2, 2), (3, 1)], [4, 0]));
+        },
+    );
+}
+
+#[test]
+fn rules_hold_over_agents_and_pins_that_are_lost() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-rulekept",
+        |_| {},
+        |mut world| {
+            let only = rules(&["src-port 1"]);
+            world.admit(&only);
+            let mut expected = (1, 1);
+            for lost in [false, true] {
+                // The agent is gone, and the programs go by its rules.
+                let change = |selection: &mut Selection| selection.rules = Arc::clone(&only);
+                let mut next = world.reopen_with(change, |options, run| {
+                    run(&segment(1, false, ACK));
+                    run(&segment(2, false, ACK));
+                    for name in [map::CAPTURE_RULES, map::CAPTURE_VERDICTS].into_iter().filter(|_| lost) {
+                        let maps = options.pin_path.join(format!("v{VERSION}/maps"));
+                        fs::remove_file(maps.join(format!("{name}_NOW"))).unwrap();
+                    }
+                });
+                assert_eq!(found(&next.reading()), (vec![(1, expected.0)], [expected.1, 0]));
+                next.run(&segment(2, false, ACK), Direction::Ingress, 0);
+                next.run(&segment(1, false, ACK), Direction::Ingress, 0);
+                assert_eq!(found(&next.reading()), (vec![(1, expected.0 + 1)], [expected.1 + 1, 0]));
+                expected = (expected.0 + 2, expected.1 + 2);
+                world = next;
+            }
+        },
+    );
+}
+
+#[test]
+fn rules_name_ports_wherever_those_are() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-ruleport",
+        |options| options.max_ports = 600,
+        |mut world| {
+            let one = uuid::Uuid::from_u128(1);
+            let all = (1..=300).map(super::port).collect();
+            let selection = Selection { rules: rules(&[&format!("in-ports {one}")]), ..Selection::default() };
+            world.meter.datapath.set_capture(&selection.of(all, BTreeSet::new())).unwrap();
+            for netdev in [0, 1] {
+                world.run(&segment(1, false, ACK), Direction::Ingress, netdev);
+            }
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(1, 1)], [0, 0]));
+            assert_eq!(of(&reading, 2).other.map(packets), [1, 0]);
+            // Others get its slot, and it gets another one.
+            for number in 3..=258 {
+                world.meter.attach(&world.host.target("d1", number, Class::Port));
+                world.run(&segment(9, false, ACK), Direction::Ingress, 0);
+            }
+            let reading = world.reading();
+            assert_eq!(reading.connections.len(), 0);
+            assert_eq!(of(&reading, 258).other.map(packets), [1, 0]);
+            world.meter.attach(&world.host.target("d1", 1, Class::Port));
+            world.run(&segment(9, false, ACK), Direction::Ingress, 0);
+            assert_eq!(found(&world.reading()), (vec![(9, 1)], [0, 0]));
+            assert!(world.meter.datapath.capture_in_force());
+        },
+    );
+}
+
+/// Rules of meters ask for directions of connections that rules of connections refuse.
+#[test]
+fn refused_connection_has_a_direction_all_the_same() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-ruleflow",
+        |_| {},
+        |mut world| {
+            let of_meters =
+                [("forward", "flow fwd-flow direction rx"), ("return", "flow return-flow direction rx")];
+            world.meter.set_meters(&meters(&of_meters));
+            world.admit(&rules(&["src-port 7"]));
+            world.meter.datapath.tend_at(1_000);
+            for number in [1, 7] {
+                for back in [false, true, true] {
+                    world.run(&segment(number, back, ACK), Direction::Ingress, 0);
+                }
+            }
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(7, 3)], [3, 0]));
+            let counted = world.meter.meters();
+            assert_eq!(["forward", "return"].map(|name| counted[name][0]), [2, 4]);
+            // The same ends begin another connection: it is asked for anew, and has the way of its own SYN.
+            for (back, flags) in [(false, FIN | ACK), (true, FIN | ACK), (true, SYN), (false, SYN | ACK)] {
+                world.run(&segment(1, back, flags), Direction::Ingress, 0);
+            }
+            let counted = world.meter.meters();
+            assert_eq!(["forward", "return"].map(|name| counted[name][0]), [2 + 2, 4 + 2]);
+            assert_eq!(found(&world.reading()), (vec![(7, 3)], [7, 0]));
+            // Once a rule matches it is counted where it is.
+            world.admit(&rules(&["src-port 7", "src-port 1"]));
+            world.run(&segment(1, true, ACK), Direction::Ingress, 0);
+            world.run(&segment(1, false, ACK), Direction::Ingress, 0);
+            assert_eq!(found(&world.reading()), (vec![(7, 3), (80, 1)], [8, 0]));
+            world.pass(1_001..=1_003);
+            assert_eq!(found(&world.reading()), (vec![(7, 3), (80, 1)], [8, 0]));
+        },
+    );
+}
+
+#[test]
+fn rules_see_what_is_inside_and_its_tunnel() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-rulein",
+        |_| {},
+        |mut world| {
+            world.meter.detach(world.netdevs[0]);
+            world.meter.attach(&world.host.target("d1", 1, Class::Uplink));
+            world.capture(|selection| {
+                selection.bits |= capture::INSIDE;
+                selection.rules = rules(&["vni 7 src-port 1", "vni 8 src-port 2", "src-port 5"]);
+            });
+            let up = |world: &World<'_>, frame: &[u8]| {
+                world.programs.run_between(named("meter_conn_uin"), frame, [0, world.netdevs[0]]);
+            };
+            for vni in [7, 8] {
+                for number in [1, 2, 3] {
+                    let inner = segment(number, false, SYN);
+                    up(&world, &ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, &inner))));
+                }
+            }
+            // What is in no tunnel has no VNI.
+            for number in [1, 5] {
+                up(&world, &segment(number, false, SYN));
+            }
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(1, 1), (2, 1), (5, 1)], [5, 0]));
+            let overlays: Vec<Option<u32>> = [1, 2, 5]
+                .map(|number| {
+                    let one = reading.connections.iter().find(|one| one.initiator.port() == number);
+                    one.unwrap().overlay.map(|(_, vni)| vni)
+                })
+                .into();
+            assert_eq!(overlays, [Some(7), Some(8), None]);
+        },
+    );
+}
