@@ -37,9 +37,9 @@ impl Admission {
         &self.set
     }
 
-    /// Returns whether programs go by these rules, or by none where these are none.
+    /// Returns whether programs go by these rules, and where these are none, whether there are none.
     pub(super) fn is_as(&self, rules: &MeterSet) -> bool {
-        *self.set == *rules && (self.in_force || rules.meters.is_empty())
+        if rules.meters.is_empty() { !self.tables.are_used() } else { self.in_force && *self.set == *rules }
     }
 
     /// Returns how many entries of a map of these are in use, and the bytes that it leads to; `None` for other maps.
@@ -76,7 +76,7 @@ impl KernelDatapath {
         self.admission.set = Arc::default();
         self.admission.slots.clear();
         self.admission.in_force = false;
-        if self.admission.usage(map::CAPTURE_RULES).is_none_or(|[entries, _]| entries == 0) {
+        if !self.admission.tables.are_used() {
             return Ok(());
         }
         self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")))?;

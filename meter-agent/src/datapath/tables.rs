@@ -68,8 +68,13 @@ impl Tables {
         } else {
             return None;
         };
-        let is_used = u64::from(!outer.held.is_empty());
+        let is_used = u64::from(outer.is_used());
         Some([is_used, is_used * u64::try_from(bytes).unwrap_or(u64::MAX)])
+    }
+
+    /// Returns whether there are rules or verdicts.
+    pub(super) fn are_used(&self) -> bool {
+        self.rules.is_used() || self.verdicts.is_used()
     }
 
     /// Returns whether what programs use now can be replaced while they use it.
@@ -152,6 +157,11 @@ impl Outer {
     /// Returns the id of what it leads to.
     fn inner(&self) -> io::Result<Option<u32>> {
         sys::inner_map(self.fd(), 0)
+    }
+
+    /// Returns whether it leads to anything, or may.
+    fn is_used(&self) -> bool {
+        !self.held.is_empty() || self.inner().is_ok_and(|inner| inner.is_some())
     }
 
     /// Returns whether it leads to nothing, or to what is held.

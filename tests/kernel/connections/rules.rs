@@ -147,6 +147,16 @@ fn rules_hold_over_agents_and_pins_that_are_lost() {
                 expected = (expected.0 + 2, expected.1 + 2);
                 world = next;
             }
+            // The next has none, and gives back their memory.
+            let mut world = world.reopen_with(
+                |_| {},
+                |_, run| [1, 2].into_iter().for_each(|number| run(&segment(number, false, ACK))),
+            );
+            let usage = world.reading().maps;
+            let of_rules = usage.iter().filter(|usage| usage.map.starts_with("CAPTURE_RULES"));
+            assert_eq!(of_rules.map(|usage| usage.entries).collect::<Vec<_>>(), [0]);
+            world.run(&segment(2, false, ACK), Direction::Ingress, 0);
+            assert_eq!(found(&world.reading()), (vec![(1, expected.0), (2, 1)], [expected.1, 0]));
         },
     );
 }
