@@ -79,6 +79,8 @@ impl Selection {
     #[must_use]
     pub fn of(&self, ports: BTreeSet<PortId>, undecided: BTreeSet<PortId>) -> Capture {
         let Self { bits, share, idle_s, ended_s, .. } = *self;
-        Capture { ports, undecided, bits, rules: Arc::clone(&self.rules), share, idle_s, ended_s }
+        // Without a netdev nobody asks for them.
+        let rules = if ports.is_empty() { Arc::default() } else { Arc::clone(&self.rules) };
+        Capture { ports, undecided, bits, rules, share, idle_s, ended_s }
     }
 }

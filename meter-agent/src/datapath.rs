@@ -394,7 +394,7 @@ pub trait Datapath {
     ///
     /// # Errors
     ///
-    /// Why not. What was counted before is counted on.
+    /// Why not. Connections that are counted are counted on; others begin by the rules from before, or not at all.
     fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError>;
 
     /// Returns whether connections are counted as was said last. It may end to by itself: where the rules of a port can't

@@ -38,7 +38,10 @@
 //! - Where a packet goes out, the port that it came in through is that of the netdev on which the host received it, if it
 //!   is one of its ports; that is also the one on which it came into the virtual network, as far as is known here. It has
 //!   traversed both ports and the devices that they belong to.
-//! - Hooks of uplinks and tunnel netdevs count for no rule, and neither do those of XDP; so `vni` is what no packet has.
+//! - A rule with `vni` counts at the hooks of tunnel netdevs, and no other there; hooks of uplinks count for none, and neither
+//!   do those of XDP.
+//! - Rules of `[connections]` count nothing: they are asked at both hooks of every netdev whose connections are counted
+//!   ([`compile_everywhere`]).
 //! - `flow` is a packet's direction in its connection, told at each port by itself: see [`Flows`]. The programs know
 //!   `connections.max_entries` connections, and forget one that is idle. What has no room counts as forward, but the answer to
 //!   a SYN as return (`meter_agent_untracked_packets_total`).

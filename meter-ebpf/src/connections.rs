@@ -154,7 +154,10 @@ impl Place {
     #[inline(always)]
     fn set_counted(self) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.at).course.uncounted).write_volatile(0) }
+        unsafe {
+            (&raw mut (*self.at).first_seen).write_volatile(now());
+            (&raw mut (*self.at).course.uncounted).write_volatile(0);
+        }
     }
 
     /// Takes the time of what begins a round trip. A repeated one is not the first; one that begins the connection `anew` is.

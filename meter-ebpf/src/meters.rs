@@ -24,8 +24,8 @@ use meter_ebpf::{
     rules::{Fields, Matched, Matches, classify, counter_of, fields, plain_fields},
 };
 
-pub(crate) use self::connection::count_connection;
 use self::connection::{COUNTS_METERS, FLOW_KNOWN, IS_RETURN};
+pub(crate) use self::connection::{count_connection, count_noted};
 use crate::{
     connections,
     context::{OnNetdev as _, Skb},

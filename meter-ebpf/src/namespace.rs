@@ -76,16 +76,36 @@ fn meter_conn_nout(context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-#[inline(never)]
+#[inline(always)]
 fn count_connection_in(skb: *mut __sk_buff) {
-    let skb = Skb::new(skb);
-    meters::count_connection(skb, Direction::Ingress, wire(skb), slot_at);
+    count_noted_in(skb, note_connection_in(skb));
 }
 
 #[inline(never)]
-fn count_connection_out(skb: *mut __sk_buff) {
+fn note_connection_in(skb: *mut __sk_buff) -> u64 {
     let skb = Skb::new(skb);
-    meters::count_connection(skb, Direction::Egress, wire(skb), slot_at);
+    meters::count_connection(skb, Direction::Ingress, wire(skb), slot_at)
+}
+
+#[inline(never)]
+fn count_noted_in(skb: *mut __sk_buff, said: u64) {
+    meters::count_noted(Skb::new(skb), Direction::Ingress, said, slot_at);
+}
+
+#[inline(always)]
+fn count_connection_out(skb: *mut __sk_buff) {
+    count_noted_out(skb, note_connection_out(skb));
+}
+
+#[inline(never)]
+fn note_connection_out(skb: *mut __sk_buff) -> u64 {
+    let skb = Skb::new(skb);
+    meters::count_connection(skb, Direction::Egress, wire(skb), slot_at)
+}
+
+#[inline(never)]
+fn count_noted_out(skb: *mut __sk_buff, said: u64) {
+    meters::count_noted(Skb::new(skb), Direction::Egress, said, slot_at);
 }
 
 #[inline(never)]

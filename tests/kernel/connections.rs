@@ -9,7 +9,10 @@ use std::{collections::BTreeSet, env};
 
 use meter_agent::{
     connections::Selection,
-    datapath::{Capture, CaptureReading, Class, ConnectionReading, Datapath as _, Reading, kernel::Options},
+    datapath::{
+        Capture, CaptureReading, Class, ConnectionReading, Datapath as _, MetersError, Reading,
+        kernel::Options,
+    },
     meter::PortId,
 };
 use meter_ebpf::abi::{Counter, Direction, Fault, connection::capture};
@@ -89,6 +92,17 @@ impl<'h> World<'h> {
         change: impl FnOnce(&mut Selection),
         meanwhile: impl FnOnce(&Options, &dyn Fn(&[u8])),
     ) -> Self {
+        let (world, taken) = self.reopen_as(&capture_of(&[1, 2], change), meanwhile);
+        taken.unwrap();
+        world
+    }
+
+    /// The same where what is to be counted may be refused.
+    fn reopen_as(
+        self,
+        capture: &Capture,
+        meanwhile: impl FnOnce(&Options, &dyn Fn(&[u8])),
+    ) -> (Self, Result<(), MetersError>) {
         let Self { host, options, meter, programs, netdevs } = self;
         drop(meter);
         let run = |frame: &[u8]| {
@@ -96,10 +110,10 @@ impl<'h> World<'h> {
         };
         meanwhile(&options, &run);
         let mut meter = host.open_with(&options);
-        meter.datapath.set_capture(&capture_of(&[1, 2], change)).unwrap();
+        let taken = meter.datapath.set_capture(capture);
         let mut world = Self { host, options, meter, programs, netdevs };
         world.attach();
-        world
+        (world, taken)
     }
 
     /// Lets a frame come in through a netdev, or go out.

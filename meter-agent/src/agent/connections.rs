@@ -39,7 +39,7 @@ impl<D: Datapath> Agent<D> {
                 if self.capture_refusal.why.as_ref() != Some(&why) {
                     tracing::error!(
                         error = why,
-                        "connections are counted as before, and not as configured; will retry"
+                        "connections are not counted as configured, those that are known go on; will retry"
                     );
                 }
                 self.capture_refusal = Refusal { why: Some(why), wait: WAIT };

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use aya::Ebpf;
-use meter_ebpf::abi::map;
+use meter_ebpf::abi::{connection::capture, map};
 
 use super::{MetersError, kernel::KernelDatapath, open::OpenError, tables::Tables};
 use crate::rules::{MeterSet, SlotPort, compile_everywhere};
@@ -38,8 +38,8 @@ impl Admission {
     }
 
     /// Returns whether programs go by these rules, and where these are none, whether there are none.
-    pub(super) fn is_as(&self, rules: &MeterSet) -> bool {
-        if rules.meters.is_empty() { !self.tables.are_used() } else { self.in_force && *self.set == *rules }
+    pub(super) fn is_as(&self, rules: &Arc<MeterSet>) -> bool {
+        if rules.meters.is_empty() { !self.tables.are_used() } else { self.in_force && self.set == *rules }
     }
 
     /// Returns how many entries of a map of these are in use, and the bytes that it leads to; `None` for other maps.
@@ -55,8 +55,8 @@ impl KernelDatapath {
             return Ok(());
         }
         if !self.admission.tables.are_held() {
-            // What can't be held must not be in use when it is replaced.
-            self.captures.pause();
+            // What can't be held must not be in use when it is replaced. Meanwhile all frames are in no connection.
+            self.captures.restrict(capture::METERS | capture::ON);
             self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")))?;
         }
         let slots = self.slots_of(rules, true);
@@ -68,19 +68,20 @@ impl KernelDatapath {
         Ok(())
     }
 
-    /// Gives back the memory of rules that no program asks for any more.
-    pub(super) fn end_admission(&mut self, rules: &MeterSet) -> Result<(), MetersError> {
-        if !rules.meters.is_empty() {
-            return Ok(());
-        }
+    /// Lets no program ask for rules, and gives back their memory.
+    pub(super) fn end_admission(&mut self) {
         self.admission.set = Arc::default();
         self.admission.slots.clear();
         self.admission.in_force = false;
         if !self.admission.tables.are_used() {
-            return Ok(());
+            return;
         }
-        self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")))?;
-        self.admission.tables.clear()
+        // Also those of ports that are not looked at yet.
+        self.captures.restrict(!capture::RULES);
+        let waited = self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")));
+        if let Err(error) = waited.and_then(|()| self.admission.tables.clear()) {
+            tracing::warn!(error = %error, "memory of rules of connections not given back; will retry");
+        }
     }
 
     /// Compiles the rules anew where they name a port that has got another slot, or another device. Where that fails no

@@ -80,7 +80,8 @@ impl Captures {
             saved,
             without_slot,
             owners: BTreeMap::new(),
-            wanted: Capture::default(),
+            // What an earlier agent counted stays until it is said for how long.
+            wanted: Capture { idle_s: u32::MAX, ended_s: u32::MAX, ..Capture::default() },
         };
         for slot in UNBOUND_SLOT + 1..slots {
             if captures.word(slot, OWNED) == 0 {
@@ -178,11 +179,11 @@ impl Captures {
         self.store(slot, WANTED, joined(wanted, self.wanted.share));
     }
 
-    /// Lets no connection be counted, for a while: all frames of those that were are in none.
-    pub(super) fn pause(&self) {
+    /// Leaves these bits of what is counted, at every netdev.
+    pub(super) fn restrict(&self, bits: u32) {
         for slot in self.owners.keys() {
-            let (wanted, _) = halves(self.word(*slot, WANTED));
-            self.set_wanted(*slot, wanted & (capture::METERS | capture::ON));
+            let (wanted, share) = halves(self.word(*slot, WANTED));
+            self.store(*slot, WANTED, joined(wanted & bits, share));
         }
     }
 
@@ -269,7 +270,8 @@ impl KernelDatapath {
                 self.connections.set_clock(uptime_s());
             }
         }
-        self.begin_admission(&wanted.rules)?;
+        // Where other rules are refused those from before go on, and everything else is as it is wanted.
+        let refused = self.begin_admission(&wanted.rules);
         let before = std::mem::replace(&mut self.captures.wanted, wanted.clone());
         // Each place is right before a program counts there.
         let ports: Vec<PortUuid> = self.ledger.records().keys().copied().collect();
@@ -282,7 +284,10 @@ impl KernelDatapath {
             .map(|(id, _)| *id)
             .collect();
         netdevs.into_iter().for_each(|id| self.swap_programs_of(id));
-        self.end_admission(&wanted.rules)
+        if wanted.rules.meters.is_empty() {
+            self.end_admission();
+        }
+        refused
     }
 
     /// Makes the place of a port's slot what it should be. A port for which that can't be is not captured.

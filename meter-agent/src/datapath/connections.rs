@@ -180,8 +180,11 @@ impl Connections {
             let (_, last_seen) = halves(self.word(place, TIMES));
             let idle = now.saturating_sub(last_seen.max(since));
             let (slot, course) = (self.slot(place), self.course(place));
-            let is_captured = captures.owner(slot).is_some() && self.has_counted(place);
+            let owned = captures.owner(slot).is_some();
+            let is_captured = owned && self.has_counted(place);
             let limit = match (is_captured, flow) {
+                // There for its direction alone, and nobody asks.
+                (false, false) if owned && course.uncounted != 0 => 0,
                 (false, _) => idle_limit(labels, course),
                 (true, false) => captures.wanted().idle_limit(course),
                 (true, true) => captures.wanted().idle_limit(course).max(idle_limit(labels, course)),

@@ -130,7 +130,9 @@ impl Captured {
         match beginning {
             Beginning::None => {}
             Beginning::Counted => {
-                place.set_counted();
+                if !place.is_new {
+                    place.set_counted();
+                }
                 // SAFETY: as in `wanted`.
                 increase(unsafe { &raw mut (*self.0).live }, 1);
             }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use meter_ebpf::{
     abi::{
         Counter, Direction, SlotRef,
-        rules::{RuleTables, VERDICT_BLOCKS, VERDICTS_PER_BLOCK, VerdictBlock},
+        rules::{FlowKey, RuleTables, VERDICT_BLOCKS, VERDICTS_PER_BLOCK, Verdict, VerdictBlock},
     },
     connection::Seen,
     packet::{
@@ -35,15 +35,15 @@ static CAPTURE_RULES: ArrayOfMaps<Array<RuleTables, 1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 static CAPTURE_VERDICT: ArrayOfMaps<PerCpuArray<VerdictBlock, 16>, 1> = ArrayOfMaps::new();
 
-/// Counts a frame in its connection, at a netdev whose connections are counted, and in each meter that has a rule for it.
+/// Counts a frame in its connection, at a netdev whose connections are counted; returns what [`count_noted`] asks for.
 #[inline(always)]
 pub(crate) fn count_connection(
     skb: Skb,
     direction: Direction,
     wire: Counter,
     slot_at: impl Fn(u32) -> SlotRef,
-) {
-    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
+) -> u64 {
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return 0 };
     read(skb, scratch);
     let slot = slot_at(skb.ifindex()).slot();
     // Not by `meter_connection`: the stacks of both together would be too large.
@@ -54,18 +54,28 @@ pub(crate) fn count_connection(
         (*scratch).wire = wire;
         (*scratch).tunnel = tunnel;
     }
-    let mut said = meter_connection(skb.context(), slot, direction as u32, Asked::Not as u32);
-    if said & ASKS_RULES != 0 {
-        let (in_slot, out_slot) = slots(skb, direction, slot, &slot_at);
-        let asked = meter_admits(skb.context(), in_slot, out_slot, direction as u32);
-        said = meter_connection(skb.context(), slot, direction as u32, asked as u32);
+    let said = meter_connection(skb.context(), slot, direction as u32, Asked::Not as u32);
+    if said & ASKS_RULES == 0 {
+        return said;
     }
+    let (in_slot, out_slot) = slots(skb, direction, slot, &slot_at);
+    let mut asked = meter_admits(skb.context(), in_slot, out_slot, direction as u32);
+    if asked == Asked::Not as u64 {
+        asked = ask_rules();
+    }
+    meter_connection(skb.context(), slot, direction as u32, asked as u32)
+}
+
+/// Counts a frame that [`count_connection`] has counted in each user-defined meter that has a rule for it.
+#[inline(always)]
+pub(crate) fn count_noted(skb: Skb, direction: Direction, said: u64, slot_at: impl Fn(u32) -> SlotRef) {
     if said & COUNTS_METERS == 0 {
         return;
     }
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     let Some(tables) = RULES.get_value(0, &0) else { return };
-    let Some(place) = place_of(skb, slot, tables) else { return };
-    // SAFETY: as above.
+    let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let wire = unsafe { &(*scratch).wire };
     let wire = Counter { packets: wire.packets, bytes: wire.bytes };
     count_read(skb, direction, wire, place, said, slot_at, tables, scratch);
@@ -125,7 +135,8 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
     }
 }
 
-/// Returns, as a number of [`Asked`], whether the rules let the connection be counted whose frame is in [`METER_SCRATCH`].
+/// Returns, as a number of [`Asked`], what the rules said before of connections like that whose frame is in
+/// [`METER_SCRATCH`], where what a verdict depends on is written for [`ask_rules`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, direction: u32) -> u64 {
@@ -146,23 +157,47 @@ extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, dir
     };
     // SAFETY: as above; the call has ended.
     let Scratch { fields, inside, key, .. } = unsafe { &mut *scratch };
-    let fields = if tunnel != 0 { inside } else { fields };
-    copy(key, &fields.key);
+    copy(key, if tunnel != 0 { &inside.key } else { &fields.key });
     key.set_hook(direction, in_slot, out_slot);
     key.set_network(network);
     key.restrict(tables);
-    let hash = key.hash();
-    let block = hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS;
-    let Some(block) = CAPTURE_VERDICT.get_value_ptr_mut(0, &block) else { return refused };
-    // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
-    let verdict = unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] };
-    if !verdict.key.is(key) {
-        copy(&mut verdict.key, key);
-        let mut found = Anything::default();
-        classify(tables, key, &mut found);
-        verdict.count = found.is_found().into();
+    let Some(verdict) = verdict_of(key) else { return refused };
+    match (verdict.key.is(key), verdict.count) {
+        (false, _) => Asked::Not as u64,
+        (true, 0) => refused,
+        (true, _) => Asked::Matched as u64,
     }
-    if verdict.count != 0 { Asked::Matched as u64 } else { refused }
+}
+
+/// Asks the rules what [`meter_admits`] did not know, and remembers it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ask_rules() -> u64 {
+    let refused = Asked::Refused as u64;
+    let Some(tables) = CAPTURE_RULES.get_value(0, &0) else { return refused };
+    let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return refused };
+    // SAFETY: this CPU's value (see the module), non-null by the `else`.
+    let Scratch { key, matched, .. } = unsafe { &mut *scratch };
+    let Some(verdict) = verdict_of(key) else { return refused };
+    verdict.key.make_void();
+    let turn = matched.clear();
+    let mut found = Anything::default();
+    classify(tables, key, &mut found);
+    verdict.count = found.is_found().into();
+    // SAFETY: as above, anew: the compiler takes what a reference leads to for unchanged.
+    if unsafe { (*scratch).matched.is_at(turn) } {
+        copy(&mut verdict.key, key);
+    }
+    if found.is_found() { Asked::Matched as u64 } else { refused }
+}
+
+/// Returns the place of a verdict that this CPU remembers.
+#[inline(always)]
+fn verdict_of<'v>(key: &FlowKey) -> Option<&'v mut Verdict> {
+    let hash = key.hash();
+    let block = CAPTURE_VERDICT.get_value_ptr_mut(0, &(hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS))?;
+    // SAFETY: this CPU's value (see the module), non-null by the `?`; the index is below the block's length.
+    Some(unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] })
 }
 
 /// Reads the fields of what a tunnel packet holds to [`METER_SCRATCH`]; returns the labels of its tunnel, 0 for no tunnel's.

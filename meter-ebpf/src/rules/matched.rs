@@ -69,6 +69,13 @@ impl Matched {
         self.turn
     }
 
+    /// Returns whether no other turn began since, as by a program that interrupts this one where a kernel lets it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_at(&self, turn: u32) -> bool {
+        self.turn == turn
+    }
+
     /// Adds the rules whose bits are set in one word of a vector.
     #[inline(always)]
     pub fn list(&mut self, word: u32, mut bits: u64) {
@@ -108,15 +115,15 @@ impl Matched {
         true
     }
 
-    /// Lets a verdict have the meters of a turn. With more than it has places for it is void; and where another turn began
-    /// meanwhile, as by a program that interrupts this one where a kernel lets it.
+    /// Lets a verdict have the meters of a turn. With more than it has places for it is void, and where another turn began
+    /// meanwhile.
     #[inline(always)]
     pub fn remember(&self, turn: u32, verdict: &mut Verdict) {
         for (to, from) in verdict.counters.iter_mut().zip(&self.counters) {
             *to = *from;
         }
         verdict.count = self.meters.into();
-        if self.meters as usize > MAX_CACHED || self.turn != turn {
+        if self.meters as usize > MAX_CACHED || !self.is_at(turn) {
             verdict.key.make_void();
         }
     }

@@ -5,17 +5,22 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use meter_agent::{
     connections::Selection,
     datapath::{Class, ConnectionReading, Datapath as _, Reading},
-    rules::MeterSet,
+    rules::{MAX_RULES, MeterSet},
 };
 use meter_ebpf::abi::{Direction, Fault, VERSION, connection::capture, map};
 
 use super::{ACK, FIN, SYN, World, capture_of, of, packets, probe, segment};
 use crate::support::{
-    frames::{IPV4, UDP, ethernet, ipv4, vxlan},
+    frames::{IPV4, UDP, ethernet, ipv4, ipv4_with, vxlan},
     meters,
     programs::named,
     ready, rules,
 };
+
+fn uptime() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    now.tv_sec().try_into().unwrap()
+}
 
 impl World<'_> {
     fn admit(&mut self, rules: &Arc<MeterSet>) {
@@ -275,6 +280,110 @@ fn rules_see_what_is_inside_and_its_tunnel() {
                 })
                 .into();
             assert_eq!(overlays, [Some(7), Some(8), None]);
+        },
+    );
+}
+
+#[test]
+fn rules_that_are_refused_cost_no_connection_and_no_frame() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-rulebad",
+        |_| {},
+        |mut world| {
+            let too_many = rules(&["proto 17"; MAX_RULES + 1]);
+            world.admit(&rules(&["src-port 1"]));
+            world.meter.datapath.tend_at(uptime());
+            world.run(&segment(1, false, ACK), Direction::Ingress, 0);
+            // By an agent that has others, and by one that has none.
+            for number in [2, 3] {
+                let capture = capture_of(&[1, 2], |selection| selection.rules = Arc::clone(&too_many));
+                let taken = if number == 2 {
+                    world.meter.datapath.set_capture(&capture)
+                } else {
+                    let (next, taken) = world.reopen_as(&capture, |_, _| {});
+                    world = next;
+                    taken
+                };
+                let error = taken.unwrap_err().to_string();
+                assert!(error.contains("there are 1025 rules"), "{error}");
+                assert!(!world.meter.datapath.capture_in_force());
+                let now = uptime();
+                world.pass(now..=now + 2);
+                world.run(&segment(1, false, ACK), Direction::Ingress, 0);
+                world.run(&segment(number, false, ACK), Direction::Ingress, 0);
+                let counted = u64::from(number);
+                assert_eq!(found(&world.reading()), (vec![(1, counted)], [counted - 1, 0]));
+            }
+            world.admit(&rules(&["src-port 3"]));
+            assert!(world.meter.datapath.capture_in_force());
+            world.run(&segment(3, false, ACK), Direction::Ingress, 0);
+            assert_eq!(found(&world.reading()), (vec![(1, 3), (3, 1)], [2, 0]));
+        },
+    );
+}
+
+#[test]
+fn without_rules_nothing_is_refused_where_it_is_not_known_what_is_wanted() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-ruleopen",
+        |_| {},
+        |mut world| {
+            world.admit(&rules(&["src-port 1"]));
+            let undecided = Selection::default().of([super::port(1)].into(), [super::port(2)].into());
+            world.meter.datapath.set_capture(&undecided).unwrap();
+            for netdev in [0, 1] {
+                world.run(&segment(2, false, ACK), Direction::Ingress, netdev);
+            }
+            assert_eq!(found(&world.reading()), (vec![(2, 1), (2, 1)], [0, 0]));
+        },
+    );
+}
+
+#[test]
+fn echo_is_refused_by_its_type_and_leaves_with_the_rules_that_asked_for_directions() {
+    if !ready() {
+        return;
+    }
+    World::with(
+        "conn-ruleecho",
+        |_| {},
+        |mut world| {
+            world.meter.set_meters(&meters(&[("return", "flow return-flow")]));
+            world.admit(&rules(&["proto 1 src-port 8 src 192.0.2.1"]));
+            let now = uptime();
+            world.meter.datapath.tend_at(now);
+            let echo = |from_target: bool, identifier: u8| {
+                let kind = if from_target { 0 } else { 8 };
+                let body = [kind, 0, 0, 0, 7, identifier, 0, 1];
+                let mut frame = ethernet(&[], IPV4, &ipv4_with(&[], 0, 1, &body));
+                if from_target {
+                    frame[26..34].copy_from_slice(&[192, 0, 2, 2, 192, 0, 2, 1]);
+                }
+                frame
+            };
+            // Of the second only the answer is seen, which no rule matches.
+            world.run(&echo(false, 9), Direction::Ingress, 0);
+            world.run(&echo(true, 9), Direction::Egress, 0);
+            world.run(&echo(true, 10), Direction::Egress, 0);
+            world.run(&segment(1, false, ACK), Direction::Ingress, 0);
+            let reading = world.reading();
+            assert_eq!(found(&reading), (vec![(7 << 8 | 9, 2)], [1, 1]));
+            assert!(reading.connections[0].rtt_ns > 0);
+            let places = |world: &mut World<'_>| {
+                let maps = world.reading().maps;
+                maps.iter().find(|usage| usage.map == map::CONNECTION_KEYS).unwrap().entries
+            };
+            world.pass(now + 1..=now + 1);
+            assert_eq!(places(&mut world), 2, "one of them for its direction");
+            world.meter.set_meters(&meters(&[("all", "direction rx")]));
+            world.pass(now + 2..=now + 2);
+            assert_eq!(places(&mut world), 1);
         },
     );
 }

@@ -17,7 +17,10 @@ use lab::{
 };
 
 use super::{Daemon, Host, bound, ready};
-use crate::support::{auto_kind, frames::between};
+use crate::support::{
+    auto_kind,
+    frames::{IPV4, UDP, between, ethernet, ipv4, udp},
+};
 
 /// Bytes of a frame.
 const BYTES: u64 = 114;
@@ -253,6 +256,40 @@ fn meters_of_ones_own_count_in_namespaces() {
     }
     red.cross("eth0", 1, 1);
     daemon.wait("the port counts on", |daemon| frames(daemon).get(&eth0) == Some(&[9, 12]));
+}
+
+#[test]
+fn rules_of_connections_name_ports_of_namespaces() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("nsr");
+    let red = Router::new("nsr-red");
+    red.plug("eth1");
+    let first = follow("nsr");
+    let daemon = started(&host, &first);
+    let ports = ["eth0", "eth1"].map(|netdev| wait_for_port(&daemon, &red.netns, netdev));
+    let rules = format!("[connections]\nroles = [\"port\"]\nrules = [\"proto 17 in-ports {}\"]\n", ports[0]);
+    daemon.configure(&format!("{first}{rules}"));
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    let others = |daemon: &Daemon<'_>| {
+        let family = "meter_connection_other_packets_total";
+        ports
+            .each_ref()
+            .map(|port| daemon.sample(&format!("{family}{{port=\"{port}\",direction=\"receive\"}}")))
+    };
+    daemon.wait("connections are counted", |daemon| others(daemon) == [Some(0); 2]);
+    for (netdev, frames) in [("eth0", 3), ("eth1", 5)] {
+        let frame = ethernet(&[], IPV4, &ipv4(UDP, &udp(53, &[0; 60])));
+        let socket = RawSocket::open(&red.outside, &format!("{netdev}-there")).unwrap();
+        (0..frames).for_each(|_| socket.send(&frame).unwrap());
+    }
+    daemon.wait("one is refused", |daemon| others(daemon) == [Some(0), Some(5)]);
+    let text = daemon.get("/metrics");
+    let mut named = text.lines().filter(|line| line.starts_with("meter_connection_packets_total{"));
+    let line = named.find(|line| line.contains("initiator_to_target")).unwrap();
+    assert!(line.contains(&ports[0]) && line.ends_with(" 3"), "{text}");
+    assert!(!text.contains(&format!("meter_connection_packets_total{{port=\"{}\"", ports[1])), "{text}");
 }
 
 /// A tunnel that ends where it begins: what goes into it comes out of it.

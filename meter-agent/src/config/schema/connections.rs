@@ -1,6 +1,10 @@
 //! `[connections]`: of which netdevs connections are counted, and which.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use meter_ebpf::abi::connection::capture;
 
@@ -10,7 +14,7 @@ use crate::{
     connections::{Classifier, Label, Selection, Tag, View},
     datapath::Class,
     meter::PortId,
-    rules::{self, MAX_RULES, MeterSet, RuleLine},
+    rules::{self, MAX_RULES, MeterSet, RuleLine, compile_everywhere},
 };
 
 const ROLES: &[(&str, Class)] =
@@ -106,7 +110,14 @@ pub(super) fn rules(document: &Document<'_>, set: &MeterSet, report: &mut Report
         }
         conditions.push(condition);
     }
-    if conditions.is_empty() { MeterSet::default() } else { set.with_rules(conditions) }
+    if conditions.is_empty() {
+        return MeterSet::default();
+    }
+    let rules = set.with_rules(conditions);
+    if let Err(error) = compile_everywhere(&rules, &BTreeMap::new(), 1) {
+        report.key(section.origin, KEY, error);
+    }
+    rules
 }
 
 const LABELS: &[(&str, Label)] = &Label::ALL;
