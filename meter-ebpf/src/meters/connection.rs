@@ -19,7 +19,7 @@ use meter_ebpf::{
         tunnel::{Inside, inside_of},
     },
     register::Register as _,
-    rules::{Anything, Ends, classify, inner_fields},
+    rules::{Anything, classify, inner_fields},
 };
 
 use super::{METER_SCRATCH, NETWORKS, RULES, Scratch, copy, count_read, place_of, read, resolve, slots};
@@ -107,28 +107,21 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
     let fields = if tunnel != 0 { inside } else { fields };
     let skb = Skb::new(skb);
     let direction = direction as usize;
-    let count = |ends: &Ends, flags, echo| {
-        let seen = Seen::between(ends, slot).inside(tunnel);
-        let asked = Asked::from_number(asked);
-        captured.count(ends, &seen, flags, echo, asked, direction, wire, skb.length())
-    };
-    let counted = if let Some(ends) = fields.key.ends() {
-        count(&ends, fields.tcp_flags(&skb), Echo::None)
+    let (ends, flags, echo) = if let Some(ends) = fields.key.ends() {
+        (ends, fields.tcp_flags(&skb), Echo::None)
     } else if let Some(identifier) = fields.echo_identifier(&skb) {
         let echo = if fields.key.is_echo_reply() { Echo::Reply } else { Echo::Request };
-        match count(&fields.key.echo_ends(identifier), 0, echo) {
-            Counted::Undecided => Counted::Undecided,
-            // Rules take an echo's direction from what it is.
-            _ => Counted::Unknown,
-        }
+        (fields.key.echo_ends(identifier), 0, echo)
     } else {
         captured.count_other(direction, wire);
-        Counted::Unknown
+        return meters;
     };
-    match counted {
+    let seen = Seen::between(&ends, slot).inside(tunnel);
+    let asked = Asked::from_number(asked);
+    match captured.count(&ends, &seen, flags, echo, asked, direction, wire, skb.length()) {
         Counted::Undecided => ASKS_RULES,
-        // Rules of meters ask for the outer one.
-        _ if tunnel != 0 => meters,
+        // Rules of meters ask for the outer one, and take an echo's direction from what it is.
+        _ if tunnel != 0 || !matches!(echo, Echo::None) => meters,
         Counted::Return => meters | FLOW_KNOWN | IS_RETURN,
         Counted::Forward => meters | FLOW_KNOWN,
         Counted::Unknown => meters,
