@@ -84,8 +84,6 @@ fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> (Course, Course) {
 /// What becomes of a connection that is not counted so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beginning {
-    /// It is counted already.
-    None,
     /// It is counted from now on.
     Counted,
     /// It has a place for its direction alone.
@@ -192,7 +190,7 @@ impl Place {
 }
 
 /// Returns a connection's place: where the hint says, or as the table has it. One that has none gets it if that is its
-/// beginning; or else the error is why not.
+/// beginning, if there is room; or else the error is what it would have been.
 #[inline(always)]
 fn find(seen: &Seen, flags: u8, beginning: impl FnOnce() -> Beginning) -> Result<Place, Beginning> {
     let hint = hint_of(&seen.key).ok_or(Beginning::Full)?;
@@ -206,8 +204,7 @@ fn find(seen: &Seen, flags: u8, beginning: impl FnOnce() -> Beginning) -> Result
     let beginning = beginning();
     let found = resolve(seen, flags, beginning);
     if found < 0 {
-        let begins = matches!(beginning, Beginning::Counted | Beginning::Uncounted);
-        return Err(if begins { Beginning::Full } else { beginning });
+        return Err(beginning);
     }
     let number = found as u32;
     // SAFETY: see the module.

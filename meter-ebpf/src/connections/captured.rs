@@ -107,39 +107,35 @@ impl Captured {
             self.count_other(direction, wire);
             return Counted::Unknown;
         }
-        let (place, beginning) = match find(seen, flags, || self.beginning(asked)) {
-            Ok(place) if place.is_new => (Some(place), Beginning::Counted),
-            Ok(place) if place.is_counted() => (Some(place), Beginning::None),
-            Ok(place) => (Some(place), self.beginning(asked)),
-            Err(beginning) => (None, beginning),
+        let place = match find(seen, flags, || self.beginning(asked)) {
+            Ok(place) => place,
+            Err(beginning) => return self.count_without_place(beginning, flags, direction, wire, length),
         };
-        if matches!(beginning, Beginning::Undecided) {
-            return Counted::Undecided;
-        }
-        if matches!(beginning, Beginning::Full) {
-            maps::count_fault(Fault::ConnectionTableFull, length);
-        }
-        let Some(place) = place else {
-            self.count_other(direction, wire);
-            // One that is refused may have a place for its direction.
-            let is_refused = matches!(beginning, Beginning::Refused);
-            return if is_refused { Counted::Unknown } else { Counted::of(is_return_alone(flags)) };
+        let is_counted = if place.is_new {
+            self.increase_live();
+            true
+        } else if place.is_counted() {
+            true
+        } else {
+            match self.beginning(asked) {
+                Beginning::Undecided => return Counted::Undecided,
+                Beginning::Counted => {
+                    place.set_counted();
+                    self.increase_live();
+                    true
+                }
+                Beginning::Full => {
+                    maps::count_fault(Fault::ConnectionTableFull, length);
+                    false
+                }
+                Beginning::Refused | Beginning::Uncounted => false,
+            }
         };
         let (before, after) = follow(place.at, seen, flags);
         let is_return = after.is_return(seen.from);
-        match beginning {
-            Beginning::None => {}
-            Beginning::Counted => {
-                if !place.is_new {
-                    place.set_counted();
-                }
-                // SAFETY: as in `wanted`.
-                increase(unsafe { &raw mut (*self.0).live }, 1);
-            }
-            _ => {
-                self.count_other(direction, wire);
-                return Counted::of(is_return);
-            }
+        if !is_counted {
+            self.count_other(direction, wire);
+            return Counted::of(is_return);
         }
         if asks(flags) || matches!(echo, Echo::Request) {
             place.asked(before.has_ended());
@@ -150,6 +146,38 @@ impl Captured {
         // SAFETY: see the module; there are four counters.
         add(unsafe { (&raw mut (*place.at).counts).cast::<Counter>().add(index) }, wire);
         Counted::of(is_return)
+    }
+
+    /// Counts a frame whose connection has no place.
+    #[inline(always)]
+    fn count_without_place(
+        self,
+        beginning: Beginning,
+        flags: u8,
+        direction: usize,
+        wire: &Counter,
+        length: u32,
+    ) -> Counted {
+        match beginning {
+            Beginning::Undecided => Counted::Undecided,
+            // It may have one for its direction.
+            Beginning::Refused => {
+                self.count_other(direction, wire);
+                Counted::Unknown
+            }
+            Beginning::Counted | Beginning::Uncounted | Beginning::Full => {
+                maps::count_fault(Fault::ConnectionTableFull, length);
+                self.count_other(direction, wire);
+                Counted::of(is_return_alone(flags))
+            }
+        }
+    }
+
+    /// Says that the netdev has one more connection.
+    #[inline(always)]
+    fn increase_live(self) {
+        // SAFETY: as in `wanted`.
+        increase(unsafe { &raw mut (*self.0).live }, 1);
     }
 }
 
