@@ -57,28 +57,7 @@ pub(crate) fn note(seen: &Seen, flags: u8, length: u32) -> bool {
         maps::count_fault(Fault::ConnectionTableFull, length);
         return is_return_alone(flags);
     };
-    let (_, after) = follow(place.at, seen, flags);
-    after.is_return(seen.from)
-}
-
-/// Notes a frame in its connection's place; returns how far that was, and is now.
-#[inline(always)]
-fn follow(place: *mut Connection, seen: &Seen, flags: u8) -> (Course, Course) {
-    // SAFETY: see the module; `find` returned a place of the map.
-    let (before, last_seen) = unsafe {
-        let course = (&raw const (*place).course).cast::<u64>();
-        (Course::from_bits(course.read_volatile()), (&raw const (*place).last_seen).read_volatile())
-    };
-    let after = before.follow(seen.from, flags);
-    if after.bits() != before.bits() {
-        write_course(place, before, after);
-    }
-    let now = now();
-    if last_seen != now {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*place).last_seen).write_volatile(now) };
-    }
-    (before, after)
+    place.follow(place.course(), seen, flags).is_return(seen.from)
 }
 
 /// What becomes of a connection that is not counted so far.
@@ -141,14 +120,33 @@ struct Place {
 }
 
 impl Place {
-    /// Returns whether frames of the connection are counted.
+    /// Returns how far its connection is.
     #[inline(always)]
-    fn is_counted(self) -> bool {
-        // SAFETY: see the module.
-        unsafe { (&raw const (*self.at).course.uncounted).read_volatile() == 0 }
+    fn course(self) -> Course {
+        // SAFETY: see the module; `find` returned a place of the map.
+        Course::from_bits(unsafe { (&raw const (*self.at).course).cast::<u64>().read_volatile() })
     }
 
-    /// Says that they are from now on.
+    /// Notes a frame of its connection; returns how far that is by now.
+    #[inline(always)]
+    fn follow(self, before: Course, seen: &Seen, flags: u8) -> Course {
+        let after = before.follow(seen.from, flags);
+        if after.bits() != before.bits() {
+            write_course(self.at, before, after);
+        }
+        let now = now();
+        // SAFETY: as above.
+        let last_seen = unsafe { &raw mut (*self.at).last_seen };
+        // SAFETY: as above.
+        unsafe {
+            if last_seen.read_volatile() != now {
+                last_seen.write_volatile(now);
+            }
+        }
+        after
+    }
+
+    /// Says that frames of its connection are counted from now on.
     #[inline(always)]
     fn set_counted(self) {
         // SAFETY: as above.

@@ -24,8 +24,8 @@ use meter_ebpf::{
     rules::{Fields, Matched, Matches, classify, counter_of, fields, plain_fields},
 };
 
-use self::connection::{COUNTS_METERS, FLOW_KNOWN, IS_RETURN};
-pub(crate) use self::connection::{count_connection, count_noted};
+use self::connection::{FLOW_KNOWN, IS_RETURN};
+pub(crate) use self::connection::{count_connection, count_noted, counts};
 use crate::{
     connections,
     context::{OnNetdev as _, Skb},
@@ -73,7 +73,7 @@ pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     read(skb, scratch);
-    count_read(skb, direction, wire, place, COUNTS_METERS, slot_at, tables, scratch);
+    count_read(skb, direction, wire, place, 0, slot_at, tables, scratch);
 }
 
 /// Where a frame is: the slot of its netdev, and the overlay network that it is in.

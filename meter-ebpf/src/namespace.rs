@@ -78,7 +78,10 @@ fn meter_conn_nout(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn count_connection_in(skb: *mut __sk_buff) {
-    count_noted_in(skb, note_connection_in(skb));
+    let said = note_connection_in(skb);
+    if meters::counts(said) {
+        count_noted_in(skb, said);
+    }
 }
 
 #[inline(never)]
@@ -94,7 +97,10 @@ fn count_noted_in(skb: *mut __sk_buff, said: u64) {
 
 #[inline(always)]
 fn count_connection_out(skb: *mut __sk_buff) {
-    count_noted_out(skb, note_connection_out(skb));
+    let said = note_connection_out(skb);
+    if meters::counts(said) {
+        count_noted_out(skb, said);
+    }
 }
 
 #[inline(never)]

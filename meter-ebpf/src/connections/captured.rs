@@ -15,7 +15,7 @@ use meter_ebpf::{
     rules::Ends,
 };
 
-use super::{Beginning, CAPTURES, find, follow};
+use super::{Beginning, CAPTURES, find};
 use crate::maps;
 
 /// What is counted of a netdev's connections.
@@ -111,14 +111,15 @@ impl Captured {
             Ok(place) => place,
             Err(beginning) => return self.count_without_place(beginning, flags, direction, wire, length),
         };
+        let before = place.course();
         let is_counted = if place.is_new {
             self.increase_live();
             true
-        } else if place.is_counted() {
+        } else if before.uncounted == 0 {
             true
         } else {
             match self.beginning(asked) {
-                Beginning::Undecided => return Counted::Undecided,
+                Beginning::Undecided => return Counted::UndecidedInPlace,
                 Beginning::Counted => {
                     place.set_counted();
                     self.increase_live();
@@ -131,8 +132,7 @@ impl Captured {
                 Beginning::Refused | Beginning::Uncounted => false,
             }
         };
-        let (before, after) = follow(place.at, seen, flags);
-        let is_return = after.is_return(seen.from);
+        let is_return = place.follow(before, seen, flags).is_return(seen.from);
         if !is_counted {
             self.count_other(direction, wire);
             return Counted::of(is_return);
@@ -210,6 +210,8 @@ impl Asked {
 pub(crate) enum Counted {
     /// Nothing so far: the rules are to be asked.
     Undecided,
+    /// The same; its connection has a place for its direction.
+    UndecidedInPlace,
     /// It is counted; which way it goes in its connection was not asked.
     Unknown,
     /// It is counted, and goes the way of its connection's first.

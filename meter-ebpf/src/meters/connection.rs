@@ -63,15 +63,26 @@ pub(crate) fn count_connection(
     if asked == Asked::Not as u64 {
         asked = ask_rules();
     }
+    if asked == Asked::Refused as u64
+        && said & HAS_PLACE == 0
+        && let Some(captured) = Captured::of(slot)
+    {
+        // SAFETY: as above; the calls have ended.
+        captured.count_other(direction as usize, unsafe { &(*scratch).wire });
+        return said & COUNTS_METERS;
+    }
     meter_connection(skb.context(), slot, direction as u32, asked as u32)
+}
+
+/// Returns whether user-defined meters count a frame of which [`count_connection`] said that.
+#[inline(always)]
+pub(crate) const fn counts(said: u64) -> bool {
+    said & COUNTS_METERS != 0
 }
 
 /// Counts a frame that [`count_connection`] has counted in each user-defined meter that has a rule for it.
 #[inline(always)]
 pub(crate) fn count_noted(skb: Skb, direction: Direction, said: u64, slot_at: impl Fn(u32) -> SlotRef) {
-    if said & COUNTS_METERS == 0 {
-        return;
-    }
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     let Some(tables) = RULES.get_value(0, &0) else { return };
     let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
@@ -82,13 +93,15 @@ pub(crate) fn count_noted(skb: Skb, direction: Direction, said: u64, slot_at: im
 }
 
 /// Bits of what [`meter_connection`] says of a frame: it counts in user-defined meters as well.
-pub(super) const COUNTS_METERS: u64 = 1;
+const COUNTS_METERS: u64 = 1;
 /// Whether it goes against its connection's first is known.
 pub(super) const FLOW_KNOWN: u64 = 2;
 /// It does.
 pub(super) const IS_RETURN: u64 = 4;
 /// It is in nothing so far: whether its connection is counted is for the rules to say.
 const ASKS_RULES: u64 = 8;
+/// That has a place for its direction.
+const HAS_PLACE: u64 = 16;
 
 /// Counts the frame that is in [`METER_SCRATCH`] in its connection, or in none, where connections are counted; returns bits
 /// of what is known of it. `asked` is a number of [`Asked`].
@@ -119,7 +132,8 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
     let seen = Seen::between(&ends, slot).inside(tunnel);
     let asked = Asked::from_number(asked);
     match captured.count(&ends, &seen, flags, echo, asked, direction, wire, skb.length()) {
-        Counted::Undecided => ASKS_RULES,
+        Counted::Undecided => meters | ASKS_RULES,
+        Counted::UndecidedInPlace => meters | ASKS_RULES | HAS_PLACE,
         // Rules of meters ask for the outer one, and take an echo's direction from what it is.
         _ if tunnel != 0 || !matches!(echo, Echo::None) => meters,
         Counted::Return => meters | FLOW_KNOWN | IS_RETURN,

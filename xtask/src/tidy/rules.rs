@@ -189,6 +189,7 @@ const UNSAFE: &[&str] = &[
     "meter-ebpf/src/meters.rs",
     "meter-ebpf/src/meters/connection.rs",
     "meter-ebpf/src/namespace.rs",
+    "meter-ebpf/src/uplink.rs",
     "tests/",
 ];
 
