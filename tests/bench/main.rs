@@ -7,6 +7,7 @@
 //! Goals are held against the median. Ratios are what counts: the numbers themselves are this machine's.
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
+mod report;
 mod rules;
 
 use std::{collections::BTreeMap, ffi::OsStr, process::ExitCode, time::Duration};
@@ -28,6 +29,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use report::{Cost, Reads, report};
 use rules::Sets;
 
 /// Packets of one test run.
@@ -140,14 +142,6 @@ fn subject(name: &str, program: &'static str, ours: bool, frame: Vec<u8>) -> Sub
         share: None,
         refused: false,
     }
-}
-
-/// Nanoseconds of one packet above an empty program, by the programs' loadings.
-#[derive(Debug, Clone, Copy)]
-struct Cost {
-    lowest: f64,
-    median: f64,
-    highest: f64,
 }
 
 fn subjects() -> Vec<Subject> {
@@ -333,13 +327,6 @@ fn context(gso: Option<(u32, u32)>) -> [u8; 192] {
     context
 }
 
-/// What reading all counters costs, in microseconds.
-struct Reads {
-    blocks: f64,
-    one_by_one: f64,
-    tunnel_hash: f64,
-}
-
 fn reading(floors: &mut Ebpf, meter: &mut Ebpf) -> Result<Reads> {
     let blocks: PerCpuArray<&MapData, SlotBlock> =
         meter.map(map::COUNTERS).context("COUNTERS")?.try_into()?;
@@ -382,67 +369,6 @@ fn microseconds(read: impl Fn() -> Result<u64>) -> Result<f64> {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// Prints everything; returns whether every goal holds.
-fn report(costs: &BTreeMap<String, Cost>, reads: &Reads) -> bool {
-    println!(
-        "nanoseconds a packet above an empty program: median, lowest and highest of {LOADS} loadings, each the \
-         least of {ROUNDS} rounds of {REPEAT}"
-    );
-    for (name, cost) in costs.iter().filter(|(name, _)| !name.ends_with("empty") && !name.ends_with("vary")) {
-        println!("  {name:<32} {:>8.1} {:>8.1} {:>8.1}", cost.median, cost.lowest, cost.highest);
-    }
-    println!("microseconds for reading");
-    println!("  {:<32} {:>8.0}", format!("{PORTS} ports in blocks"), reads.blocks);
-    println!("  {:<32} {:>8.0}", format!("{PORTS} counters one by one"), reads.one_by_one);
-    println!("  {:<32} {:>8.0}", "1000 tunnels of a per-CPU hash", reads.tunnel_hash);
-
-    let cost = |name: &str| costs[name].median;
-    let tunnel_only = |tunnels: u32| {
-        cost(&format!("{tunnels} vary, port and tunnel meter")) - cost(&format!("{tunnels} vary, port meter"))
-    };
-    let tunnel_hash = |tunnels: u32| cost(&format!("{tunnels} vary, per-CPU hash"));
-    let goals = [
-        ("port meter / constant slot", cost("port meter") / cost("constant slot"), 2.0),
-        ("port meter / per-CPU hash", cost("port meter") / cost("per-CPU hash"), 0.1),
-        ("super-packet: nanoseconds more", cost("port meter, super-packet") - cost("port meter"), 2.0),
-        ("tunnel meter / parse + per-CPU hash, 100 tunnels", tunnel_only(100) / tunnel_hash(100), 1.0 / 6.0),
-        ("tunnel meter / parse + per-CPU hash, 1000 tunnels", tunnel_only(1_000) / tunnel_hash(1_000), 0.25),
-        ("1000 rules / 10 rules, known", cost("1000 rules, known") / cost("10 rules, known"), 1.5),
-        ("1000 rules / 10 rules, unknown", cost("1000 rules, unknown") / cost("10 rules, unknown"), 1.5),
-        (
-            "a connection / per-CPU LRU hash",
-            cost("a connection") / cost("a connection, per-CPU LRU hash"),
-            1.0,
-        ),
-        (
-            "new connection, no room / per-CPU LRU hash",
-            cost("new connection, no room") / cost("new connection, per-CPU LRU hash"),
-            0.5,
-        ),
-        ("reading ports in blocks / one by one", reads.blocks / reads.one_by_one, 0.05),
-        ("milliseconds for reading 10,000 ports", reads.blocks / 1_000.0, 1.0),
-    ];
-    // No goal for a new connection that has room: the kernel's own insert into a table from which nothing gives way is most of it.
-    println!("ratios");
-    for (name, connection, usual) in [
-        ("a connection", "a connection", "a connection, per-CPU LRU hash"),
-        ("new connection", "new connection", "new connection, per-CPU LRU hash"),
-        ("no room", "new connection, no room", "new connection, per-CPU LRU hash"),
-        ("a connection, refused", "a connection, refused", "a connection, per-CPU LRU hash"),
-        ("new connection, refused", "new connection, refused", "new connection, per-CPU LRU hash"),
-    ] {
-        let (connection, floor, port) = (cost(connection), cost(usual), cost("port meter"));
-        println!("  {:<52} {:>7.3}", format!("{name} / per-CPU LRU hash"), connection / floor);
-        println!("  {:<52} {:>7.3}", format!("{name} / port meter"), connection / port);
-    }
-    println!("goals");
-    for (name, value, limit) in goals {
-        let verdict = if value <= limit { "holds" } else { "MISSED" };
-        println!("  {name:<52} {value:>7.3}  at most {limit:.3}  {verdict}");
-    }
-    goals.iter().all(|(_, value, limit)| value <= limit)
 }
 
 /// A TCP segment of 1,514 bytes.
