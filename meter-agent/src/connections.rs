@@ -80,7 +80,8 @@ impl Selection {
     pub fn of(&self, ports: BTreeSet<PortId>, undecided: BTreeSet<PortId>) -> Capture {
         let Self { bits, share, idle_s, ended_s, .. } = *self;
         // Without a netdev nobody asks for them.
-        let rules = if ports.is_empty() { Arc::default() } else { Arc::clone(&self.rules) };
+        let nobody = ports.is_empty() && undecided.is_empty();
+        let rules = if nobody { Arc::default() } else { Arc::clone(&self.rules) };
         Capture { ports, undecided, bits, rules, share, idle_s, ended_s }
     }
 }

@@ -7,14 +7,14 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{
-    Address, Board, Classifier, Label, Shown, Tag, View,
+    Address, Board, Classifier, Label, Selection, Shown, Tag, View,
     list::{Question, table},
     protocol_name,
 };
 use crate::{
     datapath::{CaptureReading, ConnectionReading},
     meter::PortId,
-    rules,
+    rules::{self, MeterSet, RuleLine},
 };
 
 fn port(number: u8) -> PortId {
@@ -334,4 +334,16 @@ PORT                                  OVERLAY  PROTO  INITIATOR       TARGET    
 tap\u{fffd}                                  -        TCP    10.0.1.0:40000  10.0.2.0:80  0           50              0       0s    open
 "
     );
+}
+
+#[test]
+fn rules_go_where_a_port_may_ask_for_them() {
+    let rule = RuleLine::parse("proto 6").unwrap().condition;
+    let selection =
+        Selection { rules: MeterSet::default().with_rules(vec![rule]).into(), ..Selection::default() };
+    let asked = |ports: &[PortId], undecided: &[PortId]| {
+        let capture = selection.of(ports.iter().copied().collect(), undecided.iter().copied().collect());
+        capture.rules == selection.rules
+    };
+    assert_eq!([asked(&[port(1)], &[]), asked(&[], &[port(1)]), asked(&[], &[])], [true, true, false]);
 }

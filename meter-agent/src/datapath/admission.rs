@@ -61,7 +61,14 @@ impl KernelDatapath {
         }
         let slots = self.slots_of(rules, true);
         let Admission { tables, set, slots: kept, in_force } = &mut self.admission;
-        tables.put(|generation| compile_everywhere(rules, &slots, generation), || Ok(()))?;
+        if let Err(error) = tables.put(|generation| compile_everywhere(rules, &slots, generation), || Ok(()))
+        {
+            if !*in_force {
+                // An earlier agent's, which may take another port for one of theirs by now.
+                tables.clear()?;
+            }
+            return Err(error);
+        }
         set.clone_from(rules);
         *kept = slots;
         *in_force = true;
@@ -69,19 +76,17 @@ impl KernelDatapath {
     }
 
     /// Lets no program ask for rules, and gives back their memory.
-    pub(super) fn end_admission(&mut self) {
+    pub(super) fn end_admission(&mut self) -> Result<(), MetersError> {
         self.admission.set = Arc::default();
         self.admission.slots.clear();
         self.admission.in_force = false;
         if !self.admission.tables.are_used() {
-            return;
+            return Ok(());
         }
         // Also those of ports that are not looked at yet.
         self.captures.restrict(!capture::RULES);
-        let waited = self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")));
-        if let Err(error) = waited.and_then(|()| self.admission.tables.clear()) {
-            tracing::warn!(error = %error, "memory of rules of connections not given back; will retry");
-        }
+        self.grace.wait().map_err(|error| MetersError(format!("wait for programs: {error}")))?;
+        self.admission.tables.clear()
     }
 
     /// Compiles the rules anew where they name a port that has got another slot, or another device. Where that fails no

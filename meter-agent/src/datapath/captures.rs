@@ -284,10 +284,8 @@ impl KernelDatapath {
             .map(|(id, _)| *id)
             .collect();
         netdevs.into_iter().for_each(|id| self.swap_programs_of(id));
-        if wanted.rules.meters.is_empty() {
-            self.end_admission();
-        }
-        refused
+        refused?;
+        if wanted.rules.meters.is_empty() { self.end_admission() } else { Ok(()) }
     }
 
     /// Makes the place of a port's slot what it should be. A port for which that can't be is not captured.

@@ -185,6 +185,10 @@ extern "C" fn ask_rules() -> u64 {
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return refused };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let Scratch { key, matched, .. } = unsafe { &mut *scratch };
+    if !key.is_of(tables) {
+        // Others have come since. They are asked when the next frame is.
+        return refused;
+    }
     let Some(verdict) = verdict_of(key) else { return refused };
     verdict.key.make_void();
     let turn = matched.clear();

@@ -106,54 +106,64 @@ pub fn plain_fields<F: Frame + ?Sized>(frame: &F, fields: &mut Fields) -> bool {
 /// What can't be read the frame doesn't have.
 #[inline(always)]
 pub fn fields(frame: &(impl Frame + ?Sized), tag: Option<u16>) -> Fields {
+    frame_fields(frame, 0, tag)
+}
+
+/// The same of an Ethernet frame that begins at `start` of another.
+#[inline(always)]
+fn frame_fields(frame: &(impl Frame + ?Sized), start: u32, tag: Option<u16>) -> Fields {
     let mut fields = Fields::default();
-    let Fields { key, tcp, echo } = &mut fields;
-    let Some(head) = frame.read::<14>(0) else { return fields };
+    let Fields { key, .. } = &mut fields;
+    let Some(head) = frame.read::<14>(start) else { return fields };
     let [a, b, c, d, e, f, g, h, i, j, k, l, high, low] = head;
     key.words[HW_DST_WORD] = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | present::HW;
     key.words[HW_SRC_WORD] = u64::from_be_bytes([0, 0, g, h, i, j, k, l]);
     let ethertype = u16::from_be_bytes([high, low]);
-    let tag = if tag.is_some() { tag } else { tag_inside(frame, ethertype) };
+    let tag = if tag.is_some() { tag } else { tag_inside(frame, start, ethertype) };
     if let Some(id) = tag {
         key.words[PORTS_WORD] |= u64::from(id);
         key.words[HW_DST_WORD] |= present::VLAN;
     }
-    let Ok(ethernet) = frame.ethernet(0) else { return fields };
-    if ethernet.ethertype >= ETH_LEAST {
-        key.words[PORTS_WORD] |= u64::from(ethernet.ethertype) << 16;
-        key.words[HW_DST_WORD] |= present::ETHERTYPE;
-    }
-    match ethernet.ethertype {
-        ETH_ARP => arp(frame, ethernet.payload, key),
-        ETH_IPV4 | ETH_IPV6 => [*tcp, *echo] = ip(frame, ethernet.ethertype, ethernet.payload, key),
-        _ => {}
+    if let Ok(ethernet) = frame.ethernet(start) {
+        packet_fields(frame, ethernet.ethertype, ethernet.payload, &mut fields);
     }
     fields
 }
 
-/// Reads the fields by which a frame or packet that begins at `start` of a frame is of a connection: `ethertype` says which
-/// packet, or [`ETH_TEB`] a frame.
+/// Reads the fields of the packet with this ethertype that begins at `start`.
+#[inline(always)]
+fn packet_fields(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32, fields: &mut Fields) {
+    let Fields { key, tcp, echo } = fields;
+    if ethertype >= ETH_LEAST {
+        key.words[PORTS_WORD] |= u64::from(ethertype) << 16;
+        key.words[HW_DST_WORD] |= present::ETHERTYPE;
+    }
+    match ethertype {
+        ETH_ARP => arp(frame, start, key),
+        ETH_IPV4 | ETH_IPV6 => [*tcp, *echo] = ip(frame, ethertype, start, key),
+        _ => {}
+    }
+}
+
+/// Reads the fields of what a tunnel packet holds from `start` on: `ethertype` says which packet, or [`ETH_TEB`] an Ethernet
+/// frame.
 #[inline(always)]
 pub fn inner_fields(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32) -> Fields {
-    let mut fields = Fields::default();
-    let (mut ethertype, mut start) = (ethertype, start);
     if ethertype == ETH_TEB {
-        let Ok(ethernet) = frame.ethernet(start) else { return fields };
-        (ethertype, start) = (ethernet.ethertype, ethernet.payload);
+        return frame_fields(frame, start, None);
     }
-    if matches!(ethertype, ETH_IPV4 | ETH_IPV6) {
-        [fields.tcp, fields.echo] = ip(frame, ethertype, start, &mut fields.key);
-    }
+    let mut fields = Fields::default();
+    packet_fields(frame, ethertype, start, &mut fields);
     fields
 }
 
 /// Returns the id of the tag behind the MAC addresses, where there is one.
 #[inline(always)]
-fn tag_inside(frame: &(impl Frame + ?Sized), ethertype: u16) -> Option<u16> {
+fn tag_inside(frame: &(impl Frame + ?Sized), start: u32, ethertype: u16) -> Option<u16> {
     if ethertype != ETH_VLAN && ethertype != ETH_QINQ {
         return None;
     }
-    let [high, low] = frame.read::<2>(14)?;
+    let [high, low] = frame.read::<2>(start + 14)?;
     Some(u16::from_be_bytes([high, low]) & 0x0fff)
 }
 

@@ -108,6 +108,14 @@ impl FlowKey {
         self.words[GENERATION_WORD] = network | tables.generation;
     }
 
+    /// Returns whether it is one of this set.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, tables: &RuleTables) -> bool {
+        const GENERATION: u64 = (1 << GENERATION_BITS) - 1;
+        self.words[GENERATION_WORD] & GENERATION == tables.generation
+    }
+
     /// Makes it the key of no frame.
     #[inline(always)]
     pub fn make_void(&mut self) {

@@ -95,7 +95,9 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
 
     // Names for one connection only, and the rest of them are in what has none.
     daemon.kill();
-    daemon.configure(&configuration("timeout = \"1h\"\nmax_series = 2\n[compat]\nskydive = true\n"));
+    daemon.configure(&configuration(
+        "timeout = \"1h\"\nended_timeout = \"1h\"\nmax_series = 2\n[compat]\nskydive = true\n",
+    ));
     daemon.start();
     daemon.wait_until_ready();
     guests.talk();
@@ -107,7 +109,7 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     assert_eq!(text.lines().filter(|line| line.starts_with(skydive)).count(), 2, "{text}");
 
     // Other connections, by a rule: the streams go to the rest, which has all that they move.
-    let ruled = "[connections]\nnetdevs = [\"tap*\"]\ntimeout = \"1h\"\nrules = [\"proto 17\", \"vni 9\"]\n";
+    let ruled = "[connections]\nnetdevs = [\"tap*\"]\ntimeout = \"1h\"\nended_timeout = \"1h\"\nrules = [\"proto 17\", \"vni 9\"]\n";
     daemon.configure(&format!("{}{ruled}", bound("tap1")));
     daemon.signal(Signal::SIGHUP);
     daemon.wait("the rules are in force", |daemon| {
