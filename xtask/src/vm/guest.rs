@@ -15,6 +15,8 @@ use crate::console::say;
 
 /// What the first process says at the end, with the command's exit status behind it.
 pub(super) const ENDED: &str = "guest ended with ";
+/// What a guest says when its line begins.
+const BEGINS: &str = "guest begins";
 
 /// How long an empty guest may take with hardware virtualization that works.
 const BOOT: Duration = Duration::from_secs(30);
@@ -54,7 +56,7 @@ impl Processor {
         }
         let mut archive = Archive::new();
         programs::add_shell(&mut archive)?;
-        if Guest::new(kernel, archive, "true")?.once(Self::Kvm, BOOT)? == Some(0) {
+        if Guest::new(kernel, archive, "true")?.once(Self::Kvm, Patience::Whole(BOOT))? == Some(0) {
             return Ok(Self::Kvm);
         }
         say("/dev/kvm is there, but a guest doesn't boot by it: software instead");
@@ -82,7 +84,10 @@ pub(super) struct Guest {
 
 /// Writes a guest's first process into an archive.
 fn finish(archive: &mut Archive, line: &str) {
-    archive.file("/init", format!("{INIT}{line}\necho \"{ENDED}$?\"\nsleep 1\npoweroff -f\n").as_bytes());
+    archive.file(
+        "/init",
+        format!("{INIT}echo {BEGINS}\n{line}\necho \"{ENDED}$?\"\nsleep 1\npoweroff -f\n").as_bytes(),
+    );
 }
 
 /// Makes `vmlinuz` and `initramfs` of a guest for others to boot; returns their directory.
@@ -136,16 +141,19 @@ impl Guest {
         self.verdict().context("the guest ended without a verdict")
     }
 
-    /// Runs it to its end; returns the line's exit status, and where its console was written to.
+    /// Runs it until it ends, or says nothing for so long; returns the line's exit status, and where its console was written to.
     ///
     /// # Errors
     ///
     /// No verdict.
-    pub(super) fn watched(&self, processor: Processor, patience: Duration) -> Result<(i32, PathBuf)> {
-        // One boot in fifty of QEMU's software processors ends in nothing.
+    pub(super) fn watched(&self, processor: Processor, silence: Duration) -> Result<(i32, PathBuf)> {
         for _ in 0..2 {
-            if let Some(code) = self.once(processor, patience)? {
+            if let Some(code) = self.once(processor, Patience::Silence(silence))? {
                 return Ok((code, self.console.clone()));
+            }
+            // One boot in fifty of QEMU's software processors ends in nothing. What began is not begun anew.
+            if has_begun(&self.text()) {
+                break;
             }
         }
         bail!(
@@ -160,23 +168,32 @@ impl Guest {
     ///
     /// QEMU can't be run.
     pub(super) fn tried(&self, processor: Processor, patience: Duration) -> Result<(Option<i32>, String)> {
-        let code = self.once(processor, patience)?;
+        let code = self.once(processor, Patience::Whole(patience))?;
         Ok((code, self.text()))
     }
 
-    fn once(&self, processor: Processor, patience: Duration) -> Result<Option<i32>> {
+    fn once(&self, processor: Processor, patience: Patience) -> Result<Option<i32>> {
         fs::write(&self.console, "")?;
         let console = format!("file:{}", self.console.display());
         let mut command = self.command(processor, &console);
         let mut child =
             Killed(command.stdin(Stdio::null()).spawn().context("cannot run qemu-system-x86_64")?);
-        let began = Instant::now();
+        let (began, mut spoke) = (Instant::now(), Instant::now());
+        let mut said = 0;
         loop {
-            let is_over = child.0.try_wait()?.is_some() || began.elapsed() > patience;
+            let is_over = child.0.try_wait()?.is_some()
+                || match patience {
+                    Patience::Whole(time) => began.elapsed() > time,
+                    Patience::Silence(time) => spoke.elapsed() > time,
+                };
             // Asked after that: what it wrote last counts.
-            let verdict = self.verdict();
+            let text = self.text();
+            let verdict = verdict(&text);
             if verdict.is_some() || is_over {
                 return Ok(verdict);
+            }
+            if text.len() != said {
+                (said, spoke) = (text.len(), Instant::now());
             }
             thread::sleep(Duration::from_millis(200));
         }
@@ -220,6 +237,20 @@ impl Guest {
     }
 }
 
+/// How long a guest is waited for.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    /// In all.
+    Whole(Duration),
+    /// From what it says to what it says next.
+    Silence(Duration),
+}
+
+/// Returns whether a guest's line began, by its console's text.
+fn has_begun(text: &str) -> bool {
+    text.lines().any(|line| line.trim() == BEGINS)
+}
+
 /// Returns the exit status that a console's text tells.
 fn verdict(text: &str) -> Option<i32> {
     text.lines().rev().find_map(|line| line.trim().strip_prefix(ENDED)?.parse().ok())
@@ -238,12 +269,14 @@ impl Drop for Killed {
 
 #[cfg(test)]
 mod tests {
-    use super::verdict;
+    use super::{has_begun, verdict};
 
     #[test]
     fn verdict_is_a_line_of_its_own() {
-        assert_eq!(verdict("guest runs\r\nguest ended with 101\r\n"), Some(101));
-        assert_eq!(verdict("guest runs\nguest ended with "), None, "not all of it is written yet");
+        assert_eq!(verdict("guest begins\r\nguest ended with 101\r\n"), Some(101));
+        assert_eq!(verdict("guest begins\nguest ended with "), None, "not all of it is written yet");
         assert_eq!(verdict("Kernel panic"), None);
+        assert!(has_begun("Linux version 6.1\r\nguest begins\r\nrunning 3 tests\r\n"));
+        assert!(!has_begun("Linux version 6.1\r\nno guest begins\r\n"));
     }
 }
