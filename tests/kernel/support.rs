@@ -54,11 +54,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Makes a host; `label` is the test's own.
+    /// Makes a host; `label` is the test's own where namespaces are followed by it.
     pub(crate) fn new(label: &str) -> Self {
         mount_bpffs();
-        let pins = format!("/sys/fs/bpf/meter-test-{}-{label}", std::process::id());
-        Self { netns: Netns::new(label).unwrap(), pins: pins.into(), in_the_way: None }
+        let netns = Netns::new(label).unwrap();
+        // As much its own as the namespace. A bpffs takes no dots.
+        let pins = format!("/sys/fs/bpf/meter-test-{}", netns.name().replace('.', "-"));
+        Self { netns, pins: pins.into(), in_the_way: None }
     }
 
     /// Makes a host where nothing can be pinned: its pin path leads through the pin of a map.

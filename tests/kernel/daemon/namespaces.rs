@@ -263,10 +263,10 @@ fn rules_of_connections_name_ports_of_namespaces() {
     if !ready() {
         return;
     }
-    let host = Host::new("nsr");
-    let red = Router::new("nsr-red");
+    let host = Host::new("nsadm");
+    let red = Router::new("nsadm-red");
     red.plug("eth1");
-    let first = follow("nsr");
+    let first = follow("nsadm");
     let daemon = started(&host, &first);
     let ports = ["eth0", "eth1"].map(|netdev| wait_for_port(&daemon, &red.netns, netdev));
     let rules = format!("[connections]\nroles = [\"port\"]\nrules = [\"proto 17 in-ports {}\"]\n", ports[0]);
