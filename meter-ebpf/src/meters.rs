@@ -90,12 +90,12 @@ fn place_of(skb: Skb, slot: u32, tables: &RuleTables) -> Option<Place> {
     if network.is_tunnel() && !tables.key_mask.asks_for_network() {
         return None;
     }
-    Some(Place { slot, network: resolve(skb.context(), network) })
+    Some(Place { slot, network: network_of(skb.context(), network) })
 }
 
 /// Returns the overlay network of a frame at a netdev: the netdev's, or what the frame's metadata says.
 #[inline(always)]
-fn resolve(skb: *mut __sk_buff, network: Network) -> Network {
+fn network_of(skb: *mut __sk_buff, network: Network) -> Network {
     if network.is_external() { Network::from_bits(meter_network(skb) as u32) } else { network }
 }
 
@@ -118,7 +118,7 @@ fn read(skb: Skb, scratch: *mut Scratch) {
     }
 }
 
-/// Counts a frame whose fields are read; `said` is what [`meter_connection`] said of it.
+/// Counts a frame whose fields are read; `said` is what [`count_connection`] said of it, 0 for nothing.
 #[inline(always)]
 fn count_read(
     skb: Skb,

@@ -22,7 +22,7 @@ use meter_ebpf::{
     rules::{Anything, classify, inner_fields},
 };
 
-use super::{METER_SCRATCH, NETWORKS, RULES, Scratch, copy, count_read, place_of, read, resolve, slots};
+use super::{METER_SCRATCH, NETWORKS, RULES, Scratch, copy, count_read, network_of, place_of, read, slots};
 use crate::{
     Loaded,
     connections::{Asked, Captured, Counted, Echo},
@@ -160,7 +160,7 @@ extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, dir
     let network = if tunnel != 0 {
         Inside::network_of(tunnel)
     } else {
-        resolve(skb, NETWORKS.get(own).copied().unwrap_or_default())
+        network_of(skb, NETWORKS.get(own).copied().unwrap_or_default())
     };
     // SAFETY: as above; the call has ended.
     let Scratch { fields, inside, key, .. } = unsafe { &mut *scratch };
