@@ -53,13 +53,24 @@ pub(super) enum Over<'a> {
     Held(&'a HeldMaps),
 }
 
+/// Returns what loads the object.
+///
+/// The object names no type of the kernel, so the kernel's BTF, which aya reads first and which takes tens of megabytes, goes
+/// before anything is loaded.
+pub(super) fn loader<'a>() -> EbpfLoader<'a> {
+    sys::keep_no_free_memory();
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
+}
+
 /// Makes the maps and loads the TC programs.
 pub(super) fn load_object(
     specs: &[Spec],
     settings: &Settings,
     over: Over<'_>,
 ) -> Result<(Ebpf, ProgramIds), OpenError> {
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     for spec in specs {
         let name = if spec.name == map::SLOTS { map::SLOTS_SECTION } else { spec.name };
         loader.map_max_entries(name, spec.max_entries);

@@ -1,12 +1,11 @@
 //! What loading the programs of one more namespace takes: the object once more, over the maps that count.
 
-use aya::EbpfLoader;
 use meter_ebpf::abi::{NAMESPACES, Settings, map};
 
 use super::{
     hooks::ProgramIds,
     namespaces::{Loaded, Programs, pin},
-    object::{OBJECT, load_programs},
+    object::{OBJECT, load_programs, loader},
     open::{OpenError, load_error},
     places::PlaceTable,
     specs::Spec,
@@ -45,7 +44,7 @@ impl Recipe {
         names: &[&'static str],
         programs: &mut Programs,
     ) -> Result<(), OpenError> {
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         let pins = match &self.store {
             Store::Pinned(pins) => Some(pins),
             Store::Held(_) => None,

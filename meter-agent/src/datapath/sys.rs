@@ -1,9 +1,11 @@
-//! `bpf(2)` where aya 0.14 has no call for it: batch lookups, and links by the number of a netdev.
+//! `bpf(2)` where aya 0.14 has no call for it: batch lookups, and links by the number of a netdev. And what loading leaves
+//! with the allocator.
 //!
 //! With its modules, the only `unsafe` of the user half beside [`mapped`](super::mapped).
 
 mod link;
 mod map;
+mod memory;
 mod program;
 
 use std::{
@@ -24,6 +26,7 @@ pub(super) use self::{
         BPF_F_MMAPABLE, create_array, create_array_of_maps, create_map, create_mapped_array, delete_entry,
         inner_map, lookup_batch, map_id, open_map, set_inner_map, stand_for,
     },
+    memory::keep_no_free_memory,
     program::load_xdp_pass,
 };
 
