@@ -111,11 +111,13 @@ fn with_programs(
 }
 
 fn check(meter: &mut Meter<'_>, programs: &Programs, rows: &[Row]) {
+    let mut before = meter.table();
     for row in rows {
         for program in PROGRAMS.into_iter().filter(|program| program.takes(&row.frame, row.gso)) {
-            let before = meter.table();
             programs.run(program, &row.frame, row.gso);
-            let moved = meter.table().since(&before);
+            let after = meter.table();
+            let moved = after.since(&before);
+            before = after;
             let expected = row.expected(program);
             assert_eq!(moved, expected, "{} by {}: {:02x?}", row.name, program.name, row.frame);
             if program.underlay {

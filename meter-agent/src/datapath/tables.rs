@@ -51,30 +51,30 @@ impl Tables {
         names: [&'static str; 2],
         pins: Option<&Path>,
     ) -> Result<Self, OpenError> {
-        let [rules, verdicts] = names.map(|name| match take(ebpf, name)? {
-            Map::ArrayOfMaps(data) => Ok(Outer::new(name, data, pins)),
+        let [rules, verdicts] = names;
+        let mut outer = |name, inner_bytes| match take(ebpf, name)? {
+            Map::ArrayOfMaps(data) => Ok(Outer::new(name, data, pins, inner_bytes)),
             _ => Err(OpenError::Object(format!("map {name} is not an array of maps"))),
-        });
-        Ok(Self { rules: rules?, verdicts: verdicts?, own_verdicts: false, generation: 0 })
+        };
+        let of_a_cpu = VERDICT_BLOCKS as usize * size_of::<VerdictBlock>();
+        Ok(Self {
+            rules: outer(rules, size_of::<RuleTables>())?,
+            verdicts: outer(verdicts, of_a_cpu * aya::util::nr_cpus().unwrap_or(1))?,
+            own_verdicts: false,
+            generation: 0,
+        })
     }
 
     /// Returns how many entries of a map of these are in use, and the bytes that it leads to; `None` for maps of others.
     pub(super) fn usage(&self, name: &str) -> Option<[u64; 2]> {
-        let cpus = aya::util::nr_cpus().unwrap_or(1);
-        let (outer, bytes) = if name == self.rules.name {
-            (&self.rules, size_of::<RuleTables>())
-        } else if name == self.verdicts.name {
-            (&self.verdicts, VERDICT_BLOCKS as usize * size_of::<VerdictBlock>() * cpus)
-        } else {
-            return None;
-        };
-        let is_used = u64::from(outer.is_used());
-        Some([is_used, is_used * u64::try_from(bytes).unwrap_or(u64::MAX)])
+        let outer = [&self.rules, &self.verdicts].into_iter().find(|outer| outer.name == name)?;
+        let is_used = u64::from(outer.is_used);
+        Some([is_used, is_used * outer.inner_bytes])
     }
 
     /// Returns whether there are rules or verdicts.
     pub(super) fn are_used(&self) -> bool {
-        self.rules.is_used() || self.verdicts.is_used()
+        self.rules.is_used || self.verdicts.is_used
     }
 
     /// Returns whether what programs use now can be replaced while they use it.
@@ -131,12 +131,17 @@ struct Outer {
     pins: Option<[PathBuf; 2]>,
     /// What it leads to, and what it may lead to.
     held: Vec<OwnedFd>,
+    /// Whether it leads to anything, or may. Before Linux 6.8 whoever looks waits for a grace period of RCU.
+    is_used: bool,
+    /// The memory of what it leads to.
+    inner_bytes: u64,
 }
 
 impl Outer {
-    fn new(name: &'static str, map: MapData, pins: Option<&Path>) -> Self {
+    fn new(name: &'static str, map: MapData, pins: Option<&Path>, inner_bytes: usize) -> Self {
+        let inner_bytes = u64::try_from(inner_bytes).unwrap_or(u64::MAX);
         let pins = pins.map(|pins| PINS.map(|suffix| pins.join(format!("{name}{suffix}"))));
-        let mut outer = Self { name, map, held: Vec::new(), pins };
+        let mut outer = Self { name, map, held: Vec::new(), is_used: false, pins, inner_bytes };
         outer.held.extend(outer.pins.iter().flatten().filter_map(|pin| sys::open_pin(pin).ok()));
         if !outer.is_held() {
             let by_id = outer.inner().ok().flatten().map_or(Ok(None), |id| sys::open_map(id).map(Some));
@@ -147,6 +152,7 @@ impl Outer {
                 }
             }
         }
+        outer.is_used = !outer.held.is_empty() || outer.inner().is_ok_and(|inner| inner.is_some());
         outer
     }
 
@@ -157,11 +163,6 @@ impl Outer {
     /// Returns the id of what it leads to.
     fn inner(&self) -> io::Result<Option<u32>> {
         sys::inner_map(self.fd(), 0)
-    }
-
-    /// Returns whether it leads to anything, or may.
-    fn is_used(&self) -> bool {
-        !self.held.is_empty() || self.inner().is_ok_and(|inner| inner.is_some())
     }
 
     /// Returns whether it leads to nothing, or to what is held.
@@ -192,6 +193,7 @@ impl Outer {
             tracing::warn!(map = self.name, error = %error, "what it leads to is not pinned");
         }
         self.held = vec![held];
+        self.is_used = true;
         Ok(())
     }
 
@@ -210,6 +212,7 @@ impl Outer {
             }
         }
         self.held.clear();
+        self.is_used = false;
         Ok(())
     }
 }
