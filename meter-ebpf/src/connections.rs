@@ -24,7 +24,7 @@ use meter_ebpf::{
     connection::{Seen, is_return_alone},
 };
 
-pub(crate) use self::captured::{Asked, Captured, Counted, Echo};
+pub(crate) use self::captured::{Asked, Captured, Counted, Echo, Packet};
 use crate::maps;
 
 // Sizes in the object; user space sets those that its configuration names before it loads.

@@ -27,7 +27,7 @@ use meter_ebpf::{
 use self::connection::{FLOW_KNOWN, IS_RETURN};
 pub(crate) use self::connection::{count_connection, count_noted, counts};
 use crate::{
-    connections,
+    connections::{self, Packet},
     context::{OnNetdev as _, Skb},
 };
 
@@ -57,6 +57,8 @@ struct Scratch {
     inside: Fields,
     /// The labels of its tunnel; 0 where it is not asked for, or no tunnel's.
     tunnel: u64,
+    /// What it is to its connection, or what is inside.
+    packet: Packet,
     /// What the verdict on its connection depends on, while that is asked for.
     key: FlowKey,
     wire: Counter,

@@ -17,8 +17,8 @@ pub use self::{
 use crate::abi::{
     Network,
     rules::{
-        EVERY_RULE, Field, FlowKey, GENERATION_BITS, LEAF, MAX_DEPTH, MAX_NODES, MAX_RULES, MAX_VECTORS,
-        RULE_WORDS, RuleTables, RuleVector, present,
+        EVERY_RULE, Field, FlowKey, GENERATION_BITS, HAS_FIELD, LACKS_FIELD, LEAF, MAX_DEPTH, MAX_NODES,
+        MAX_RULES, MAX_VECTORS, RULE_WORDS, RuleTables, RuleVector, present,
     },
 };
 
@@ -58,18 +58,17 @@ pub fn classify(tables: &RuleTables, key: &FlowKey, matches: &mut impl Matches) 
     let hw_dst = key.words[HW_DST_WORD] << 16;
     narrow(tables, &mut rules, start(tables, key, Field::HwDst, present::HW), hw_dst, 0);
 
-    let six = key.has(present::IPV6);
-    let field = if six { Field::Src6 } else { Field::Src4 };
-    let field = start(tables, key, field, present::SRC);
+    // Those of IPv6 follow those of IPv4.
+    let six = key.bit(present::IPV6);
+    let field = start_of(tables, key, Field::Src4 as usize + six, present::SRC);
     narrow(tables, &mut rules, field, key.words[SRC_WORD], key.words[SRC_WORD + 1]);
-    let field = if six { Field::Dst6 } else { Field::Dst4 };
-    let field = start(tables, key, field, present::DST);
+    let field = start_of(tables, key, Field::Dst4 as usize + six, present::DST);
     narrow(tables, &mut rules, field, key.words[DST_WORD], key.words[DST_WORD + 1]);
 
     let network = Network::from_key(key.words[GENERATION_WORD] >> GENERATION_BITS);
     let (field, vni) = match network.vni() {
         Some(vni) => (root(tables, Field::Vni), vni),
-        None => (u32::from(tables.absent[Field::Vni as usize]), 0),
+        None => (u32::from(tables.starts[LACKS_FIELD][Field::Vni as usize]), 0),
     };
     narrow(tables, &mut rules, field, u64::from(vni) << (64 - Field::Vni.bits()), 0);
     let hook = egress + 2 * network.is_tunnel() as usize;
@@ -98,13 +97,19 @@ pub fn counter_of(tables: &RuleTables, rule: u16) -> u32 {
 /// Returns where the trie of a field begins.
 #[inline(always)]
 fn root(tables: &RuleTables, field: Field) -> u32 {
-    u32::from(tables.roots[field as usize])
+    u32::from(tables.starts[HAS_FIELD][field as usize])
 }
 
 /// The same, or the vector of frames without the field.
 #[inline(always)]
 fn start(tables: &RuleTables, key: &FlowKey, field: Field, bit: u64) -> u32 {
-    u32::from(if key.has(bit) { tables.roots[field as usize] } else { tables.absent[field as usize] })
+    start_of(tables, key, field as usize, bit)
+}
+
+/// The same by the field's number. Without a branch, for each way of which the verifier would follow the trie.
+#[inline(always)]
+fn start_of(tables: &RuleTables, key: &FlowKey, field: usize, bit: u64) -> u32 {
+    u32::from(tables.starts[key.bit(bit) ^ LACKS_FIELD][field])
 }
 
 #[inline(always)]
@@ -135,8 +140,8 @@ fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, key: &FlowKey) 
         return 0;
     }
     let (in_slot, out_slot) = (key.words[SLOTS_WORD], key.words[SLOTS_WORD] << 32);
-    let came = vector(tables, find(tables, came, in_slot, 0));
-    let went = vector(tables, find(tables, went, out_slot, 0));
+    let came = vector(tables, trace(tables, came, in_slot));
+    let went = vector(tables, trace(tables, went, out_slot));
     let inverted = vector(tables, usize::from(tables.traversed_inverted));
     if root(tables, Field::RouterIn) == u32::from(LEAF | EVERY_RULE) || key.has(present::VLAN) {
         for word in 0..RULE_WORDS {
@@ -144,17 +149,23 @@ fn narrow_traversed(tables: &RuleTables, rules: &mut RuleVector, key: &FlowKey) 
         }
         return 1;
     }
-    let to_in = vector(tables, find(tables, root(tables, Field::RouterIn), in_slot, 0));
-    let from_out = vector(tables, find(tables, root(tables, Field::RouterOut), out_slot, 0));
+    let to_in = vector(tables, trace(tables, root(tables, Field::RouterIn), in_slot));
+    let from_out = vector(tables, trace(tables, root(tables, Field::RouterOut), out_slot));
     let dst = start(tables, key, Field::RouterDst, present::HW);
-    let to = vector(tables, find(tables, dst, key.words[HW_DST_WORD] << 16, 0));
+    let to = vector(tables, trace(tables, dst, key.words[HW_DST_WORD] << 16));
     let src = start(tables, key, Field::RouterSrc, present::HW);
-    let from = vector(tables, find(tables, src, key.words[HW_SRC_WORD] << 16, 0));
+    let from = vector(tables, trace(tables, src, key.words[HW_SRC_WORD] << 16));
     for word in 0..RULE_WORDS {
         let met = (to_in[word] & to[word]) | (from_out[word] & from[word]);
         rules[word] &= (came[word] | went[word] | met) ^ inverted[word];
     }
     2
+}
+
+/// Follows the trie of a field of at most 64 bits to its vector. A function, so that the verifier goes on from its end only.
+#[inline(never)]
+fn trace(tables: &RuleTables, start: u32, high: u64) -> usize {
+    find(tables, start, high, 0)
 }
 
 /// Follows a trie to its vector.

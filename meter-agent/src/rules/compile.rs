@@ -11,8 +11,8 @@ use meter_ebpf::{
     abi::{
         Direction as Hook,
         rules::{
-            FIELDS, Field, FlowKey, KEY_WORDS, LEAF, MAX_NODES, MAX_RULES, MAX_VECTORS, RULE_WORDS,
-            RuleTables, RuleVector,
+            FIELDS, Field, FlowKey, HAS_FIELD, KEY_WORDS, LACKS_FIELD, LEAF, MAX_NODES, MAX_RULES,
+            MAX_VECTORS, RULE_WORDS, RuleTables, RuleVector,
         },
     },
     packet::Fragment,
@@ -130,8 +130,7 @@ fn empty_tables() -> Tables {
         generation: 0,
         key_mask: FlowKey { words: [0; KEY_WORDS] },
         counters: [0; MAX_RULES],
-        roots: [0; FIELDS],
-        absent: [0; FIELDS],
+        starts: [[0; FIELDS]; 2],
         always: [0; 2],
         counted: [0; 4],
         fragments: [0; 4],
@@ -297,8 +296,8 @@ impl<'s> Asked<'s> {
                 let mask = FlowKey::mask_of(field);
                 key_mask.words.iter_mut().zip(mask.words).for_each(|(all, of_field)| *all |= of_field);
             }
-            writer.tables[0].roots[field as usize] = root;
-            writer.tables[0].absent[field as usize] = absent;
+            writer.tables[0].starts[HAS_FIELD][field as usize] = root;
+            writer.tables[0].starts[LACKS_FIELD][field as usize] = absent;
         }
         if rules.iter().any(|rule| rule.flow.is_some()) {
             key_mask.words.iter_mut().zip(FlowKey::FLOW.words).for_each(|(all, of_flow)| *all |= of_flow);

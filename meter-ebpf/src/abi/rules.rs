@@ -169,6 +169,11 @@ pub mod present {
     pub const RETURN: u64 = 1 << 61;
 }
 
+/// Which of [`RuleTables::starts`] are of frames that have a field.
+pub const HAS_FIELD: usize = 0;
+/// The same of frames that lack it.
+pub const LACKS_FIELD: usize = 1;
+
 /// A compiled set of rules. Never changed once programs see it: another set is another map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -179,10 +184,9 @@ pub struct RuleTables {
     pub key_mask: FlowKey,
     /// Counter of the meter of each rule. Rules of one meter follow each other.
     pub counters: [u16; MAX_RULES],
-    /// Where each [`Field`]'s trie begins.
-    pub roots: [u16; FIELDS],
-    /// The vector of a frame without the [`Field`]; a [`LEAF`].
-    pub absent: [u16; FIELDS],
+    /// Where to begin with each [`Field`]: of frames that have it ([`HAS_FIELD`]) at the field's trie, and of those without it
+    /// ([`LACKS_FIELD`]) at their vector, a [`LEAF`].
+    pub starts: [[u16; FIELDS]; 2],
     /// The vector of what follows from the hook alone, by [`Direction`]: attributes as any other.
     pub always: [u16; 2],
     /// The vector of the rules that count at a hook, by [`Direction`]: first those of ports, then those of tunnel netdevs.

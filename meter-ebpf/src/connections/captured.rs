@@ -53,17 +53,10 @@ impl Captured {
         self.wanted() & capture::INSIDE != 0
     }
 
-    /// Returns whether a connection between such ends is counted.
+    /// Returns whether connections of a packet's sort are counted.
     #[inline(always)]
-    fn wants(self, ends: &Ends) -> bool {
-        let protocol = match ends.protocol {
-            IP_TCP => capture::TCP,
-            IP_UDP => capture::UDP,
-            IP_SCTP => capture::SCTP,
-            _ => capture::ICMP,
-        };
-        let both = protocol | if ends.ipv6 { capture::IPV6 } else { capture::IPV4 };
-        self.wanted() & both == both
+    fn wants(self, packet: Packet) -> bool {
+        self.wanted() & packet.sort == packet.sort
     }
 
     /// Returns what becomes of a frame's connection that is not counted so far.
@@ -94,16 +87,15 @@ impl Captured {
     #[inline(always)]
     pub(crate) fn count(
         self,
-        ends: &Ends,
         seen: &Seen,
-        flags: u8,
-        echo: Echo,
+        packet: Packet,
         asked: Asked,
         direction: usize,
         wire: &Counter,
         length: u32,
     ) -> Counted {
-        if !self.wants(ends) {
+        let Packet { flags, echo, .. } = packet;
+        if !self.wants(packet) {
             self.count_other(direction, wire);
             return Counted::Unknown;
         }
@@ -181,6 +173,32 @@ impl Captured {
     }
 }
 
+/// What a packet is to its connection, but for its ends.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Packet {
+    /// Its protocol and its version of IP, as bits of what a netdev wants.
+    sort: u32,
+    /// TCP's.
+    flags: u8,
+    pub(crate) echo: Echo,
+}
+
+impl Packet {
+    /// A packet between such ends.
+    #[inline(always)]
+    pub(crate) fn between(ends: &Ends, flags: u8, echo: Echo) -> Self {
+        let protocol = match ends.protocol {
+            IP_TCP => capture::TCP,
+            IP_UDP => capture::UDP,
+            IP_SCTP => capture::SCTP,
+            _ => capture::ICMP,
+        };
+        let sort = protocol | if ends.ipv6 { capture::IPV6 } else { capture::IPV4 };
+        Self { sort, flags, echo }
+    }
+}
+
 /// What the rules said of a frame whose connection is not counted so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -229,6 +247,7 @@ impl Counted {
 
 /// What a frame is to a round trip of ICMP.
 #[derive(Clone, Copy)]
+#[repr(u8)]
 pub(crate) enum Echo {
     /// Nothing: it is of another protocol.
     None,

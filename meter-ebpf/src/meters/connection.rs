@@ -25,7 +25,7 @@ use meter_ebpf::{
 use super::{METER_SCRATCH, NETWORKS, RULES, Scratch, copy, count_read, network_of, place_of, read, slots};
 use crate::{
     Loaded,
-    connections::{Asked, Captured, Counted, Echo},
+    connections::{Asked, Captured, Counted, Echo, Packet},
     context::{OnNetdev as _, Skb},
 };
 
@@ -115,7 +115,7 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
         return meters;
     }
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
-    let Scratch { fields, inside, tunnel, wire, .. } = unsafe { &*scratch };
+    let Scratch { fields, inside, tunnel, packet, wire, .. } = unsafe { &mut *scratch };
     let tunnel = *tunnel;
     let fields = if tunnel != 0 { inside } else { fields };
     let skb = Skb::new(skb);
@@ -129,13 +129,16 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
         captured.count_other(direction, wire);
         return meters;
     };
+    *packet = Packet::between(&ends, flags, echo);
+    // SAFETY: a reference is valid for reads. Volatile, so that the verifier takes it for any packet: it checks what follows
+    // once, and not for each kind.
+    let packet = unsafe { core::ptr::from_ref(packet).read_volatile() };
     let seen = Seen::between(&ends, slot).inside(tunnel);
-    let asked = Asked::from_number(asked);
-    match captured.count(&ends, &seen, flags, echo, asked, direction, wire, skb.length()) {
+    match captured.count(&seen, packet, Asked::from_number(asked), direction, wire, skb.length()) {
         Counted::Undecided => meters | ASKS_RULES,
         Counted::UndecidedInPlace => meters | ASKS_RULES | HAS_PLACE,
         // Rules of meters ask for the outer one, and take an echo's direction from what it is.
-        _ if tunnel != 0 || !matches!(echo, Echo::None) => meters,
+        _ if tunnel != 0 || !matches!(packet.echo, Echo::None) => meters,
         Counted::Return => meters | FLOW_KNOWN | IS_RETURN,
         Counted::Forward => meters | FLOW_KNOWN,
         Counted::Unknown => meters,

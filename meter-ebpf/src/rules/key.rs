@@ -229,6 +229,12 @@ impl FlowKey {
     pub(super) fn has(&self, bit: u64) -> bool {
         self.words[HW_DST_WORD] & bit != 0
     }
+
+    /// Returns 1 if it has a bit, else 0.
+    #[inline(always)]
+    pub(super) fn bit(&self, bit: u64) -> usize {
+        (self.words[HW_DST_WORD] >> bit.trailing_zeros() & 1) as usize
+    }
 }
 
 /// Who sends a packet to whom.
