@@ -44,7 +44,7 @@ use crate::{
     control::{self, Desk},
     datapath::{
         Datapath as _,
-        kernel::{Before, KernelDatapath, OpenError},
+        kernel::{Before, KernelDatapath, OpenError, keep_no_big_blocks},
     },
     definitions::{
         Definitions,
@@ -102,6 +102,7 @@ pub fn run(
     reload: impl Fn() -> Result<Config, ConfigError>,
 ) -> Result<(), ServiceError> {
     // First of all, while there is one thread.
+    keep_no_big_blocks();
     let inherited = Inherited::take();
     raise_descriptors();
     let (state_file, state) = config.state_file.as_deref().and_then(TotalsFile::open).unzip();

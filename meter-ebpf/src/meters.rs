@@ -57,7 +57,7 @@ struct Scratch {
     inside: Fields,
     /// The labels of its tunnel; 0 where it is not asked for, or no tunnel's.
     tunnel: u64,
-    /// What it is to its connection, or what is inside.
+    /// What its packet, or the one inside of its tunnel, is to its connection.
     packet: Packet,
     /// What the verdict on its connection depends on, while that is asked for.
     key: FlowKey,

@@ -109,7 +109,7 @@ fn start(tables: &RuleTables, key: &FlowKey, field: Field, bit: u64) -> u32 {
 /// The same by the field's number. Without a branch, for each way of which the verifier would follow the trie.
 #[inline(always)]
 fn start_of(tables: &RuleTables, key: &FlowKey, field: usize, bit: u64) -> u32 {
-    u32::from(tables.starts[key.bit(bit) ^ LACKS_FIELD][field])
+    u32::from(tables.starts[1 - key.bit(bit)][field])
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData},
+    maps::{Array, ArrayOfMaps, Map, MapData, MapError},
     programs::{ProgramInfo, SchedClassifier, TcAttachType},
 };
 use lab::{netns::Netns, require};
@@ -356,6 +356,12 @@ where
 {
     let pin = pins.join(format!("v{}/maps/{name}", meter_ebpf::abi::VERSION));
     T::try_from(Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()).unwrap()
+}
+
+/// Returns whether a map of maps that is pinned below this path leads nowhere.
+pub(crate) fn leads_nowhere(pins: &Path, name: &str) -> bool {
+    let outer: ArrayOfMaps<MapData, Array<MapData, u32>> = pinned_map(pins, name);
+    matches!(outer.get(&0, 0), Err(MapError::KeyNotFound))
 }
 
 /// Mounts a bpffs at its usual place where there is none: once, since two tests at a time would make two.

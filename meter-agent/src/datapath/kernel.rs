@@ -30,6 +30,7 @@ pub use super::{
     object::OBJECT,
     open::OpenError,
     remove::{Removed, remove_all},
+    sys::keep_no_big_blocks,
     takeover::Before,
 };
 use crate::{

@@ -58,7 +58,6 @@ pub(super) enum Over<'a> {
 /// The object names no type of the kernel, so the kernel's BTF, which aya reads first and which takes tens of megabytes, goes
 /// before anything is loaded.
 pub(super) fn loader<'a>() -> EbpfLoader<'a> {
-    sys::keep_no_free_memory();
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     loader

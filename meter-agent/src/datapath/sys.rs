@@ -18,6 +18,7 @@ use std::{
     path::Path,
 };
 
+pub use self::memory::keep_no_big_blocks;
 pub(super) use self::{
     link::{
         LinkPlace, create_link, detach_link, is_link, link_netdev, link_program, tcx_programs, update_link,
@@ -26,7 +27,6 @@ pub(super) use self::{
         BPF_F_MMAPABLE, create_array, create_array_of_maps, create_map, create_mapped_array, delete_entry,
         inner_map, lookup_batch, map_id, open_map, set_inner_map, stand_for,
     },
-    memory::keep_no_free_memory,
     program::load_xdp_pass,
 };
 

@@ -132,6 +132,7 @@ struct Outer {
     /// What it leads to, and what it may lead to.
     held: Vec<OwnedFd>,
     /// Whether it leads to anything, or may. Before Linux 6.8 whoever looks waits for a grace period of RCU.
+    /// <https://git.kernel.org/torvalds/c/c26f2a8901393c9f81909da0a4324587092bd3a3>
     is_used: bool,
     /// The memory of what it leads to.
     inner_bytes: u64,
@@ -143,8 +144,10 @@ impl Outer {
         let pins = pins.map(|pins| PINS.map(|suffix| pins.join(format!("{name}{suffix}"))));
         let mut outer = Self { name, map, held: Vec::new(), is_used: false, pins, inner_bytes };
         outer.held.extend(outer.pins.iter().flatten().filter_map(|pin| sys::open_pin(pin).ok()));
-        if !outer.is_held() {
-            let by_id = outer.inner().ok().flatten().map_or(Ok(None), |id| sys::open_map(id).map(Some));
+        let inner = outer.inner();
+        outer.is_used = !outer.held.is_empty() || !matches!(inner, Ok(None));
+        if !outer.holds(&inner) {
+            let by_id = inner.ok().flatten().map_or(Ok(None), |id| sys::open_map(id).map(Some));
             match by_id {
                 Ok(inner) => outer.held.extend(inner),
                 Err(error) => {
@@ -152,7 +155,6 @@ impl Outer {
                 }
             }
         }
-        outer.is_used = !outer.held.is_empty() || outer.inner().is_ok_and(|inner| inner.is_some());
         outer
     }
 
@@ -167,11 +169,14 @@ impl Outer {
 
     /// Returns whether it leads to nothing, or to what is held.
     fn is_held(&self) -> bool {
-        self.inner().is_ok_and(|inner| {
-            inner.is_none_or(|id| {
-                self.held.iter().any(|held| sys::map_id(held.as_fd()).is_ok_and(|held| held == id))
-            })
-        })
+        self.holds(&self.inner())
+    }
+
+    /// The same where that is what it leads to.
+    fn holds(&self, inner: &io::Result<Option<u32>>) -> bool {
+        let is_held =
+            |id| self.held.iter().any(|held| sys::map_id(held.as_fd()).is_ok_and(|held| held == id));
+        inner.as_ref().is_ok_and(|inner| inner.is_none_or(is_held))
     }
 
     /// Lets it lead to another map, once that is pinned. Without a pin it is the next agent that may have to do without.

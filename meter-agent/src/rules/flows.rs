@@ -31,22 +31,23 @@ struct Key {
     ends: [End; 2],
 }
 
+/// A connection that is known. Its ends are told by their places in its key.
 #[derive(Debug)]
 struct Known {
-    initiator: End,
+    initiator: usize,
     /// Whether a SYN said so.
     opened: bool,
     reset: bool,
-    finished: Vec<End>,
+    finished: [bool; 2],
 }
 
 impl Known {
-    const fn began(initiator: End, opened: bool) -> Self {
-        Self { initiator, opened, reset: false, finished: Vec::new() }
+    const fn began(initiator: usize, opened: bool) -> Self {
+        Self { initiator, opened, reset: false, finished: [false; 2] }
     }
 
-    fn has_ended(&self) -> bool {
-        self.reset || self.finished.len() == 2
+    const fn has_ended(&self) -> bool {
+        self.reset || self.finished[0] && self.finished[1]
     }
 }
 
@@ -73,9 +74,10 @@ impl Flows {
             (IP_TCP | IP_UDP | IP_SCTP, _) => {}
             _ => return Flow::Forward,
         }
-        let (from, to) = ((src, src_port), (dst, dst_port));
-        let mut ends = [from, to];
+        let mut ends = [(src, src_port), (dst, dst_port)];
         ends.sort_unstable();
+        // Where both ends are the same, it is the first that sends.
+        let from = usize::from(ends[0] != (src, src_port));
         let key = Key { at, protocol, ends };
         let flags = flags.filter(|_| protocol == IP_TCP).unwrap_or_default();
         let is_syn = flags & (SYN | ACK | RST) == SYN;
@@ -86,16 +88,39 @@ impl Flows {
         let known = self
             .0
             .entry(key)
-            .or_insert_with(|| Known::began(if is_answer { to } else { from }, flags & SYN != 0));
+            .or_insert_with(|| Known::began(if is_answer { 1 - from } else { from }, flags & SYN != 0));
         if is_syn && (!known.opened || known.has_ended()) {
             *known = Known::began(from, true);
         }
         if !is_syn {
             known.reset |= flags & RST != 0;
-            if flags & FIN != 0 && !known.finished.contains(&from) {
-                known.finished.push(from);
-            }
+            known.finished[from] |= flags & FIN != 0;
         }
         if from == known.initiator { Flow::Forward } else { Flow::Return }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As programs tell it, which know the ends of a connection by their order.
+    #[test]
+    fn packets_from_an_end_to_itself_go_as_the_first_says() {
+        let end = Some("192.0.2.1".parse().unwrap());
+        let packet = Packet {
+            proto: Some(IP_TCP),
+            src: end,
+            dst: end,
+            src_port: Some(4),
+            dst_port: Some(4),
+            ..Packet::default()
+        };
+        for (first, flow) in [(SYN, Flow::Forward), (ACK, Flow::Forward), (SYN | ACK, Flow::Return)] {
+            let mut flows = Flows::default();
+            for flags in [first, ACK, FIN, ACK] {
+                assert_eq!(flows.note(None, &packet, Some(flags)), flow, "{first:#x} {flags:#x}");
+            }
+        }
     }
 }

@@ -284,6 +284,10 @@ pub const NO_COUNTER: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 72);
+    // What programs find without a branch.
+    assert!(HAS_FIELD == 0 && LACKS_FIELD == 1);
+    assert!(Field::Src6 as usize == Field::Src4 as usize + 1);
+    assert!(Field::Dst6 as usize == Field::Dst4 as usize + 1);
     assert!(size_of::<Verdict>() == 96);
     // Per-CPU values are of 32 KiB at most.
     assert!(size_of::<VerdictBlock>() == 24 * 1024);

@@ -12,7 +12,7 @@ use meter_ebpf::abi::{Direction, Fault, VERSION, connection::capture, map};
 use super::{ACK, FIN, SYN, World, capture_of, of, packets, probe, segment};
 use crate::support::{
     frames::{IPV4, UDP, ethernet, ipv4, ipv4_with, vxlan},
-    meters,
+    leads_nowhere, meters,
     programs::named,
     ready, rules,
 };
@@ -25,6 +25,13 @@ fn uptime() -> u32 {
 impl World<'_> {
     fn admit(&mut self, rules: &Arc<MeterSet>) {
         self.capture(|selection| selection.rules = Arc::clone(rules));
+    }
+
+    /// Their memory is given back.
+    fn assert_no_rules(&self) {
+        for name in [map::CAPTURE_RULES, map::CAPTURE_VERDICTS] {
+            assert!(leads_nowhere(&self.options.pin_path, name), "{name}");
+        }
     }
 
     fn capture(&mut self, change: impl FnOnce(&mut Selection)) {
@@ -114,6 +121,7 @@ fn other_rules_are_for_connections_that_begin() {
             let reading = world.reading();
             assert_eq!(found(&reading), (vec![(1, 3), (2, 2), (3, 1)], [2, 0]));
             assert_eq!(in_use(&reading), [(0, false); 2]);
+            world.assert_no_rules();
             // Of no protocol all frames are in none.
             world.capture(|selection| selection.bits = 0);
             both(&world);
@@ -160,6 +168,7 @@ fn rules_hold_over_agents_and_pins_that_are_lost() {
             let usage = world.reading().maps;
             let of_rules = usage.iter().filter(|usage| usage.map.starts_with("CAPTURE_RULES"));
             assert_eq!(of_rules.map(|usage| usage.entries).collect::<Vec<_>>(), [0]);
+            world.assert_no_rules();
             world.run(&segment(2, false, ACK), Direction::Ingress, 0);
             assert_eq!(found(&world.reading()), (vec![(1, expected.0), (2, 1)], [expected.1, 0]));
         },

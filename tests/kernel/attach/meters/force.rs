@@ -8,7 +8,10 @@ use meter_agent::{
 };
 use meter_ebpf::abi::{VERSION, map};
 
-use super::{super::super::support::becomes, BYTES, Class, Meter, OUT, Pair, RULE, meters, ready};
+use super::{
+    super::super::support::{becomes, leads_nowhere},
+    BYTES, Class, Meter, OUT, Pair, RULE, meters, ready,
+};
 
 /// A rule that names the port.
 const BY_PORT: (&str, &str) = ("by port", "in-ports 00000000-0000-0000-0000-000000000001");
@@ -93,6 +96,8 @@ fn rules_of_an_earlier_agent_are_held_until_others_are_in_their_place() {
         if unpinned {
             meter.set_meters(&meters(&[]));
             assert_eq!(inner.each_ref().map(|pin| pin.exists()), [false; 2], "their memory is given back");
+            let nowhere = [map::RULES, map::VERDICTS].map(|name| leads_nowhere(&pair.host.pins, name));
+            assert_eq!(nowhere, [true; 2], "their memory is given back");
         }
     }
 }
