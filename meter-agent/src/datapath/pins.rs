@@ -101,10 +101,13 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
     }
     // An agent that was killed while it made the maps had nothing to lose.
     let is_first = !has_entries(links) && !is_complete(&pins.join(map::META));
-    let running = running_maps(links).unwrap_or_else(|error| {
+    let mut running = running_maps(links).unwrap_or_else(|error| {
         tracing::warn!(error, "the maps of the programs that count can't be asked for");
         Vec::new()
     });
+    // Programs of another version may count at the same hooks.
+    let others = numbers_of_other_versions(pins);
+    running.retain(|info| !others.contains(&info.id()));
     for spec in specs.iter_mut() {
         if !missing.contains(spec.name) {
             continue;
@@ -382,6 +385,15 @@ fn running_maps(links: &Path) -> Result<Vec<MapInfo>, String> {
         }
     }
     ids.into_iter().map(|id| MapInfo::from_id(id).map_err(|error| describe(&error))).collect()
+}
+
+/// Returns the ids of the maps that are pinned for other versions than that whose maps are in `pins`.
+fn numbers_of_other_versions(pins: &Path) -> BTreeSet<u32> {
+    let Some(pin_path) = pins.parent().and_then(Path::parent) else { return BTreeSet::new() };
+    let versions = versions(pin_path).unwrap_or_default().into_iter();
+    let others = versions.map(|version| Directories::new(pin_path, version).maps).filter(|maps| maps != pins);
+    let entries = others.flat_map(|maps| fs::read_dir(maps).into_iter().flatten().flatten());
+    entries.filter_map(|entry| MapInfo::from_pin(entry.path()).ok()).map(|info| info.id()).collect()
 }
 
 /// Returns the ids of the programs at our hooks, as far as they can be seen.

@@ -12,13 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, IterableMap as _, MapData};
 use lab::netns::Netns;
 use meter_agent::{
     datapath::kernel::{Before, KernelDatapath, OpenError, remove_all},
     meter::DeviceId,
     rules::MeterSet,
 };
-use meter_ebpf::abi::{Direction, VERSION};
+use meter_ebpf::abi::{Direction, PortRecord, PortUuid, VERSION, map};
 use uuid::Uuid;
 
 use super::{
@@ -221,6 +222,37 @@ fn later_version_goes_on_from_every_total_by_clsact() {
 fn later_version_goes_on_from_every_total_by_xdp() {
     if ready() {
         goes_on("migrate-xdp", TcMode::Auto, IngressHook::Xdp);
+    }
+}
+
+/// What an agent leaves that is killed after it made the first of its maps.
+fn begun(label: &str, tc: TcMode) {
+    let world = World::new(label, tc);
+    let mut meter = world.open(&world.options);
+    meter.set_meters(&meters());
+    world.attach(&mut meter, IngressHook::Tc);
+    exact(&world, 1, || {
+        drop(meter);
+        let maps = world.pair.host.pins.join(format!("v{}/maps", VERSION + 1));
+        fs::create_dir_all(&maps).unwrap();
+        let ports: HashMap<MapData, PortUuid, PortRecord> =
+            HashMap::create(world.options.max_ports, 0).unwrap();
+        ports.map().pin(maps.join(map::PORTS)).unwrap();
+        drop(world.open(&later(&world.options)));
+    });
+}
+
+#[test]
+fn maps_of_the_version_before_are_not_taken_for_those_that_are_missing_by_tcx() {
+    if ready() && lab::require::kernel(6, 6, "TCX") {
+        begun("migrate-begun", TcMode::Tcx);
+    }
+}
+
+#[test]
+fn maps_of_the_version_before_are_not_taken_for_those_that_are_missing_by_clsact() {
+    if ready() {
+        begun("migrate-begun-clsact", TcMode::Clsact);
     }
 }
 
