@@ -388,7 +388,7 @@ fn hook_is_gone_when_detach_returns() {
     }
     let pair = Pair::new("at-once");
     let mut meter = pair.host.open();
-    for round in 0..20 {
+    for round in 0..lab::amount("METER_TEST_ATTACHES", 20, 4) {
         // A frame at a hook that is still there would count for nobody.
         let ingress = if round % 2 == 0 { IngressHook::Tc } else { IngressHook::Xdp };
         meter.attach(&pair.uplink(ingress));

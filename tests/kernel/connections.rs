@@ -5,7 +5,7 @@ mod kept;
 mod rules;
 mod tunnels;
 
-use std::{collections::BTreeSet, env};
+use std::collections::BTreeSet;
 
 use meter_agent::{
     connections::Selection,
@@ -289,8 +289,7 @@ fn full_table_disturbs_nobody_and_every_frame_is_somewhere() {
     }
     const ENTRIES: u32 = 10_000;
     const ESTABLISHED: u16 = 1_000;
-    // Enough to be the whole scan in hours of an emulated machine.
-    let scan: u32 = env::var("METER_TEST_SCAN").map_or(100_000, |count| count.parse().unwrap());
+    let scan = u32::try_from(lab::amount("METER_TEST_SCAN", 100_000, 20_000)).unwrap();
     World::with(
         "conn-full",
         |options| options.max_connections = ENTRIES,

@@ -16,7 +16,12 @@ pub(crate) mod system;
 use std::{
     collections::BTreeSet,
     ffi::OsString,
+    iter,
+    num::NonZero,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -24,6 +29,7 @@ use anyhow::{Result, bail};
 use archive::Archive;
 use guest::{Guest, Processor};
 use kernel::Kernel;
+use lab::amount::SLOWER;
 
 use crate::{apt, console::say, executable, workspace};
 
@@ -58,37 +64,34 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
     let series: Vec<String> =
         if series.is_empty() { SERIES.iter().map(|&one| one.to_owned()).collect() } else { series.to_vec() };
     let (binary, helpers) = programs::kernel_tests()?;
-    let mut failed = Vec::new();
-    let mut skipped: Option<BTreeSet<String>> = None;
-    let mut processor = None;
+    let mut kernels: Vec<Kernel> = Vec::new();
     for one in &series {
         let kernel = Kernel::fetch(one)?;
-        let processor = match processor {
-            Some(processor) => processor,
-            None => *processor.insert(Processor::of_this_machine(&kernel)?),
-        };
-        let began = Instant::now();
-        match test_on(&kernel, processor, &binary, &helpers, arguments) {
-            Ok(skips) => {
-                let seconds = began.elapsed().as_secs();
-                say(format_args!(
-                    "Linux {}: green in {seconds} s, {} checks skipped",
-                    kernel.version,
-                    skips.len()
-                ));
-                skips.iter().for_each(|skip| say(format_args!("  {skip}")));
-                let names: BTreeSet<String> =
-                    skips.iter().filter_map(|skip| what_lacks(skip)).map(str::to_owned).collect();
-                skipped = Some(match skipped {
-                    Some(before) => &before & &names,
-                    None => names,
-                });
-            }
-            Err(error) => {
-                say(format_args!("Linux {}: {error:#}", kernel.version));
-                failed.push(kernel.version.clone());
-            }
+        // What a guest has on the disk is named by its kernel.
+        if kernels.iter().all(|other| other.version != kernel.version) {
+            kernels.push(kernel);
         }
+    }
+    let Some(first) = kernels.first() else { bail!("no series of kernels to test on") };
+    let processor = Processor::of_this_machine(first)?;
+    let line = line(processor, arguments);
+    let runs = kernels.into_iter().map(|kernel| {
+        let guest = guest_of(&kernel, &binary, &helpers, &line)?;
+        Ok((kernel, guest))
+    });
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let mut failed = Vec::new();
+    let mut skipped: Option<BTreeSet<String>> = None;
+    for (version, skips) in run_all(&runs, processor) {
+        let Some(skips) = skips else {
+            failed.push(version);
+            continue;
+        };
+        let names = skips.iter().filter_map(|skip| what_lacks(skip)).map(str::to_owned).collect();
+        skipped = Some(match skipped {
+            Some(before) => &before & &names,
+            None => names,
+        });
     }
     if !failed.is_empty() {
         bail!("the kernel tests failed on Linux {}", failed.join(", "));
@@ -127,29 +130,66 @@ pub(crate) fn guest() -> Result<PathBuf> {
     guest::make(&kernel, archive, TALK, &directory().join("guest"))
 }
 
-/// Returns the skips.
-fn test_on(
-    kernel: &Kernel,
-    processor: Processor,
-    binary: &Path,
-    helpers: &[PathBuf],
-    arguments: &[OsString],
-) -> Result<BTreeSet<String>> {
+/// Returns what the guests run.
+fn line(processor: Processor, arguments: &[OsString]) -> String {
+    let arguments = arguments.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
+    format!("{SLOWER}={} METER_TEST_REQUIRE={REQUIRED} kernel-tests {arguments}", processor.slower())
+}
+
+/// Makes the guest that runs the kernel tests by this line.
+fn guest_of(kernel: &Kernel, binary: &Path, helpers: &[PathBuf], line: &str) -> Result<Guest> {
     let mut archive = Archive::new();
     programs::add_common(&mut archive, kernel)?;
     programs::add_stripped(&mut archive, binary, "/usr/bin/kernel-tests")?;
     for helper in helpers {
         programs::add_stripped(&mut archive, helper, &helper.to_string_lossy())?;
     }
-    let arguments = arguments.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
-    let line = format!("METER_TEST_REQUIRE={REQUIRED} kernel-tests {arguments}");
-    let (code, console) = Guest::new(kernel, archive, &line)?.watched(processor, SILENCE)?;
+    Guest::new(kernel, archive, line)
+}
+
+/// Runs the guests, as many at once as this machine has processors for, and says how each of them ended; returns what
+/// was skipped by the kernel's version, `None` where it failed.
+fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<BTreeSet<String>>)> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get) / processor.takes();
+    let next = AtomicUsize::new(0);
+    let work = || -> Vec<_> {
+        let runs = iter::from_fn(|| runs.get(next.fetch_add(1, Ordering::Relaxed)));
+        runs.map(|(kernel, guest)| (kernel.version.as_str(), run_one(&kernel.version, guest, processor)))
+            .collect()
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once.clamp(1, runs.len())).map(|_| scope.spawn(work)).collect();
+        let ended = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(ended).collect()
+    })
+}
+
+/// Runs a guest and says how it ended.
+fn run_one(version: &str, guest: &Guest, processor: Processor) -> Option<BTreeSet<String>> {
+    let began = Instant::now();
+    let skips = skips_of(guest, processor);
+    let seconds = began.elapsed().as_secs();
+    match &skips {
+        Ok(skips) => {
+            say(format_args!("Linux {version}: green in {seconds} s, {} checks skipped", skips.len()));
+            skips.iter().for_each(|skip| say(format_args!("  {skip}")));
+        }
+        Err(error) => say(format_args!("Linux {version}: {error:#}, after {seconds} s")),
+    }
+    skips.ok()
+}
+
+/// Runs a guest's tests; returns the skips.
+fn skips_of(guest: &Guest, processor: Processor) -> Result<BTreeSet<String>> {
+    let (code, console) = guest.watched(processor, SILENCE)?;
     if code != 0 {
         bail!("the tests ended with {code}; the console's log is {}", console.display());
     }
     let text = std::fs::read_to_string(&console)?;
     if ran_nothing(&text) {
-        bail!("no test ran: {line} names none");
+        bail!("no test ran: none has such a name");
     }
     Ok(text
         .lines()

@@ -165,6 +165,7 @@ fn xdp_program_of_another_is_left_in_place() {
     if !ready() {
         return;
     }
+    let attaches = lab::amount("METER_TEST_ATTACHES", 20, 4);
     for (label, tc, kind) in
         [("busy", TcMode::Auto, auto_kind()), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)]
     {
@@ -188,7 +189,7 @@ fn xdp_program_of_another_is_left_in_place() {
         all.push("eth0 xdp".to_owned());
         assert_eq!(pair.host.hooks(), all);
         let before = meter.table();
-        let (frames, ()) = pair.while_sending(|| (0..20).for_each(|_| refused(&mut meter)));
+        let (frames, ()) = pair.while_sending(|| (0..attaches).for_each(|_| refused(&mut meter)));
         meter.expect(&before, &moved(Class::Uplink, frames, frames), "while XDP is refused");
         assert_eq!(pair.host.hooks(), all, "the hooks from before are kept");
         let kept = &meter.attached()[&pair.host.ifindex("eth0").into()];

@@ -272,8 +272,8 @@ fn process_that_migrates() {
 
 /// Kills agents that take over from an earlier version, each a little later than the one before, until one has done so.
 fn killed(label: &str, tc: TcMode, word: &str) {
-    /// Agents that are killed before one may end.
-    const KILLS: u32 = 24;
+    // Agents that are killed before one may end.
+    let most = u32::try_from(lab::amount("METER_TEST_KILLS", 24, 8)).unwrap();
     let world = World::new(label, tc);
     let since = Instant::now();
     let mut meter = world.open(&world.options);
@@ -292,10 +292,10 @@ fn killed(label: &str, tc: TcMode, word: &str) {
     let mut kills = 0;
     exact(&world, 1, || {
         drop(meter);
-        while kills < KILLS && !done() {
+        while kills < most && !done() {
             let since = Instant::now();
             let child = start();
-            while since.elapsed() < whole * kills / KILLS && !done() {
+            while since.elapsed() < whole * kills / most && !done() {
                 thread::sleep(Duration::from_micros(200));
             }
             drop(child);

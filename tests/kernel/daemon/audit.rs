@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -57,7 +57,7 @@ fn kernel(report: &Report, netdev: &str, direction: &str) -> i64 {
 /// Returns how many packets the kernel has to count at each netdev and direction: `METER_AUDIT_PACKETS`, or few enough for
 /// every day.
 fn least_packets() -> i64 {
-    env::var("METER_AUDIT_PACKETS").map_or(20_000, |packets| packets.parse().unwrap())
+    lab::amount("METER_AUDIT_PACKETS", 20_000, 2_000).try_into().unwrap()
 }
 
 /// Waits until all netdevs have their base line.

@@ -15,11 +15,6 @@ use meter_agent::datapath::TcMode;
 use super::super::support::{Host, daemon::Daemon, ready};
 use super::site::{self, End, Path, Site};
 
-/// How many times, by the environment, or few enough for every day.
-fn times(variable: &str, usual: usize) -> usize {
-    env::var(variable).map_or(usual, |times| times.parse().unwrap())
-}
-
 /// Every total of a scrape, by its name and labels. What an agent counts of itself begins with each anew.
 #[derive(Default)]
 struct Totals {
@@ -88,7 +83,7 @@ fn under_traffic(tc: TcMode, word: &str, agents: impl FnOnce(&mut Daemon<'_>, &s
 fn restarts(tc: TcMode, word: &str) {
     under_traffic(tc, word, |daemon, _, totals, _| {
         daemon.start();
-        for n in 0..times("METER_TEST_RESTARTS", 8) {
+        for n in 0..lab::amount("METER_TEST_RESTARTS", 8, 4) {
             if n % 3 == 1 {
                 thread::sleep(Duration::from_millis(u64::try_from(n * 37 % 400).unwrap()));
             } else {
@@ -107,7 +102,7 @@ fn upgrades(tc: TcMode, word: &str) {
     under_traffic(tc, word, |daemon, configuration, totals, host| {
         daemon.start();
         let mut programs = Vec::new();
-        for n in 0..times("METER_TEST_UPGRADES", 4) {
+        for n in 0..lab::amount("METER_TEST_UPGRADES", 4, 2) {
             daemon.wait_until_ready();
             totals.observe(&daemon.get("/metrics"));
             let before = std::mem::replace(&mut programs, host.programs("tap1"));

@@ -169,7 +169,7 @@ fn programs_count_what_the_matcher_says() {
     if !ready() {
         return;
     }
-    let wanted = std::env::var("METER_RULE_PAIRS").ok().map_or(PAIRS, |pairs| pairs.parse().unwrap());
+    let wanted = lab::amount("METER_RULE_PAIRS", PAIRS, 2_000);
     World::with_options(
         "meters",
         |options| options.max_connections = 60_000,

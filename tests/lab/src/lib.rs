@@ -13,6 +13,7 @@
 //! | [`guest`] | a guest behind a tap or a veth, as a virtual machine would be |
 //! | [`traffic`] | transfers of a known size, each with a deadline |
 //! | [`http`] | asking a server in a namespace |
+//! | [`amount`] | how much of something a test does |
 //! | [`load`] | traffic that runs until it is told to stop |
 //! | [`require`] | what a test needs, and what happens where that is missing |
 //!
@@ -20,6 +21,7 @@
 //! threads. Nothing outlives the process that made it but the name of a namespace, when that process is killed
 //! before it could drop it; [`netns::remove_stale`] removes those.
 
+pub mod amount;
 pub mod count;
 pub mod error;
 mod frame;
@@ -35,4 +37,5 @@ pub mod tap;
 pub mod traffic;
 pub mod wire;
 
+pub use amount::amount;
 pub use error::{Error, Result};

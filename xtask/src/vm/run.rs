@@ -67,7 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let own = std::env::current_exe().context("cannot tell where xtask itself is")?;
         programs::add_stripped(&mut archive, &own, "/usr/bin/xtask")?;
         let on_host = if command.is_empty() { "exec_shell".to_owned() } else { format!("on_host {command}") };
-        let slower = if processor == Processor::Software { 40 } else { 1 };
+        let slower = processor.slower();
         format!("slower={slower}\n{LAB}{on_host}{LAB_END}")
     };
     let code = Guest::new(&kernel, archive, &line)?.attached(processor)?;

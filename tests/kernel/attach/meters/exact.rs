@@ -15,19 +15,19 @@ use crate::attach::Target;
 
 #[test]
 fn a_thousand_swaps_under_traffic_lose_nothing() {
-    /// Rules of a set, less those that stay.
-    const SWAPS: usize = 1_000;
     if !ready() {
         return;
     }
+    // As many as a set has rules, less those that stay.
+    let swaps = lab::amount("METER_TEST_SWAPS", 1_000, 100);
     let pair = Pair::new("swaps");
     let mut meter = pair.host.open();
-    let names: Vec<String> = (0..SWAPS).map(|number| format!("new {number}")).collect();
+    let names: Vec<String> = (0..swaps).map(|number| format!("new {number}")).collect();
     let new = |number: usize| (names[number].as_str(), "direction rx");
     meter.set_meters(&meters(&[new(0), RULE, INVERSE, OUT]));
     meter.attach(&pair.port());
     let (frames, ()) = pair.while_sending(|| {
-        for number in 1..SWAPS {
+        for number in 1..swaps {
             // What stays is in another place each time; each frame is in one of those that come.
             let new = new(number);
             let sets =
@@ -41,10 +41,10 @@ fn a_thousand_swaps_under_traffic_lose_nothing() {
     assert_eq!(counted(&mut meter, INVERSE.0), [0, 0]);
     assert_eq!(counted(&mut meter, OUT.0), [frames, frames * BYTES]);
     // All that came have their totals when they come again.
-    let all: Vec<_> = (0..SWAPS).map(new).collect();
+    let all: Vec<_> = (0..swaps).map(new).collect();
     meter.set_meters(&meters(&all));
     let all = meter.meters();
-    assert_eq!(all.len(), SWAPS);
+    assert_eq!(all.len(), swaps);
     let sum = all.values().fold([0, 0], |sum, counted| super::sum(sum, *counted));
     assert_eq!(sum, [frames, frames * BYTES], "each frame is in one of the sets");
 }

@@ -2,7 +2,7 @@
 //!
 //! `METER_TEST_CHURN_NETNS` says how many.
 
-use std::{env, fs};
+use std::fs;
 
 use lab::netns::Netns;
 
@@ -71,7 +71,7 @@ fn namespaces_that_come_and_go_leave_nothing() {
     if !ready() {
         return;
     }
-    let namespaces: usize = env::var("METER_TEST_CHURN_NETNS").map_or(100, |count| count.parse().unwrap());
+    let namespaces: usize = lab::amount("METER_TEST_CHURN_NETNS", 100, 40);
     let host = Host::new("nsc");
     let daemon = started(&host, &follow("nsc"));
     let mut first = None;
@@ -97,7 +97,7 @@ fn many_namespaces_at_a_time_are_metered() {
     if !ready() {
         return;
     }
-    let many: usize = env::var("METER_TEST_NETNS").map_or(40, |count| count.parse().unwrap());
+    let many: usize = lab::amount("METER_TEST_NETNS", 40, 10);
     let host = Host::new("nsn");
     let routers: Vec<Router> = (0..many).map(|n| Router::new(&format!("nsn-{n}"))).collect();
     let began = std::time::Instant::now();

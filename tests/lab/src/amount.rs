@@ -1,0 +1,22 @@
+//! How much of something a test does: more of it where somebody asks, less on a machine that is emulated.
+
+use std::env;
+
+/// The environment variable with what the usual amounts are divided by, on machines that much slower than others.
+pub const SLOWER: &str = "METER_TEST_SLOWER";
+
+/// Returns how many times a test does something: what the environment variable of this name says, or the usual number,
+/// divided by [`SLOWER`] but not below the least that still proves something.
+///
+/// # Panics
+///
+/// When one of the two is not a number.
+#[must_use]
+pub fn amount(variable: &str, usual: usize, least: usize) -> usize {
+    number(variable).unwrap_or_else(|| (usual / number(SLOWER).unwrap_or(1).max(1)).max(least))
+}
+
+fn number(variable: &str) -> Option<usize> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
+}
