@@ -307,7 +307,7 @@ mod pod {
         Buckets, Faults, Member, MemberKey, Meta, NamespaceTable, Network, PortRecord, PortUuid, Settings,
         SlotBlock, SlotRef, TunnelBlock, TunnelCounter, TunnelKey,
         connection::{Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture},
-        rules::{MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock},
+        rules::{MeterBlock, MeterName, MeterRecord, RuleTables, Verdict},
     };
 
     macro_rules! pod {
@@ -321,5 +321,5 @@ mod pod {
     pod!(Buckets, Faults, Member, MemberKey, Meta, PortRecord, PortUuid, Settings, SlotBlock, SlotRef);
     pod!(NamespaceTable, Network, TunnelBlock, TunnelCounter, TunnelKey);
     pod!(Capture, Connection, ConnectionHints, ConnectionKey, Handshake, SavedCapture);
-    pod!(MeterBlock, MeterName, MeterRecord, RuleTables, VerdictBlock);
+    pod!(MeterBlock, MeterName, MeterRecord, RuleTables, Verdict);
 }

@@ -32,8 +32,12 @@ use crate::{
 };
 
 /// The rules, or none.
+///
+/// The values of maps that others lead to are arrays: from Linux 5.15 to 6.1 a map whose values BTF calls structures, as an
+/// object's are, is never replaced by one that comes without BTF, which is what user space makes (`timer_off` in
+/// `bpf_map_meta_equal`, kernel/bpf/map_in_map.c).
 #[btf_map]
-static RULES: ArrayOfMaps<Array<RuleTables, 1>, 1> = ArrayOfMaps::new();
+static RULES: ArrayOfMaps<Array<[RuleTables; 1], 1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 static VERDICTS: ArrayOfMaps<PerCpuArray<VerdictBlock, 16>, 1> = ArrayOfMaps::new();
 #[btf_map]
@@ -71,7 +75,7 @@ struct Scratch {
 /// The rules are asked for once, so that it sees one set as a whole.
 #[inline(always)]
 pub(crate) fn count(skb: Skb, direction: Direction, wire: Counter, slot_at: impl Fn(u32) -> SlotRef) {
-    let Some(tables) = RULES.get_value(0, &0) else { return };
+    let Some([tables]) = RULES.get_value(0, &0) else { return };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
     let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     read(skb, scratch);
@@ -150,7 +154,7 @@ fn count_read(
         return;
     };
     // SAFETY: this CPU's value (see the module), non-null by the `else`; the index is below the block's length.
-    let verdict = unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] };
+    let verdict = unsafe { &mut (&mut *block)[(hash % VERDICTS_PER_BLOCK) as usize] };
     if verdict.key.is(key) {
         let count = verdict.count as usize;
         for place in 0..MAX_CACHED {

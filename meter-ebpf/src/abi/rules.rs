@@ -225,13 +225,8 @@ pub const VERDICTS_PER_BLOCK: u32 = 256;
 /// Values of `VERDICTS`.
 pub const VERDICT_BLOCKS: u32 = 16;
 
-/// One value of `VERDICTS`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct VerdictBlock {
-    /// The verdicts, by the lower bits of a hash.
-    pub verdicts: [Verdict; VERDICTS_PER_BLOCK as usize],
-}
+/// One value of `VERDICTS`: the verdicts, by the lower bits of a hash.
+pub type VerdictBlock = [Verdict; VERDICTS_PER_BLOCK as usize];
 
 /// Meters in one value of `METER_COUNTERS`.
 pub const METERS_PER_BLOCK: u32 = 1_024;

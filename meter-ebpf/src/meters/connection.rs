@@ -31,7 +31,7 @@ use crate::{
 
 /// The rules that say which connections are counted, or none.
 #[btf_map]
-static CAPTURE_RULES: ArrayOfMaps<Array<RuleTables, 1>, 1> = ArrayOfMaps::new();
+static CAPTURE_RULES: ArrayOfMaps<Array<[RuleTables; 1], 1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 static CAPTURE_VERDICT: ArrayOfMaps<PerCpuArray<VerdictBlock, 16>, 1> = ArrayOfMaps::new();
 
@@ -84,7 +84,7 @@ pub(crate) const fn counts(said: u64) -> bool {
 #[inline(always)]
 pub(crate) fn count_noted(skb: Skb, direction: Direction, said: u64, slot_at: impl Fn(u32) -> SlotRef) {
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return };
-    let Some(tables) = RULES.get_value(0, &0) else { return };
+    let Some([tables]) = RULES.get_value(0, &0) else { return };
     let Some(place) = place_of(skb, slot_at(skb.ifindex()).slot(), tables) else { return };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let wire = unsafe { &(*scratch).wire };
@@ -151,7 +151,7 @@ extern "C" fn meter_connection(skb: *mut __sk_buff, slot: u32, direction: u32, a
 #[unsafe(no_mangle)]
 extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, direction: u32) -> u64 {
     let refused = Asked::Refused as u64;
-    let Some(tables) = CAPTURE_RULES.get_value(0, &0) else { return refused };
+    let Some([tables]) = CAPTURE_RULES.get_value(0, &0) else { return refused };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return refused };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let tunnel = unsafe { (*scratch).tunnel };
@@ -184,7 +184,7 @@ extern "C" fn meter_admits(skb: *mut __sk_buff, in_slot: u32, out_slot: u32, dir
 #[unsafe(no_mangle)]
 extern "C" fn ask_rules() -> u64 {
     let refused = Asked::Refused as u64;
-    let Some(tables) = CAPTURE_RULES.get_value(0, &0) else { return refused };
+    let Some([tables]) = CAPTURE_RULES.get_value(0, &0) else { return refused };
     let Some(scratch) = METER_SCRATCH.get_ptr_mut(0) else { return refused };
     // SAFETY: this CPU's value (see the module), non-null by the `else`.
     let Scratch { key, matched, .. } = unsafe { &mut *scratch };
@@ -211,7 +211,7 @@ fn verdict_of<'v>(key: &FlowKey) -> Option<&'v mut Verdict> {
     let hash = key.hash();
     let block = CAPTURE_VERDICT.get_value_ptr_mut(0, &(hash / VERDICTS_PER_BLOCK % VERDICT_BLOCKS))?;
     // SAFETY: this CPU's value (see the module), non-null by the `?`; the index is below the block's length.
-    Some(unsafe { &mut (&mut *block).verdicts[(hash % VERDICTS_PER_BLOCK) as usize] })
+    Some(unsafe { &mut (&mut *block)[(hash % VERDICTS_PER_BLOCK) as usize] })
 }
 
 /// Reads the fields of what a tunnel packet holds to [`METER_SCRATCH`]; returns the labels of its tunnel, 0 for no tunnel's.
