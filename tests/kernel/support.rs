@@ -138,6 +138,15 @@ impl Host {
         self.netns.netdevs().unwrap().iter().flat_map(hooks).collect()
     }
 
+    /// Removes what filters left that nobody can tell for ours any more, since what said so is gone: their qdiscs, with them.
+    pub(crate) fn remove_qdiscs(&self) {
+        for hook in self.hooks() {
+            if let Some(netdev) = hook.strip_suffix(" qdisc clsact") {
+                self.netns.run("tc", &["qdisc", "del", "dev", netdev, "clsact"]).unwrap();
+            }
+        }
+    }
+
     /// Returns the ids of the programs that hang on both sides of a netdev, by TCX or clsact, whoever's they are.
     pub(crate) fn programs(&self, netdev: &str) -> Vec<u32> {
         let mut ids = Vec::new();

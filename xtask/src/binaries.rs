@@ -26,7 +26,7 @@ pub(crate) fn build() -> Result<Binaries> {
     build_as("release")
 }
 
-/// Builds the object, then both binaries without optimization, as the tests have them.
+/// Builds the object, then both binaries as the tests have them, hardly optimized.
 pub(crate) fn build_unoptimized() -> Result<Binaries> {
     build_as("debug")
 }

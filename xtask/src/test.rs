@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, ffi::OsString, fs, path::Path};
 
 use anyhow::{Context, Result};
+use lab::require::{SKIPS, VARIABLE};
 
 use crate::{
     clients,
@@ -11,11 +12,6 @@ use crate::{
     tools::{self, TESTS},
     vm, workspace,
 };
-
-/// What a test may ask for, by name, and no longer skips for when it is named here.
-const REQUIRE: &str = "METER_TEST_REQUIRE";
-/// The file to which each test that skips something appends a line.
-const SKIPS: &str = "METER_TEST_SKIPS";
 
 /// Where the tests find the guest that they boot.
 const GUEST: &str = "METER_TEST_GUEST";
@@ -36,7 +32,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
         tools::install(TESTS)?;
         clients::install()?;
         ebpf::provide_to(&mut command)?;
-        command.env("PATH", tools::path()?).env(REQUIRE, required());
+        command.env("PATH", tools::path()?).env(VARIABLE, required());
         command.env(clients::VARIABLE, clients::directory());
         command.env(GUEST, vm::guest()?);
         executable::run(&mut command)?;

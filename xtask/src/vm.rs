@@ -29,7 +29,7 @@ use anyhow::{Result, bail};
 use archive::Archive;
 use guest::{Guest, Processor};
 use kernel::Kernel;
-use lab::amount::SLOWER;
+use lab::{amount::SLOWER, require::VARIABLE};
 
 use crate::{apt, console::say, executable, workspace};
 
@@ -80,9 +80,11 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
         Ok((kernel, guest))
     });
     let runs = runs.collect::<Result<Vec<_>>>()?;
+    let mut results = run_all(&runs, processor);
+    results.sort_by_key(|(version, _)| runs.iter().position(|(kernel, _)| kernel.version == *version));
     let mut failed = Vec::new();
     let mut skipped: Option<BTreeSet<String>> = None;
-    for (version, skips) in run_all(&runs, processor) {
+    for (version, skips) in results {
         let Some(skips) = skips else {
             failed.push(version);
             continue;
@@ -97,7 +99,7 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
         bail!("the kernel tests failed on Linux {}", failed.join(", "));
     }
     let nowhere = skipped.unwrap_or_default();
-    if series.len() == SERIES.len() && arguments.is_empty() && !nowhere.is_empty() {
+    if runs.len() == SERIES.len() && arguments.is_empty() && !nowhere.is_empty() {
         let list = nowhere.into_iter().collect::<Vec<_>>().join("\n  ");
         bail!("checked on none of the kernels:\n  {list}");
     }
@@ -133,7 +135,7 @@ pub(crate) fn guest() -> Result<PathBuf> {
 /// Returns what the guests run.
 fn line(processor: Processor, arguments: &[OsString]) -> String {
     let arguments = arguments.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
-    format!("{SLOWER}={} METER_TEST_REQUIRE={REQUIRED} kernel-tests {arguments}", processor.slower())
+    format!("{SLOWER}={} {VARIABLE}={REQUIRED} kernel-tests {arguments}", processor.slower())
 }
 
 /// Makes the guest that runs the kernel tests by this line.
@@ -173,8 +175,8 @@ fn run_one(version: &str, guest: &Guest, processor: Processor) -> Option<BTreeSe
     let seconds = began.elapsed().as_secs();
     match &skips {
         Ok(skips) => {
-            say(format_args!("Linux {version}: green in {seconds} s, {} checks skipped", skips.len()));
-            skips.iter().for_each(|skip| say(format_args!("  {skip}")));
+            let list: String = skips.iter().map(|skip| format!("\n{skip}")).collect();
+            say(format_args!("Linux {version}: green in {seconds} s, {} checks skipped{list}", skips.len()));
         }
         Err(error) => say(format_args!("Linux {version}: {error:#}, after {seconds} s")),
     }
@@ -189,7 +191,7 @@ fn skips_of(guest: &Guest, processor: Processor) -> Result<BTreeSet<String>> {
     }
     let text = std::fs::read_to_string(&console)?;
     if ran_nothing(&text) {
-        bail!("no test ran: none has such a name");
+        bail!("no test ran: none has such a name; the console's log is {}", console.display());
     }
     Ok(text
         .lines()

@@ -225,7 +225,8 @@ pub const VERDICTS_PER_BLOCK: u32 = 256;
 /// Values of `VERDICTS`.
 pub const VERDICT_BLOCKS: u32 = 16;
 
-/// One value of `VERDICTS`: the verdicts, by the lower bits of a hash.
+/// One value of `VERDICTS`: the verdicts, by the lower bits of a hash. An array, and no structure, for kernels to which that
+/// makes a difference: see `RULES` in the object.
 pub type VerdictBlock = [Verdict; VERDICTS_PER_BLOCK as usize];
 
 /// Meters in one value of `METER_COUNTERS`.

@@ -190,6 +190,7 @@ fn xdp_program_of_another_is_left_in_place() {
         assert_eq!(pair.host.hooks(), all);
         let before = meter.table();
         let (frames, ()) = pair.while_sending(|| (0..attaches).for_each(|_| refused(&mut meter)));
+        assert!(frames > 0);
         meter.expect(&before, &moved(Class::Uplink, frames, frames), "while XDP is refused");
         assert_eq!(pair.host.hooks(), all, "the hooks from before are kept");
         let kept = &meter.attached()[&pair.host.ifindex("eth0").into()];

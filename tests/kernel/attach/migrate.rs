@@ -306,7 +306,7 @@ fn killed(label: &str, tc: TcMode, word: &str) {
         assert!(last.try_wait().unwrap().is_some_and(|status| status.success()));
     });
     eprintln!("{word}: {kills} agents killed while they took over, every meter exact");
-    assert!(kills > 5, "{kills}");
+    assert!(kills * 4 >= most, "{kills} of {most}");
 }
 
 #[test]

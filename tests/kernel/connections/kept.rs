@@ -134,6 +134,10 @@ fn port_whose_record_is_gone_begins_anew_with_its_connections() {
             world.run(&segment(2, false, SYN), Direction::Ingress, 0);
             let reading = world.reading();
             assert_eq!((reading.connections.len(), of(&reading, 1).other.map(packets)), (1, [0, 0]));
+            // Whose qdiscs of clsact are was written down with the ports.
+            let host = world.host;
+            drop(world);
+            host.remove_qdiscs();
         },
     );
 }

@@ -135,7 +135,7 @@ fn traffic_with_offloads_is_no_drift_on_any_kind_of_netdev() {
         let found = drifts(&report);
         let strange =
             found.keys().filter(|key| !key.ends_with("dropped") && !key.ends_with("queued")).count();
-        assert_eq!((code, strange), (0, 0), "{found:?}");
+        assert_eq!((code, strange), (0, 0), "{found:?} in {report:?}");
         let is_enough = |row: &Row| row.kernel >= least;
         if report.rows.iter().all(is_enough) {
             break;

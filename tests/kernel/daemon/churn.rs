@@ -95,7 +95,7 @@ fn replug(daemon: &Daemon<'_>, host: &Host, peer: &Netns, total: u64) -> u64 {
 
 /// `line` is how the daemon starts.
 fn churn(label: &str, tc: &str, line: &[String]) {
-    let netdevs: usize = lab::amount("METER_TEST_CHURN", 300, 100);
+    let netdevs: usize = lab::amount("METER_TEST_CHURN", 300, 120);
     let host = Host::new(label);
     let [peer, elsewhere] = ["peer", "elsewhere"].map(|label| Netns::new(label).unwrap());
     // A record for each name that comes: there are 40 of them.

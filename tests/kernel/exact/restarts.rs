@@ -83,7 +83,7 @@ fn under_traffic(tc: TcMode, word: &str, agents: impl FnOnce(&mut Daemon<'_>, &s
 fn restarts(tc: TcMode, word: &str) {
     under_traffic(tc, word, |daemon, _, totals, _| {
         daemon.start();
-        for n in 0..lab::amount("METER_TEST_RESTARTS", 8, 4) {
+        for n in 0..lab::amount("METER_TEST_RESTARTS", 8, 5) {
             if n % 3 == 1 {
                 thread::sleep(Duration::from_millis(u64::try_from(n * 37 % 400).unwrap()));
             } else {
@@ -102,7 +102,7 @@ fn upgrades(tc: TcMode, word: &str) {
     under_traffic(tc, word, |daemon, configuration, totals, host| {
         daemon.start();
         let mut programs = Vec::new();
-        for n in 0..lab::amount("METER_TEST_UPGRADES", 4, 2) {
+        for n in 0..lab::amount("METER_TEST_UPGRADES", 4, 3) {
             daemon.wait_until_ready();
             totals.observe(&daemon.get("/metrics"));
             let before = std::mem::replace(&mut programs, host.programs("tap1"));

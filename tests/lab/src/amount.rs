@@ -1,8 +1,9 @@
-//! How much of something a test does: more of it where somebody asks, less on a machine that is emulated.
+//! How much of something a test does: more where somebody asks, by the test's own variable, and less on a machine that is
+//! emulated, by [`SLOWER`].
 
 use std::env;
 
-/// The environment variable with what the usual amounts are divided by, on machines that much slower than others.
+/// The environment variable with what the usual amounts are divided by, on machines that are that much slower.
 pub const SLOWER: &str = "METER_TEST_SLOWER";
 
 /// Returns how many times a test does something: what the environment variable of this name says, or the usual number,

@@ -94,9 +94,13 @@ impl Processor {
         }
     }
 
-    /// Returns what the kernel is told, so that it doesn't do what costs much by software and matters to no test: code
-    /// at other addresses in each process has to be translated again; the clock (HPET on 5.10) and timers that are set
-    /// anew are devices that all processors wait for.
+    /// Returns what the kernel is told, in any guest, so that it doesn't do what costs much by software:
+    ///
+    /// - to have code at another address in each process, so that it is translated again (`norandmaps`);
+    /// - to guard against what only real processors do, at each indirect call (`mitigations`);
+    /// - to fill memory with zeros twice, and to ask a security module about each call (`init_on_alloc`, `apparmor`);
+    /// - to read the time from a device, which 5.10 does (`tsc`), and to set a timer of the device's for each wait: these
+    ///   are in ticks of 4 ms (`highres`, `nohz`).
     fn words(self) -> &'static str {
         match self {
             Self::Kvm => "",
@@ -186,7 +190,7 @@ impl Guest {
             if let Some(code) = self.once(processor, Patience::Silence(silence))? {
                 return Ok((code, self.console.clone()));
             }
-            // One boot in fifty of QEMU's software processors ends in nothing. What began is not begun anew.
+            // A boot by software may end in nothing. What began is not begun anew.
             if has_begun(&self.text()) {
                 break;
             }

@@ -11,15 +11,15 @@ use super::{archive::Archive, directory, kernel::Kernel};
 use crate::{ebpf, executable, workspace};
 
 /// Programs that the tests run.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "ip", "tc", "bridge", "bpftool", "ethtool", "ping", "setpriv", "setarch", "unshare", "nsenter",
-    "modprobe", "sysctl", "bash", "dd", "curl", "iperf3",
+    "modprobe", "sysctl", "bash", "dd", "curl", "iperf3", "prlimit",
 ];
 
 /// Applets of busybox. Not its `ip` and `tc`: they are others.
-const APPLETS: [&str; 20] = [
+const APPLETS: [&str; 22] = [
     "sh", "cat", "ls", "sleep", "env", "true", "false", "id", "kill", "ps", "dmesg", "mount", "umount",
-    "mkdir", "grep", "head", "tail", "setsid", "cttyhack", "poweroff",
+    "mkdir", "grep", "head", "tail", "setsid", "cttyhack", "poweroff", "uname", "readlink",
 ];
 
 /// Adds what the first process needs.

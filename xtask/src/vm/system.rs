@@ -111,7 +111,7 @@ pub(crate) fn test(series: &str) -> Result<()> {
     let disk = directory().join("disk.ext4");
     for (index, test) in BOOTS.iter().enumerate() {
         let began = Instant::now();
-        // One boot in fifty of QEMU's software processors ends in nothing; the first may be repeated.
+        // A boot by software may end in nothing; the first may be repeated.
         let mut attempts = if index == 0 { 2 } else { 1 };
         let console = loop {
             if index == 0 {
@@ -164,7 +164,7 @@ fn payload(kernel: &Kernel) -> Result<PathBuf> {
     let tree = directory().join("payload");
     root::remove(&tree)?;
     fs::create_dir_all(&tree).with_context(|| format!("cannot make {}", tree.display()))?;
-    // Not optimized: other binaries than those that they are replaced by, and built for the tests anyway.
+    // As the tests have them: other binaries than those that they are replaced by, and built for the tests anyway.
     place(dist::make(&binaries::build_unoptimized()?, EARLIER)?, &tree, "earlier")?;
     place(dist::run()?, &tree, "own")?;
     programs::strip(&programs::tests("system")?, &tree.join("system-tests"))?;

@@ -14,11 +14,11 @@ use super::{
 use crate::attach::Target;
 
 #[test]
-fn a_thousand_swaps_under_traffic_lose_nothing() {
+fn swaps_under_traffic_lose_nothing() {
     if !ready() {
         return;
     }
-    // As many as a set has rules, less those that stay.
+    // In the end all are in one set, which has at most 1,024.
     let swaps = lab::amount("METER_TEST_SWAPS", 1_000, 100);
     let pair = Pair::new("swaps");
     let mut meter = pair.host.open();
