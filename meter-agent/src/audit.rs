@@ -40,7 +40,9 @@
 //!
 //! So a direction has no drift where one of the few ways to count explains it exactly: super-packets as one or as their
 //! frames, with or without the Ethernet header. Tunnel and physical netdevs may mix the first two, in one direction and at
-//! one time; there a loss smaller than the frames in super-packets can hide.
+//! one time, and so may all in egress: what a netdev has no feature for is segmented behind our hook
+//! (`validate_xmit_skb`), such as datagrams on a veth or vxlan of Linux 5.10, whose TCP stays whole. There a loss smaller
+//! than the frames in super-packets can hide.
 
 mod base;
 mod judge;

@@ -38,7 +38,7 @@ use table::Table;
 /// How long a netdev has to be silent before what it carried is over.
 pub(crate) const STILL: Duration = Duration::from_millis(200);
 /// How long anything may take, in an emulated machine too.
-pub(crate) const WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const WITHIN: Duration = Duration::from_secs(180);
 
 /// Returns whether kernel tests can run here: root, and a build that carries the object.
 pub(crate) fn ready() -> bool {

@@ -175,9 +175,9 @@ impl Driver {
         match (self, direction) {
             // Only GRO merges what a veth has counted, and with it all count without their header.
             (Self::Veth, Direction::Ingress) => &[NO_ETHERNET],
-            (Self::Tunnel, Direction::Ingress) => &[WHOLE, NO_ETHERNET],
-            (Self::Tap, Direction::Egress) | (Self::Other, _) => &[WHOLE],
-            _ => &[],
+            (Self::Tunnel, _) => &[WHOLE, NO_ETHERNET],
+            (Self::Veth | Self::Tap, Direction::Egress) | (Self::Other, _) => &[WHOLE],
+            (Self::Tap, Direction::Ingress) => &[],
         }
     }
 }

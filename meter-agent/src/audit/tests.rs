@@ -38,8 +38,12 @@ impl Netdev {
 
     /// Lets the hook of ingress count so many super-packets of so many frames, 66 bytes of headers and 1000 of payload each.
     fn receive(&mut self, packets: u64, frames: u64) {
+        self.hook(Direction::Ingress, packets, frames);
+    }
+
+    fn hook(&mut self, direction: Direction, packets: u64, frames: u64) {
         let extra = packets * (frames - 1);
-        self.metered.hooks[0].add(&HookCounter {
+        self.metered.hooks[direction as usize].add(&HookCounter {
             skb_packets: packets,
             skb_bytes: packets * (66 + frames * 1000),
             extra_packets: extra,
@@ -48,11 +52,7 @@ impl Netdev {
     }
 
     fn send(&mut self, packets: u64) {
-        self.metered.hooks[1].add(&HookCounter {
-            skb_packets: packets,
-            skb_bytes: packets * 1066,
-            ..HookCounter::default()
-        });
+        self.hook(Direction::Egress, packets, 1);
     }
 
     const fn kernel_receives(&mut self, packets: u64, bytes: u64) {
@@ -123,6 +123,29 @@ fn each_way_in_which_a_driver_counts_is_no_drift() {
             netdev.kernel_receives(packets, bytes);
         });
         assert_eq!(drifts, NOTHING, "{kind} {packets} {bytes}");
+    }
+}
+
+#[test]
+fn what_is_segmented_behind_the_hook_is_no_drift_and_what_is_lost_there_is() {
+    for (kind, class, header) in
+        [("veth", Class::Port, 0), ("tap", Class::Port, 0), ("vxlan", Class::Tunnel, 14)]
+    {
+        let sent = |packets: u64, bytes: u64| {
+            found(Netdev::new(kind, class), false, |netdev| {
+                netdev.hook(Direction::Egress, 10, 4);
+                netdev.kernel.stats.tx_packets += packets;
+                netdev.kernel.stats.tx_bytes += bytes - packets * header;
+            })
+        };
+        // All whole, half of them as their frames, all as their frames.
+        for (packets, bytes) in [(10, 40_660), (25, 41_650), (40, 42_640)] {
+            assert_eq!(sent(packets, bytes), NOTHING, "{kind} {packets} {bytes}");
+        }
+        let lost = vec![(Cause::Unknown, -1, -4_066)];
+        assert_eq!(sent(9, 9 * 4_066), [vec![], lost], "{kind}");
+        let lost = vec![(Cause::Unknown, -1, -1_066)];
+        assert_eq!(sent(39, 39 * 1_066), [vec![], lost], "{kind}");
     }
 }
 

@@ -17,9 +17,10 @@ const PROGRAMS: [&str; 16] = [
 ];
 
 /// Applets of busybox. Not its `ip` and `tc`: they are others.
-const APPLETS: [&str; 22] = [
+const APPLETS: [&str; 25] = [
     "sh", "cat", "ls", "sleep", "env", "true", "false", "id", "kill", "ps", "dmesg", "mount", "umount",
-    "mkdir", "grep", "head", "tail", "setsid", "cttyhack", "poweroff", "uname", "readlink",
+    "mkdir", "grep", "head", "tail", "setsid", "cttyhack", "poweroff", "uname", "readlink", "mktemp",
+    "touch", "rm",
 ];
 
 /// Adds what the first process needs.
