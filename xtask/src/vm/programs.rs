@@ -16,29 +16,22 @@ const PROGRAMS: [&str; 16] = [
     "modprobe", "sysctl", "dd", "curl", "iperf3", "prlimit",
 ];
 
-/// Applets of busybox. Not its `ip` and `tc`: they are others.
-const APPLETS: [&str; 25] = [
-    "sh", "cat", "ls", "sleep", "env", "true", "false", "id", "kill", "ps", "dmesg", "mount", "umount",
-    "mkdir", "grep", "head", "tail", "setsid", "cttyhack", "poweroff", "uname", "readlink", "mktemp",
-    "touch", "rm",
-];
-
 /// Adds what the first process needs.
 pub(super) fn add_shell(archive: &mut Archive) -> Result<()> {
     for directory in ["/proc", "/sys", "/run", "/tmp", "/root", "/var/lib", "/etc"] {
         archive.directory(directory);
     }
-    add(archive, &found("busybox")?, "/bin/busybox")?;
-    APPLETS.iter().for_each(|applet| archive.link(&format!("/bin/{applet}"), "busybox"));
+    let busybox = found("busybox")?;
+    add(archive, &busybox, "/bin/busybox")?;
+    // The last in the path: its `ip` and `tc` are others.
+    let applets = executable::read(Command::new(&busybox).arg("--list"))?;
+    applets.lines().for_each(|applet| archive.link(&format!("/bin/{applet}"), "busybox"));
     Ok(())
 }
 
 /// Adds that, and what mounts a disk and goes on from it.
 pub(super) fn add_disks(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     add_shell(archive)?;
-    for applet in ["switch_root", "["] {
-        archive.link(&format!("/bin/{applet}"), "busybox");
-    }
     add(archive, &found("modprobe")?, "/usr/sbin/modprobe")?;
     for (from, path) in kernel.modules()? {
         archive.copy(&from, &path)?;
