@@ -13,7 +13,7 @@
 //! | [`guest`] | a guest behind a tap or a veth, as a virtual machine would be |
 //! | [`traffic`] | transfers of a known size, each with a deadline |
 //! | [`http`] | asking a server in a namespace |
-//! | [`amount`] | how much of something a test does |
+//! | [`mod@amount`] | how much of something a test does |
 //! | [`load`] | traffic that runs until it is told to stop |
 //! | [`require`] | what a test needs, and what happens where that is missing |
 //!
