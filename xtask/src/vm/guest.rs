@@ -105,9 +105,7 @@ impl Processor {
     fn words(self) -> &'static str {
         match self {
             Self::Kvm => "",
-            Self::Software => {
-                "norandmaps init_on_alloc=0 apparmor=0 tsc=reliable highres=off nohz=off"
-            }
+            Self::Software => "norandmaps init_on_alloc=0 apparmor=0 tsc=reliable highres=off nohz=off",
         }
     }
 }
