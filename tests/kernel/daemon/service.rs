@@ -197,7 +197,7 @@ fn three_capabilities_are_enough_and_each_is_needed() {
         let others: Vec<&str> = NEEDED.into_iter().filter(|&other| other != missing).collect();
         let mut command = daemon.command(LINE, &[]);
         place.prepare(&mut command, &others);
-        let output = command.output().unwrap();
+        let output = crate::support::daemon::output(&mut command);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(3), "without {missing}: {said}");
         let expected = format!("not permitted without CAP_{}", missing.to_uppercase());
