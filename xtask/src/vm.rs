@@ -48,7 +48,7 @@ const PACKAGES: [(&str, &str); 4] = [
 ];
 
 /// How long the kernel tests may say nothing in a guest: longer than the longest of them takes without hardware
-/// virtualization, on a machine that does other things as well. All of them take hours there.
+/// virtualization, on a machine that does other things as well. All of them take more than an hour there.
 const SILENCE: Duration = Duration::from_secs(30 * 60);
 
 /// What must not be missing in a guest: each is in the initramfs.

@@ -179,8 +179,10 @@ fn agent_that_was_killed_in_an_exchange_leaves_no_netdev_without_a_port() {
                 pair.host.hooks().into_iter().filter(|hook| !hook.ends_with("qdisc clsact")).collect();
             assert_eq!(left, [""; 0]);
             drop(meter);
-            // Whose the qdisc of that netdev is was not written down.
-            pair.host.remove_qdiscs();
+            if kind == HookKind::Clsact {
+                // Whose the qdisc of that netdev is was not written down.
+                pair.host.netns.run("tc", &["qdisc", "del", "dev", "eth1", "clsact"]).unwrap();
+            }
         }
     }
 }

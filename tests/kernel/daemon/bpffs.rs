@@ -36,9 +36,10 @@ pub(super) fn words(line: &[String]) -> Vec<&str> {
     line.iter().map(String::as_str).collect()
 }
 
-/// Waits until the hooks have gone with their pins; filters of clsact need none.
+/// Waits until the hooks have gone with their pins; filters of clsact, which need none, stay and are removed.
 fn wait_until_gone(daemon: &Daemon<'_>, host: &Host) {
     if !require::is_kernel(6, 6) {
+        assert!(host.hooks().iter().any(|hook| hook.contains(" clsact ingress ")), "{:?}", host.hooks());
         host.remove_qdiscs();
     }
     daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
