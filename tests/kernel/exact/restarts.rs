@@ -44,8 +44,9 @@ impl Totals {
 /// Traffic both ways between the machine and the far host, and between the machine and the container: streams with
 /// super-packets, and datagrams. As slow as leaves room in every queue, since what a queue drops was counted before it.
 fn steady([vm, container, far]: &[End<'_>; 3]) -> Vec<Load> {
-    let pace = Pace { burst: 1 << 13, pause: Duration::from_millis(4) };
-    let small = Pace { burst: 600, pause: Duration::from_millis(4) };
+    let pause = Duration::from_millis(4) * lab::slower();
+    let pace = Pace { burst: 1 << 13, pause };
+    let small = Pace { burst: 600, pause };
     let pairs = [(vm, far, 5001), (far, vm, 5002), (vm, container, 5003), (container, far, 5004)];
     let loads = pairs.into_iter().flat_map(|(from, to, port)| {
         [

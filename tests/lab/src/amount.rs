@@ -14,7 +14,17 @@ pub const SLOWER: &str = "METER_TEST_SLOWER";
 /// When one of the two is not a number.
 #[must_use]
 pub fn amount(variable: &str, usual: usize, least: usize) -> usize {
-    number(variable).unwrap_or_else(|| (usual / number(SLOWER).unwrap_or(1).max(1)).max(least))
+    number(variable).unwrap_or_else(|| (usual / slower() as usize).max(least))
+}
+
+/// Returns how many times slower than usual this machine is, by [`SLOWER`]: what traffic's pauses are multiplied by.
+///
+/// # Panics
+///
+/// When the variable is not a number.
+#[must_use]
+pub fn slower() -> u32 {
+    u32::try_from(number(SLOWER).unwrap_or(1).max(1)).expect(SLOWER)
 }
 
 fn number(variable: &str) -> Option<usize> {

@@ -37,5 +37,5 @@ pub mod tap;
 pub mod traffic;
 pub mod wire;
 
-pub use amount::amount;
+pub use amount::{amount, slower};
 pub use error::{Error, Result};

@@ -17,8 +17,8 @@ use crate::{
     traffic::{connect, send_segmented, udp_pair},
 };
 
-/// How long a connection may take to be made, and a load to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a connection may take to be made, and a load to end, in an emulated machine too.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How much is sent at once, and the pause after it.
 #[derive(Debug, Clone, Copy)]
