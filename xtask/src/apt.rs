@@ -84,24 +84,20 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
 }
 
-/// Installs the packages of those commands that are not found; each command with its package.
-///
-/// # Errors
-///
-/// What is missing, or what apt said.
-pub(crate) fn provide(commands: &[(&str, &str)]) -> Result<()> {
-    let missing: Vec<&str> = commands
-        .iter()
-        .filter(|(command, _)| executable::find(command).is_none())
-        .map(|&(_, package)| package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !is_here() {
-        bail!("{}: not found; install what has them", missing.join(", "));
-    }
-    install(&missing)
+/// What installing packages would do to this system, by the names of packages.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Transaction {
+    /// Those that are not installed, or not in this version.
+    pub(crate) installs: Vec<String>,
+    /// Those that don't go together with them.
+    pub(crate) removes: Vec<String>,
+}
+
+/// Asks apt what installing packages would do; nothing is done.
+pub(crate) fn transaction(packages: &[&str]) -> Result<Transaction> {
+    let mut simulate = apt_get();
+    simulate.env("LC_ALL", "C").args(["install", "--simulate", "--quiet=2", "--no-install-recommends"]);
+    Ok(parse_transaction(&executable::read(simulate.args(packages))?))
 }
 
 /// Unpacks packages into a directory without installing them: no service starts, nothing on the system changes.
@@ -112,23 +108,21 @@ pub(crate) fn unpack(packages: &[&str], directory: &std::path::Path) -> Result<(
         }
         update();
     }
-    std::fs::create_dir_all(directory)?;
-    for package in packages {
-        say(format_args!("unpacking {package} into {}", directory.display()));
-        // As root apt would fetch as its own user, who may not write here.
-        let mut download = apt_get();
-        download.args(["-o", "APT::Sandbox::User=root", "download", package]).current_dir(directory);
-        executable::run(&mut download)?;
-        let prefix = format!("{package}_");
-        for entry in std::fs::read_dir(directory)? {
-            let path = entry?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with(&prefix) && name.ends_with(".deb") {
-                executable::run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(directory))?;
-                std::fs::remove_file(&path)?;
-            }
-        }
+    say(format_args!("unpacking {} into {}", packages.join(", "), directory.display()));
+    let archives = directory.join("archives");
+    if archives.exists() {
+        // Of one that was stopped: not all of them may be whole.
+        std::fs::remove_dir_all(&archives)?;
     }
+    std::fs::create_dir_all(&archives)?;
+    // As root apt would fetch as its own user, who may not write here.
+    let mut download = apt_get();
+    download.args(["-o", "APT::Sandbox::User=root", "--quiet", "download"]).args(packages);
+    executable::run(download.current_dir(&archives))?;
+    for entry in std::fs::read_dir(&archives)? {
+        executable::run(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(directory))?;
+    }
+    std::fs::remove_dir_all(&archives)?;
     Ok(())
 }
 
@@ -158,6 +152,15 @@ fn install_command(packages: &[&str]) -> Command {
     let mut command = apt_get();
     command.args(["install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"]).args(packages);
     command
+}
+
+/// Reads what `apt-get install --simulate` would do: a verb and a package in each line, and its versions.
+fn parse_transaction(text: &str) -> Transaction {
+    let of = |verb: &str| {
+        let steps = text.lines().filter_map(|line| line.split_once(' ').filter(|(word, _)| *word == verb));
+        steps.filter_map(|(_, rest)| rest.split(' ').next()).map(str::to_owned).collect()
+    };
+    Transaction { installs: of("Inst"), removes: of("Remv") }
 }
 
 /// Reads `apt-cache policy`: a line `name:` for each package that apt has heard of, indented lines about it.
@@ -206,6 +209,22 @@ rustc-mozilla:
         let expected = [("cargo-web", "1.96.0+dfsg1-1~deb12u2"), ("ethtool", "1:6.1-1")];
         assert_eq!(offers, expected.map(|(name, version)| (name.to_owned(), version.to_owned())).into());
         assert_eq!(parse_policy(""), Offers::new());
+    }
+
+    #[test]
+    fn what_would_be_removed_is_read_from_a_simulation() {
+        let text = "\
+Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]
+Inst libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])
+Inst qemu-system-x86 (1:7.2+dfsg-7+deb12u18+b3 Debian:12.15/oldstable [amd64])
+Conf libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])
+";
+        let expected = Transaction {
+            installs: vec!["libslirp0".to_owned(), "qemu-system-x86".to_owned()],
+            removes: vec!["qemu-utils".to_owned()],
+        };
+        assert_eq!(parse_transaction(text), expected);
+        assert_eq!(parse_transaction(""), Transaction { installs: Vec::new(), removes: Vec::new() });
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Programs that the lab and the tests run beside the agent.
 
+mod beside;
+
 use std::{
     env,
     ffi::OsString,
@@ -8,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{apt, clients, executable, workspace};
+use crate::{apt, clients, console::say, executable, workspace};
 
 /// A program and the Debian package that has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,13 +24,16 @@ pub(crate) struct Tool {
 /// How a tool comes out of its package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
-    /// By installing the package.
+    /// By installing the package; by unpacking it with what it needs ([`beside`]) where apt would have to remove others.
     Install,
     /// By unpacking it under `target/`: installed, it would start a service.
     Unpack,
 }
 
 const IP: Tool = Tool { command: "ip", package: "iproute2", from: From::Install };
+
+/// What runs a guest.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
 /// What the lab runs.
 pub(crate) const LAB: &[Tool] = &[IP];
@@ -44,6 +49,22 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool { command: "iperf3", package: "iperf3", from: From::Install },
     Tool { command: "promtool", package: "prometheus", from: From::Unpack },
     Tool { command: "prometheus", package: "prometheus", from: From::Unpack },
+];
+
+/// What boots a guest.
+pub(crate) const GUESTS: &[Tool] = &[
+    Tool { command: QEMU, package: "qemu-system-x86", from: From::Install },
+    Tool { command: "busybox", package: "busybox-static", from: From::Install },
+    Tool { command: "depmod", package: "kmod", from: From::Install },
+    Tool { command: "strip", package: "binutils", from: From::Install },
+];
+
+/// What makes and checks the packages and the disk of their guest.
+pub(crate) const PACKAGES: &[Tool] = &[
+    Tool { command: "mmdebstrap", package: "mmdebstrap", from: From::Install },
+    Tool { command: "mke2fs", package: "e2fsprogs", from: From::Install },
+    Tool { command: "lintian", package: "lintian", from: From::Install },
+    Tool { command: "rpm", package: "rpm", from: From::Install },
 ];
 
 /// Sets up the tools that are missing.
@@ -67,8 +88,13 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
         bail!("{names}: not found; install what has them");
     }
     let to_install = packages(From::Install);
-    if !to_install.is_empty() {
-        apt::install(&to_install).with_context(|| format!("{names}: not found"))?;
+    if !to_install.is_empty()
+        && let Err(error) = apt::install(&to_install)
+    {
+        // One package that can't be had is no reason to go without the others.
+        for tool in missing.iter().filter(|tool| tool.from == From::Install) {
+            provide_one(tool, &error).with_context(|| format!("{names}: not found"))?;
+        }
     }
     let to_unpack = packages(From::Unpack);
     if !to_unpack.is_empty() {
@@ -78,6 +104,30 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
         None => Ok(()),
         Some(tool) => bail!("{}: not found, though package {} is there", tool.command, tool.package),
     }
+}
+
+/// Installs a tool, or unpacks it beside what is there.
+fn provide_one(tool: &Tool, error: &anyhow::Error) -> Result<()> {
+    let transaction = apt::transaction(&[tool.package])?;
+    if transaction.removes.is_empty() {
+        return apt::install(&[tool.package]).with_context(|| format!("{error:#}"));
+    }
+    let removed = transaction.removes.join(", ");
+    say(format_args!("{} would remove {removed}: it is unpacked under target/ instead", tool.package));
+    beside::provide(tool.command, &transaction.installs, &directory())
+}
+
+/// Returns where a tool is.
+///
+/// # Errors
+///
+/// It isn't set up.
+pub(crate) fn find(command: &str) -> Result<PathBuf> {
+    let paths = directories().into_iter().map(|directory| directory.join(command));
+    paths
+        .into_iter()
+        .find(|path| executable::is_executable(path))
+        .with_context(|| format!("{command}: not found"))
 }
 
 /// Returns a `PATH` on which all tools are found.

@@ -31,21 +31,13 @@ use guest::{Guest, Processor};
 use kernel::Kernel;
 use lab::{amount::SLOWER, require::VARIABLE};
 
-use crate::{apt, console::say, executable, workspace};
+use crate::{console::say, executable, tools, workspace};
 
 /// Series of Debian's kernels that are supported, each by its newest package: of bullseye, bookworm, trixie and sid.
 const SERIES: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
 
 /// The guest of the kernel tests.
 const GUEST_SERIES: &str = "6.1";
-
-/// What boots a guest, by Debian's packages.
-const PACKAGES: [(&str, &str); 4] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("depmod", "kmod"),
-    ("strip", "binutils"),
-];
 
 /// How long the kernel tests may say nothing in a guest: longer than the longest of them takes without hardware
 /// virtualization, on a machine that does other things as well. All of them take more than an hour there.
@@ -212,7 +204,7 @@ fn what_lacks(skip: &str) -> Option<&str> {
 }
 
 fn set_up() -> Result<()> {
-    apt::provide(&PACKAGES)
+    tools::install(tools::GUESTS)
 }
 
 /// Returns where everything of the guests is kept.

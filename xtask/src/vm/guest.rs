@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{archive::Archive, directory, kernel::Kernel, programs};
-use crate::console::say;
+use crate::{
+    console::say,
+    tools::{self, QEMU},
+};
 
 /// What the first process says at the end, with the command's exit status behind it.
 pub(super) const ENDED: &str = "guest ended with ";
@@ -172,9 +175,10 @@ impl Guest {
     ///
     /// No verdict.
     pub(super) fn attached(&self, processor: Processor) -> Result<i32> {
-        let status = self.command(processor, "stdio").status().context("cannot run qemu-system-x86_64")?;
+        let status =
+            self.command(processor, "stdio")?.status().with_context(|| format!("cannot run {QEMU}"))?;
         if !status.success() {
-            bail!("qemu-system-x86_64 failed: {status}");
+            bail!("{QEMU} failed: {status}");
         }
         self.verdict().context("the guest ended without a verdict")
     }
@@ -213,9 +217,9 @@ impl Guest {
     fn once(&self, processor: Processor, patience: Patience) -> Result<Option<i32>> {
         fs::write(&self.console, "")?;
         let console = format!("file:{}", self.console.display());
-        let mut command = self.command(processor, &console);
+        let mut command = self.command(processor, &console)?;
         let mut child =
-            Killed(command.stdin(Stdio::null()).spawn().context("cannot run qemu-system-x86_64")?);
+            Killed(command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot run {QEMU}"))?);
         let (began, mut spoke) = (Instant::now(), Instant::now());
         let mut said = 0;
         loop {
@@ -237,8 +241,8 @@ impl Guest {
         }
     }
 
-    fn command(&self, processor: Processor, console: &str) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+    fn command(&self, processor: Processor, console: &str) -> Result<Command> {
+        let mut command = Command::new(tools::find(QEMU)?);
         command.args(processor.arguments()).args([
             "-M",
             "q35",
@@ -267,7 +271,7 @@ impl Guest {
             processor.words(),
             self.words
         ));
-        command
+        Ok(command)
     }
 
     fn text(&self) -> String {

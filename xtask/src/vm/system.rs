@@ -20,7 +20,7 @@ use super::{
     kernel::Kernel,
     programs, root,
 };
-use crate::{apt, binaries, console::say, dist, executable, workspace};
+use crate::{binaries, console::say, dist, executable, tools, workspace};
 
 /// The kernel where none is named.
 pub(crate) const SERIES: &str = "6.1";
@@ -37,10 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(40 * 60);
 
 /// What the tests say of what they measured.
 const FIGURE: &str = "figure: ";
-
-/// What makes disks, and looks at packages.
-const PACKAGES: [(&str, &str); 4] =
-    [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("lintian", "lintian"), ("rpm", "rpm")];
 
 /// The first process: it finds the disks, and hands over to systemd on the first.
 const INIT: &str = "#!/bin/sh
@@ -103,7 +99,7 @@ pub(crate) fn test(series: &str) -> Result<()> {
         bail!("making a root file system needs root: {}", workspace::as_root("test --system"));
     }
     super::set_up()?;
-    apt::provide(&PACKAGES)?;
+    tools::install(tools::PACKAGES)?;
     let kernel = Kernel::fetch(series)?;
     let root = root::image()?;
     let payload = payload(&kernel)?;
