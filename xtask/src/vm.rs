@@ -141,10 +141,11 @@ fn guest_of(kernel: &Kernel, binary: &Path, helpers: &[PathBuf], line: &str) -> 
     Guest::new(kernel, archive, line)
 }
 
-/// Runs the guests, as many at once as this machine has processors for, and says how each of them ended; returns what
-/// was skipped by the kernel's version, `None` where it failed.
+/// Runs the guests, as many at once as this machine has processors and memory for, and says how each of them ended;
+/// returns what was skipped by the kernel's version, `None` where it failed.
 fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<BTreeSet<String>>)> {
-    let at_once = thread::available_parallelism().map_or(1, NonZero::get) / processor.takes();
+    let processors = thread::available_parallelism().map_or(1, NonZero::get) / processor.takes();
+    let at_once = processors.min(memory_for());
     let next = AtomicUsize::new(0);
     let work = || -> Vec<_> {
         let runs = iter::from_fn(|| runs.get(next.fetch_add(1, Ordering::Relaxed)));
@@ -158,6 +159,19 @@ fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<
         };
         workers.into_iter().flat_map(ended).collect()
     })
+}
+
+/// Returns how many guests this machine has memory for. Where it doesn't say how much is available, that is no limit.
+fn memory_for() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available(&text).map_or(usize::MAX, |mebibytes| mebibytes / guest::MEMORY)
+}
+
+/// Returns the mebibytes that are available by the text of `/proc/meminfo`.
+fn available(meminfo: &str) -> Option<usize> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes / 1024)
 }
 
 /// Runs a guest and says how it ended.
@@ -214,7 +228,13 @@ fn directory() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{ran_nothing, what_lacks};
+    use super::{available, ran_nothing, what_lacks};
+
+    #[test]
+    fn what_is_available_is_read_in_mebibytes() {
+        assert_eq!(available("MemTotal:  24 kB\nMemAvailable:   22968348 kB\n"), Some(22430));
+        assert_eq!(available("MemTotal:  24 kB\n"), None);
+    }
 
     #[test]
     fn names_that_no_test_has_are_no_success() {

@@ -24,6 +24,9 @@ const BEGINS: &str = "guest begins";
 /// The processors of a guest.
 const PROCESSORS: usize = 2;
 
+/// The memory of a guest in mebibytes, its initramfs in it.
+pub(super) const MEMORY: usize = 3072;
+
 /// How long an empty guest may take with hardware virtualization that works.
 const BOOT: Duration = Duration::from_secs(30);
 
@@ -249,7 +252,7 @@ impl Guest {
             "-smp",
             &PROCESSORS.to_string(),
             "-m",
-            "3072",
+            &MEMORY.to_string(),
             "-nic",
             "none",
             "-no-reboot",
