@@ -1,6 +1,7 @@
 //! Hooks come, are replaced and go, and every frame counts once meanwhile.
 
 mod foreign;
+mod loaded;
 mod meters;
 mod migrate;
 mod pins;

@@ -27,7 +27,7 @@ use super::{
     kernel::{KernelDatapath, uptime_s},
     mapped::MappedWords,
     maps::{take, typed, unreadable},
-    object::{CONNECTION_PROGRAMS, load_programs},
+    object::CONNECTION_PROGRAMS,
     open::{OpenError, load_error},
     record::{class_of, port_id},
 };
@@ -263,7 +263,7 @@ impl KernelDatapath {
             return Ok(());
         }
         if !wanted.ports.is_empty() {
-            load_programs(&mut self.ebpf, &CONNECTION_PROGRAMS, &mut self.programs)
+            self.load_taken(&CONNECTION_PROGRAMS, self.meters.on, &wanted.ports)
                 .map_err(|error| MetersError(error.to_string()))?;
             if self.captures.wanted.ports.is_empty() {
                 // What programs note from now on says when it came.

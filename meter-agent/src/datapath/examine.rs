@@ -8,7 +8,8 @@ use meter_ebpf::abi::Direction;
 use super::{
     AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
     object::{
-        CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, Over, TC_PROGRAMS, has_tcx, load_object, settings,
+        CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, Over, TC_PROGRAMS, has_tcx, load_object, load_programs,
+        settings,
     },
     open::{OpenError, check_kernel, check_writable, has_bpffs, missing_capabilities},
     softirq::Softirqs,
@@ -112,7 +113,8 @@ fn bpffs(pin_path: &Path) -> Finding {
 fn try_object(options: &Options) -> Result<bool, OpenError> {
     let small =
         Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, max_connections: 1, ..options.clone() };
-    let (ebpf, _) = load_object(&specs::specs(&small), &settings(&small), Over::New)?;
+    let (mut ebpf, mut programs) = load_object(&specs::specs(&small), &settings(&small), Over::New)?;
+    load_programs(&mut ebpf, TC_PROGRAMS.into_iter().flatten(), &mut programs)?;
     Ok(has_tcx(&ebpf))
 }
 
@@ -146,6 +148,7 @@ pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
                     .map(|program| program.name_as_str().unwrap_or("?").to_owned())
                     .filter(|program| {
                         ![TC_PROGRAMS, METER_PROGRAMS, CONNECTION_PROGRAMS]
+                            .as_flattened()
                             .as_flattened()
                             .contains(&program.as_str())
                     })

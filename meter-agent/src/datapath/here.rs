@@ -123,7 +123,7 @@ impl KernelDatapath {
             ours = hooks::add_clsact(target).map_err(refused)?;
         }
         self.links.set_qdisc(target.id, ours);
-        let mut loaded = loaded(&mut self.ebpf, &self.namespaces, target);
+        let mut loaded = loaded(&mut self.ebpf, &mut self.programs, &self.namespaces, target);
         let site =
             Site { links: &self.links, meters: self.meters.on, captured: &self.captures.wanted().ports };
         let changed = hooks::change(&mut loaded, site, target, kinds, before);

@@ -67,7 +67,7 @@ impl Hook<'_> {
                     .map_err(|error| self.kernel_error(&error))
             }
             HookKind::Xdp => match loaded {
-                Loaded::Host(ebpf) => self.attach_xdp(ebpf),
+                Loaded::Host(ebpf, _) => self.attach_xdp(ebpf),
                 Loaded::Namespace(_) => Err(self.no_program("meter_up_xdp")),
             },
         }
@@ -234,9 +234,10 @@ impl Hook<'_> {
         }
     }
 
-    fn tc_program<'a>(&self, loaded: &'a Loaded<'_>) -> Result<BorrowedFd<'a>, AttachError> {
+    fn tc_program<'a>(&self, loaded: &'a mut Loaded<'_>) -> Result<BorrowedFd<'a>, AttachError> {
         let name = self.program_name();
-        loaded.tc_program(name).ok_or_else(|| self.no_program(name))
+        let program = loaded.tc_program(name).map_err(|error| self.program_error(&error))?;
+        program.ok_or_else(|| self.no_program(name))
     }
 
     const fn tcx_place(&self) -> LinkPlace {

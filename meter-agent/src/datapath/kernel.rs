@@ -3,7 +3,10 @@
 //! Maps and links stay pinned when the agent ends: counting goes on, and the next agent takes over what it finds. Where
 //! nothing can be pinned both end with the agent (`unpinned`).
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use aya::Ebpf;
 
@@ -23,6 +26,7 @@ use super::{
     meters::Meters,
     namespaces::Namespaces,
     numbers::Kept,
+    object::load_programs,
     record::reported_device,
 };
 pub use super::{
@@ -34,6 +38,7 @@ pub use super::{
     takeover::Before,
 };
 use crate::{
+    meter::PortId,
     netdev::{
         NamespaceId, NetdevId,
         namespaces::{Entrance, Identity},
@@ -102,6 +107,24 @@ impl KernelDatapath {
         let in_use = InUse { flow, capture: !self.captures.wanted().ports.is_empty() };
         let Self { connections, captures, grace, .. } = self;
         connections.tend(now, in_use, captures, || grace.wait());
+    }
+
+    /// Loads the first programs of a family, and those that the netdevs which are attached take where this is counted. What
+    /// others take is loaded with the first of them.
+    pub(super) fn load_taken(
+        &mut self,
+        [first, _]: &[[&'static str; 2]; 2],
+        meters: bool,
+        captured: &BTreeSet<PortId>,
+    ) -> Result<(), OpenError> {
+        let site = Site { links: &self.links, meters, captured };
+        let here = self.attached.values().filter(|known| known.target.id.namespace == NamespaceId::HOST);
+        let taken = here.flat_map(|known| {
+            let hooks = hooks::both(&known.target, site).into_iter();
+            hooks.filter(|hook| known.kind(hook.direction) != HookKind::Xdp).map(|hook| hook.program_name())
+        });
+        let names: BTreeSet<&'static str> = first.iter().copied().chain(taken).collect();
+        load_programs(&mut self.ebpf, names, &mut self.programs)
     }
 
     /// Returns what all hooks have in common.

@@ -291,7 +291,9 @@ impl KernelDatapath {
             if kind != HookKind::Xdp && !hook.is_there(kind, None).unwrap_or(true) {
                 continue;
             }
-            let Err(error) = hook.attach(&mut loaded(&mut self.ebpf, &self.namespaces, target), kind) else {
+            let Err(error) =
+                hook.attach(&mut loaded(&mut self.ebpf, &mut self.programs, &self.namespaces, target), kind)
+            else {
                 continue;
             };
             if error.retry == Retry::Gone {

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, programs::SchedClassifier};
+use aya::{Ebpf, programs::ProgramError};
 use meter_ebpf::abi::{Direction, NAMESPACE_NETDEVS, NAMESPACES, PortRecord, PortUuid, map};
 
 use super::{
@@ -24,6 +24,7 @@ use super::{
     links::Links,
     maps::Maps,
     numbers::Kept,
+    object::{load_program, tc_program},
     open::{OpenError, path_error},
     pins::{self, set_aside},
     places::PlaceTable,
@@ -59,21 +60,24 @@ pub(super) struct Programs {
 
 /// Where the programs of a netdev come from.
 pub(super) enum Loaded<'a> {
-    /// The host's own namespace.
-    Host(&'a mut Ebpf),
+    /// The host's own namespace: the object, and what of it is loaded.
+    Host(&'a mut Ebpf, &'a mut ProgramIds),
     /// Another one.
     Namespace(&'a Programs),
 }
 
 impl Loaded<'_> {
-    /// Returns a TC program; `None` where it is not loaded.
-    pub(super) fn tc_program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+    /// Returns a TC program, loaded now where it isn't yet and can be; `None` where there is none.
+    pub(super) fn tc_program(&mut self, name: &'static str) -> Result<Option<BorrowedFd<'_>>, ProgramError> {
         match self {
-            Self::Host(ebpf) => {
-                let program: &SchedClassifier = ebpf.program(name)?.try_into().ok()?;
-                program.fd().ok().map(|fd| fd.as_fd())
+            Self::Host(ebpf, ids) => {
+                let Some(program) = tc_program(ebpf, name) else { return Ok(None) };
+                if !ids.contains_key(name) {
+                    ids.insert(name, load_program(program)?);
+                }
+                program.fd().map(|fd| Some(fd.as_fd()))
             }
-            Self::Namespace(programs) => programs.fds.get(name).map(|fd| fd.as_fd()),
+            Self::Namespace(programs) => Ok(programs.fds.get(name).map(|fd| fd.as_fd())),
         }
     }
 }
@@ -285,9 +289,14 @@ const fn load_reason(error: &OpenError) -> &'static str {
 }
 
 /// Returns the programs of a target's namespace.
-pub(super) fn loaded<'a>(ebpf: &'a mut Ebpf, namespaces: &'a Namespaces, target: &Target) -> Loaded<'a> {
+pub(super) fn loaded<'a>(
+    ebpf: &'a mut Ebpf,
+    ids: &'a mut ProgramIds,
+    namespaces: &'a Namespaces,
+    target: &Target,
+) -> Loaded<'a> {
     match target.id.namespace {
-        NamespaceId::HOST => Loaded::Host(ebpf),
+        NamespaceId::HOST => Loaded::Host(ebpf, ids),
         namespace => Loaded::Namespace(namespaces.programs(namespace)),
     }
 }

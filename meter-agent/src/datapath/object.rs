@@ -2,7 +2,10 @@
 
 use std::{os::fd::AsFd as _, path::Path};
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
 use meter_ebpf::abi::{GENEVE_PORTS, Settings, VXLAN_PORTS, map};
 
 use super::{
@@ -17,15 +20,16 @@ use super::{
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
-/// Programs for TC; those for XDP are loaded when a netdev asks for them.
-pub(super) const TC_PROGRAMS: [&str; 4] = ["meter_in", "meter_out", "meter_up_in", "meter_up_out"];
+/// Programs for TC: of netdevs whose frames have a port only, and of those whose frames may be in tunnels. The second two are
+/// loaded when the first such netdev asks for them, as those for XDP are: the verifier takes many times as long for them.
+pub(super) const TC_PROGRAMS: [[&str; 2]; 2] = [["meter_in", "meter_out"], ["meter_up_in", "meter_up_out"]];
 /// The same for ports while there are user-defined meters; they are loaded when there are.
-pub(super) const METER_PROGRAMS: [&str; 4] =
-    ["meter_user_in", "meter_user_out", "meter_user_uin", "meter_user_uout"];
+pub(super) const METER_PROGRAMS: [[&str; 2]; 2] =
+    [["meter_user_in", "meter_user_out"], ["meter_user_uin", "meter_user_uout"]];
 
 /// The same for netdevs whose connections are counted.
-pub(super) const CONNECTION_PROGRAMS: [&str; 4] =
-    ["meter_conn_in", "meter_conn_out", "meter_conn_uin", "meter_conn_uout"];
+pub(super) const CONNECTION_PROGRAMS: [[&str; 2]; 2] =
+    [["meter_conn_in", "meter_conn_out"], ["meter_conn_uin", "meter_conn_uout"]];
 
 /// Asks the kernel for a TCX link on no netdev: it complains of TCX first where it has none.
 pub(super) fn has_tcx(ebpf: &Ebpf) -> bool {
@@ -63,7 +67,7 @@ pub(super) fn loader<'a>() -> EbpfLoader<'a> {
     loader
 }
 
-/// Makes the maps and loads the TC programs.
+/// Makes the maps and loads the TC programs that any host takes.
 pub(super) fn load_object(
     specs: &[Spec],
     settings: &Settings,
@@ -86,26 +90,39 @@ pub(super) fn load_object(
         stand_in(&ebpf, held)?;
     }
     let mut programs = ProgramIds::new();
-    load_programs(&mut ebpf, &TC_PROGRAMS, &mut programs)?;
+    let [first, _] = TC_PROGRAMS;
+    load_programs(&mut ebpf, first, &mut programs)?;
     Ok((ebpf, programs))
 }
 
 /// Loads TC programs, those that aren't yet.
 pub(super) fn load_programs(
     ebpf: &mut Ebpf,
-    names: &[&'static str],
+    names: impl IntoIterator<Item = &'static str>,
     programs: &mut ProgramIds,
 ) -> Result<(), OpenError> {
-    for name in names.iter().copied().filter(|name| !programs.contains_key(name)).collect::<Vec<_>>() {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-        let failed = |error| load_error(&format!("load program {name}"), &error);
-        load(|| program.load()).map_err(failed)?;
-        programs.insert(name, program.info().map_err(failed)?.id());
+    for name in names {
+        if programs.contains_key(name) {
+            continue;
+        }
+        let program =
+            tc_program(ebpf, name).ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
+        let id =
+            load_program(program).map_err(|error| load_error(&format!("load program {name}"), &error))?;
+        programs.insert(name, id);
     }
     Ok(())
+}
+
+/// Returns a TC program of the object, loaded or not.
+pub(super) fn tc_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Option<&'a mut SchedClassifier> {
+    ebpf.program_mut(name)?.try_into().ok()
+}
+
+/// Loads a TC program; returns its id.
+pub(super) fn load_program(program: &mut SchedClassifier) -> Result<u32, ProgramError> {
+    load(|| program.load())?;
+    Ok(program.info()?.id())
 }
 
 pub(super) fn settings(options: &Options) -> Settings {

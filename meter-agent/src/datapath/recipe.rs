@@ -5,7 +5,7 @@ use meter_ebpf::abi::{NAMESPACES, Settings, map};
 use super::{
     hooks::ProgramIds,
     namespaces::{Loaded, Programs, pin},
-    object::{OBJECT, load_programs, loader},
+    object::{OBJECT, loader},
     open::{OpenError, load_error},
     places::PlaceTable,
     specs::Spec,
@@ -67,16 +67,16 @@ impl Recipe {
             stand_in(&ebpf, held)?;
         }
         let mut ids = ProgramIds::new();
-        load_programs(&mut ebpf, names, &mut ids)?;
-        programs.ids.extend(ids);
         for &name in names {
-            let fd = Loaded::Host(&mut ebpf)
+            let fd = Loaded::Host(&mut ebpf, &mut ids)
                 .tc_program(name)
+                .map_err(|error| load_error(&format!("load program {name}"), &error))?
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?
                 .try_clone_to_owned()
                 .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;
             programs.fds.insert(name, fd);
         }
+        programs.ids.extend(ids);
         Ok(())
     }
 }

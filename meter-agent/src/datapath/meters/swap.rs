@@ -12,7 +12,7 @@ use super::{
         kernel::{KernelDatapath, uptime_s},
         maps::LiveSlots,
         namespaces::loaded,
-        object::{METER_PROGRAMS, load_programs},
+        object::METER_PROGRAMS,
         record::{class_number, class_of, port_id, port_uuid, reported_device},
     },
     Meters, asks_for_flow, at, ledger, meter_name, write,
@@ -39,8 +39,8 @@ impl KernelDatapath {
     }
 
     fn count_meters(&mut self, set: &MeterSet, names: &[MeterName]) -> Result<(), MetersError> {
-        load_programs(&mut self.ebpf, &METER_PROGRAMS, &mut self.programs)
-            .map_err(|error| MetersError(error.to_string()))?;
+        let captured = self.captures.wanted().ports.clone();
+        self.load_taken(&METER_PROGRAMS, true, &captured).map_err(|error| MetersError(error.to_string()))?;
         let counted = self.meters.sums().map_err(|error| MetersError(error.to_string()))?;
         let mut ledger = self.meters.ledger.clone();
         let mut writes = Vec::new();
@@ -218,7 +218,7 @@ impl KernelDatapath {
                     meters: this.meters.on,
                     captured: &this.captures.wanted().ports,
                 };
-                let mut loaded = loaded(&mut this.ebpf, &this.namespaces, target);
+                let mut loaded = loaded(&mut this.ebpf, &mut this.programs, &this.namespaces, target);
                 hooks::both(target, site).into_iter().try_for_each(|hook| {
                     match attachment.kind(hook.direction) {
                         // A program of XDP asks for no rules.
