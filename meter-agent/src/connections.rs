@@ -75,13 +75,14 @@ impl Selection {
             || self.netdevs.iter().any(|pattern| pattern.matches(netdev))
     }
 
-    /// Returns what the datapath is to count at the netdevs of these ports; of others it is not known yet.
+    /// Returns what the datapath is to count at the netdevs of these ports; of others it is not known yet. Whether frames of one
+    /// may be in tunnels is the survey's to say.
     #[must_use]
     pub fn of(&self, ports: BTreeSet<PortId>, undecided: BTreeSet<PortId>) -> Capture {
         let Self { bits, share, idle_s, ended_s, .. } = *self;
         // Without a netdev nobody asks for them.
         let nobody = ports.is_empty() && undecided.is_empty();
         let rules = if nobody { Arc::default() } else { Arc::clone(&self.rules) };
-        Capture { ports, undecided, bits, rules, share, idle_s, ended_s }
+        Capture { ports, undecided, underlay: false, bits, rules, share, idle_s, ended_s }
     }
 }

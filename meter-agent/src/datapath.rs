@@ -132,6 +132,8 @@ pub struct Capture {
     pub ports: BTreeSet<PortId>,
     /// Ports of which it is not known yet: what is counted of their connections stays as it is.
     pub undecided: BTreeSet<PortId>,
+    /// Whether one of the netdevs is of those whose frames may be in tunnels.
+    pub underlay: bool,
     /// Which protocols, and whether inside of tunnels at uplinks: bits of [`meter_ebpf::abi::connection::capture`].
     pub bits: u32,
     /// Rules of which one has to match a frame so that its connection is counted from then on; without one, no matter.

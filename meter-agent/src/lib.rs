@@ -30,6 +30,9 @@
 //!                                    ─► Step::Detach: hooks, then the entry; the port keeps its total
 //! ```
 //!
+//! The programs of ports are loaded at the start, and so are those that netdevs which count already are to run: where the kernel
+//! refuses one, the agent doesn't start. Others are loaded with the first netdev that takes them.
+//!
 //! Where namespaces are followed, [`netdev::namespaces`] does for each of them what the monitor does for the host's, and the
 //! datapath enters a netdev's namespace on a thread that ends with it. A netdev is known by its namespace and its ifindex
 //! ([`netdev::NetdevId`]); its programs are the object loaded once more, with the namespace's number in it.

@@ -108,10 +108,20 @@ impl Pair {
                 }
                 frames
             });
+            let stopping = Stopping(&stop);
             let result = work();
-            stop.store(true, Ordering::Relaxed);
+            drop(stopping);
             (sender.join().unwrap(), result)
         })
+    }
+}
+
+/// Ends what runs until it is set, also where the work beside it panics.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

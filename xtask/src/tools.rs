@@ -1,4 +1,4 @@
-//! Programs that the lab and the tests run beside the agent.
+//! Programs that the lab, the tests and the guests take, and where they come from.
 
 mod beside;
 
@@ -24,8 +24,10 @@ pub(crate) struct Tool {
 /// How a tool comes out of its package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
-    /// By installing the package; by unpacking it with what it needs ([`beside`]) where apt would have to remove others.
+    /// By installing the package.
     Install,
+    /// By installing the package; where apt would remove others for it, by unpacking it with what it needs ([`beside`]).
+    Beside,
     /// By unpacking it under `target/`: installed, it would start a service.
     Unpack,
 }
@@ -53,7 +55,7 @@ pub(crate) const TESTS: &[Tool] = &[
 
 /// What boots a guest.
 pub(crate) const GUESTS: &[Tool] = &[
-    Tool { command: QEMU, package: "qemu-system-x86", from: From::Install },
+    Tool { command: QEMU, package: "qemu-system-x86", from: From::Beside },
     Tool { command: "busybox", package: "busybox-static", from: From::Install },
     Tool { command: "depmod", package: "kmod", from: From::Install },
     Tool { command: "strip", package: "binutils", from: From::Install },
@@ -88,13 +90,11 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
         bail!("{names}: not found; install what has them");
     }
     let to_install = packages(From::Install);
-    if !to_install.is_empty()
-        && let Err(error) = apt::install(&to_install)
-    {
-        // One package that can't be had is no reason to go without the others.
-        for tool in missing.iter().filter(|tool| tool.from == From::Install) {
-            provide_one(tool, &error).with_context(|| format!("{names}: not found"))?;
-        }
+    if !to_install.is_empty() {
+        apt::install(&to_install).with_context(|| format!("{names}: not found"))?;
+    }
+    for tool in missing.iter().filter(|tool| tool.from == From::Beside) {
+        install_or_unpack(tool).with_context(|| format!("{}: not found", tool.command))?;
     }
     let to_unpack = packages(From::Unpack);
     if !to_unpack.is_empty() {
@@ -106,15 +106,21 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     }
 }
 
-/// Installs a tool, or unpacks it beside what is there.
-fn provide_one(tool: &Tool, error: &anyhow::Error) -> Result<()> {
-    let transaction = apt::transaction(&[tool.package])?;
-    if transaction.removes.is_empty() {
-        return apt::install(&[tool.package]).with_context(|| format!("{error:#}"));
+/// Installs a tool; where apt refuses, since it would have to remove something, unpacks it beside what is there.
+fn install_or_unpack(tool: &Tool) -> Result<()> {
+    let Err(error) = apt::install(&[tool.package]) else { return Ok(()) };
+    let Ok(apt::Transaction { installs, removes }) = apt::transaction(&[tool.package]) else {
+        return Err(error);
+    };
+    if !workspace::is_root() || removes.is_empty() {
+        return Err(error);
     }
-    let removed = transaction.removes.join(", ");
-    say(format_args!("{} would remove {removed}: it is unpacked under target/ instead", tool.package));
-    beside::provide(tool.command, &transaction.installs, &directory())
+    say(format_args!(
+        "{} would remove {}: it is unpacked under target/ instead",
+        tool.package,
+        removes.join(", ")
+    ));
+    beside::provide(tool.command, &installs, &directory())
 }
 
 /// Returns where a tool is.

@@ -145,7 +145,7 @@ fn guest_of(kernel: &Kernel, binary: &Path, helpers: &[PathBuf], line: &str) -> 
 /// returns what was skipped by the kernel's version, `None` where it failed.
 fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<BTreeSet<String>>)> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get) / processor.takes();
-    let at_once = processors.min(memory_for());
+    let at_once = processors.min(memory_for(processor));
     let next = AtomicUsize::new(0);
     let work = || -> Vec<_> {
         let runs = iter::from_fn(|| runs.get(next.fetch_add(1, Ordering::Relaxed)));
@@ -162,9 +162,9 @@ fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<
 }
 
 /// Returns how many guests this machine has memory for. Where it doesn't say how much is available, that is no limit.
-fn memory_for() -> usize {
+fn memory_for(processor: Processor) -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    available(&text).map_or(usize::MAX, |mebibytes| mebibytes / guest::MEMORY)
+    available(&text).map_or(usize::MAX, |mebibytes| mebibytes / processor.memory())
 }
 
 /// Returns the mebibytes that are available by the text of `/proc/meminfo`.

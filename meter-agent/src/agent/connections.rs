@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::Agent;
-use crate::{datapath::Datapath, meter::PortId};
+use crate::{
+    datapath::{Capture, Datapath},
+    meter::PortId,
+};
 
 /// Ticks before what was refused is tried again.
 const WAIT: u32 = 10;
@@ -26,7 +29,10 @@ impl<D: Datapath> Agent<D> {
             .filter(|(id, _)| !self.namespaces.is_known(id.namespace) && !self.gone.contains(id))
             .map(|(_, attachment)| attachment.target.port)
             .collect();
-        let capture = self.policy.connections.of(self.survey.captured.clone(), undecided);
+        let captured = self.survey.captured.clone();
+        let underlay =
+            self.survey.desired.values().any(|target| target.underlay && captured.contains(&target.port));
+        let capture = Capture { underlay, ..self.policy.connections.of(captured, undecided) };
         match self.datapath.set_capture(&capture) {
             Ok(()) => {
                 if self.capture_refusal.why.take().is_some() {

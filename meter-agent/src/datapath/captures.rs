@@ -262,13 +262,13 @@ impl KernelDatapath {
         if *wanted == self.captures.wanted && self.admission.is_as(&wanted.rules) {
             return Ok(());
         }
-        if !wanted.ports.is_empty() {
-            self.load_taken(&CONNECTION_PROGRAMS, self.meters.on, &wanted.ports)
-                .map_err(|error| MetersError(error.to_string()))?;
-            if self.captures.wanted.ports.is_empty() {
-                // What programs note from now on says when it came.
-                self.connections.set_clock(uptime_s());
-            }
+        let [first, underlay] = CONNECTION_PROGRAMS;
+        let programs = [first, underlay].into_iter().zip([!wanted.ports.is_empty(), wanted.underlay]);
+        let programs = programs.filter(|(_, is_wanted)| *is_wanted).flat_map(|(programs, _)| programs);
+        self.load_taken(programs, self.meters.on, &wanted.ports)?;
+        if !wanted.ports.is_empty() && self.captures.wanted.ports.is_empty() {
+            // What programs note from now on says when it came.
+            self.connections.set_clock(uptime_s());
         }
         // Where other rules are refused those from before go on, and everything else is as it is wanted.
         let refused = self.begin_admission(&wanted.rules);

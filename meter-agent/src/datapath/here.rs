@@ -85,8 +85,9 @@ impl KernelDatapath {
     /// Goes on with the hooks from before, for the port that the target has now.
     fn keep(&mut self, before: Attachment, target: &Target, ours: bool) {
         let target = before.with_port_of(target);
-        // Programs that count connections, or don't, for one port and not for the other are to be changed still.
-        let lost = self.captures.wants(before.target.port) != self.captures.wants(target.port);
+        // Programs that count connections, or don't, for one port and not for the other are to be changed still; and so are those
+        // that were.
+        let lost = before.lost || self.captures.wants(before.target.port) != self.captures.wants(target.port);
         if target.underlay
             && let Err(error) = self.bind(&target, None)
         {

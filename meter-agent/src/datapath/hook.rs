@@ -60,8 +60,8 @@ impl Hook<'_> {
         match kind {
             HookKind::Tcx => self.attach_tcx(self.tc_program(loaded)?),
             HookKind::Clsact => {
-                self.unlink()?;
                 let program = self.tc_program(loaded)?;
+                self.unlink()?;
                 let name = self.links.filter_name(self.target.id, self.program_name());
                 clsact::set_filter(self.target.id.ifindex, self.direction, program, &name)
                     .map_err(|error| self.kernel_error(&error))
@@ -126,11 +126,11 @@ impl Hook<'_> {
             match load(|| program.load()) {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
                 Err(error) => {
-                    failure = Some(self.program_error(&error));
+                    failure = Some(self.program_error(name, &error));
                     continue;
                 }
             }
-            let program = program.fd().map_err(|error| self.program_error(&error))?.as_fd();
+            let program = program.fd().map_err(|error| self.program_error(name, &error))?.as_fd();
             match self.attach_xdp_program(program, fragments) {
                 Ok(()) => return Ok(()),
                 Err(error) => failure = Some(error),
@@ -234,9 +234,21 @@ impl Hook<'_> {
         }
     }
 
+    /// Has the program that [`Hook::attach`] takes loaded, so that it doesn't wait for the verifier with one hook changed.
+    ///
+    /// # Errors
+    ///
+    /// The program is refused. XDP's are tried with the driver.
+    pub(super) fn provide(&self, loaded: &mut Loaded<'_>, kind: HookKind) -> Result<(), AttachError> {
+        match kind {
+            HookKind::Tcx | HookKind::Clsact => self.tc_program(loaded).map(|_| ()),
+            HookKind::Xdp => Ok(()),
+        }
+    }
+
     fn tc_program<'a>(&self, loaded: &'a mut Loaded<'_>) -> Result<BorrowedFd<'a>, AttachError> {
         let name = self.program_name();
-        let program = loaded.tc_program(name).map_err(|error| self.program_error(&error))?;
+        let program = loaded.tc_program(name).map_err(|error| self.program_error(name, &error))?;
         program.ok_or_else(|| self.no_program(name))
     }
 
@@ -251,15 +263,18 @@ impl Hook<'_> {
         self.error(&format!("the object lacks the program {name}"), "object", Retry::Never)
     }
 
-    fn program_error(&self, error: &ProgramError) -> AttachError {
+    fn program_error(&self, name: &str, error: &ProgramError) -> AttachError {
+        // What the verifier had no memory or no time for it has not refused, whatever it said until then.
+        let is_over = !matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
         if let ProgramError::LoadError { io_error, verifier_log } = error
+            && is_over
             && !verifier_log.to_string().is_empty()
         {
             // The verifier says EACCES as well; its last words tell what it did not like.
             let log = verifier_log.to_string();
             let words = log.lines().rev().filter(|line| !line.is_empty()).take(4).collect::<Vec<_>>();
             let words = words.into_iter().rev().collect::<Vec<_>>().join("; ");
-            let why = format!("the kernel refuses the program ({io_error}): {words}");
+            let why = format!("the kernel refuses the program {name} ({io_error}): {words}");
             return self.error(&why, "verifier", Retry::Never);
         }
         self.system_error(errno(error), &describe(error))

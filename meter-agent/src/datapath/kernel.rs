@@ -109,11 +109,11 @@ impl KernelDatapath {
         connections.tend(now, in_use, captures, || grace.wait());
     }
 
-    /// Loads the first programs of a family, and those that the netdevs which are attached take where this is counted. What
-    /// others take is loaded with the first of them.
+    /// Loads these programs, and those that the host's attached netdevs are to run beside such meters and with the connections
+    /// of these ports counted, before any of them changes. What a netdev takes that comes later is loaded with it.
     pub(super) fn load_taken(
         &mut self,
-        [first, _]: &[[&'static str; 2]; 2],
+        programs: impl IntoIterator<Item = &'static str>,
         meters: bool,
         captured: &BTreeSet<PortId>,
     ) -> Result<(), OpenError> {
@@ -123,7 +123,7 @@ impl KernelDatapath {
             let hooks = hooks::both(&known.target, site).into_iter();
             hooks.filter(|hook| known.kind(hook.direction) != HookKind::Xdp).map(|hook| hook.program_name())
         });
-        let names: BTreeSet<&'static str> = first.iter().copied().chain(taken).collect();
+        let names: BTreeSet<&'static str> = programs.into_iter().chain(taken).collect();
         load_programs(&mut self.ebpf, names, &mut self.programs)
     }
 

@@ -253,7 +253,7 @@ impl KernelDatapath {
         }
     }
 
-    /// Has the programs for a netdev, and a place for its counters.
+    /// Has the programs for a netdev of another namespace, and a place for its counters.
     pub(super) fn prepare_programs(&mut self, target: &Target) -> Result<(), AttachError> {
         if target.id.namespace == NamespaceId::HOST {
             return Ok(());

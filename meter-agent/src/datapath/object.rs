@@ -20,10 +20,10 @@ use super::{
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));
 
-/// Programs for TC: of netdevs whose frames have a port only, and of those whose frames may be in tunnels. The second two are
-/// loaded when the first such netdev asks for them, as those for XDP are: the verifier takes many times as long for them.
+/// Programs for TC: of netdevs that have a port only, and of those whose frames may be in tunnels. The second two are loaded
+/// when the first such netdev takes them, as those for XDP are: the verifier takes many times as long for them.
 pub(super) const TC_PROGRAMS: [[&str; 2]; 2] = [["meter_in", "meter_out"], ["meter_up_in", "meter_up_out"]];
-/// The same for ports while there are user-defined meters; they are loaded when there are.
+/// The same for ports while there are user-defined meters; the first two are loaded when there are.
 pub(super) const METER_PROGRAMS: [[&str; 2]; 2] =
     [["meter_user_in", "meter_user_out"], ["meter_user_uin", "meter_user_uout"]];
 
@@ -121,7 +121,10 @@ pub(super) fn tc_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Option<&'a mut S
 
 /// Loads a TC program; returns its id.
 pub(super) fn load_program(program: &mut SchedClassifier) -> Result<u32, ProgramError> {
-    load(|| program.load())?;
+    match load(|| program.load()) {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(error),
+    }
     Ok(program.info()?.id())
 }
 

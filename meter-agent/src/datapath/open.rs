@@ -10,7 +10,7 @@ use aya::maps::MapError;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    ReadError,
+    MetersError, ReadError,
     failure::describe,
     pins::{self, Directories},
     sys,
@@ -313,6 +313,12 @@ pub(super) fn pin_error(map: &'static str, path: &Path, error: &MapError) -> Ope
         return OpenError::Permission { action, missing: missing_capabilities() };
     }
     OpenError::ForeignPin { path: path.to_owned(), map, found: describe(error) }
+}
+
+impl From<OpenError> for MetersError {
+    fn from(error: OpenError) -> Self {
+        Self(error.to_string())
+    }
 }
 
 /// Tells a missing permission from everything else that can go wrong when the object is loaded.

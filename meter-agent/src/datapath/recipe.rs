@@ -1,5 +1,7 @@
 //! What loading the programs of one more namespace takes: the object once more, over the maps that count.
 
+use std::collections::BTreeMap;
+
 use meter_ebpf::abi::{NAMESPACES, Settings, map};
 
 use super::{
@@ -66,7 +68,7 @@ impl Recipe {
         if let Store::Held(held) = &self.store {
             stand_in(&ebpf, held)?;
         }
-        let mut ids = ProgramIds::new();
+        let (mut ids, mut fds) = (ProgramIds::new(), BTreeMap::new());
         for &name in names {
             let fd = Loaded::Host(&mut ebpf, &mut ids)
                 .tc_program(name)
@@ -74,9 +76,10 @@ impl Recipe {
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?
                 .try_clone_to_owned()
                 .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;
-            programs.fds.insert(name, fd);
+            fds.insert(name, fd);
         }
-        programs.ids.extend(ids);
+        programs.fds.append(&mut fds);
+        programs.ids.append(&mut ids);
         Ok(())
     }
 }

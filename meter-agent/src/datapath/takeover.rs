@@ -18,7 +18,7 @@ use super::{
     maps::{Maps, take},
     meters::Meters,
     namespaces::{self, Namespaces},
-    object::{OBJECT, TC_PROGRAMS, has_tcx, load_object, settings},
+    object::{OBJECT, TC_PROGRAMS, has_tcx, load_object, load_programs, settings},
     open::{OpenError, check_kernel, load_error},
     pins::{self, Settled},
     recipe::Recipe,
@@ -80,7 +80,7 @@ impl KernelDatapath {
         settings.tunnel_mask = tunnel_places.saturating_sub(1);
 
         let (slots, held) = home.slots()?;
-        let (mut ebpf, programs) = load_object(&specs, &settings, home.over(&slots.bits(), &held))?;
+        let (mut ebpf, mut programs) = load_object(&specs, &settings, home.over(&slots.bits(), &held))?;
         let store = home.store(&ebpf, &specs, held)?;
         let logger = aya_log::EbpfLogger::init(&mut ebpf).ok();
         let has_tcx = has_tcx(&ebpf);
@@ -114,6 +114,10 @@ impl KernelDatapath {
                 );
             }
             lost.clear();
+        }
+        if earlier.is_some() {
+            // Where they are refused, the earlier version counts on as if nobody had come.
+            load_programs(&mut ebpf, TC_PROGRAMS.into_iter().flatten(), &mut programs)?;
         }
         let spare_places = entries_of(&specs, map::TUNNEL_SPARE);
         maps.prepare(options.version, tunnel_places..tunnel_places + spare_places)?;
@@ -165,7 +169,7 @@ impl KernelDatapath {
             logger,
         };
         // What netdevs that count already are to run has to load before one of them is touched.
-        datapath.load_taken(&TC_PROGRAMS, datapath.meters.on, &BTreeSet::new())?;
+        datapath.load_taken([], datapath.meters.on, &BTreeSet::new())?;
         if let Some(earlier) = earlier {
             if let Some(set) = before.meters
                 && let Err(error) = datapath.change_meters(set)

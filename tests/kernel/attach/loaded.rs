@@ -1,15 +1,40 @@
-//! Which programs are loaded: those that the netdevs take which are attached. The verifier takes many times as long for those
-//! that look into tunnels.
+//! Which programs are loaded: those of ports, and those that the netdevs take which are attached. The verifier takes many times
+//! as long for those that look into tunnels.
 
 use std::collections::BTreeSet;
 
 use aya::{maps::MapInfo, programs::loaded_programs};
+use meter_agent::datapath::Datapath as _;
 use meter_ebpf::abi::{VERSION, map};
 
 use super::{
-    super::support::{meters, until},
-    Class, IngressHook, Pair, TcMode, ready,
+    super::support::{auto_kind, meters, until},
+    Class, HookKind, IngressHook, Pair, Retry, TcMode, hooks, moved, ready,
 };
+
+/// Of the words of `capset(2)`, which are effective sets and two more each: those with CAP_SYS_ADMIN and CAP_BPF, and their bits.
+const LOADING: [(usize, u32); 2] = [(0, 1 << 21), (3, 1 << 7)];
+/// `_LINUX_CAPABILITY_VERSION_3`, and the calling thread.
+const HEADER: [u32; 2] = [0x2008_0522, 0];
+
+/// Returns what `work` returns without the capability to load programs.
+fn without_loading<T>(work: impl FnOnce() -> T) -> T {
+    let mut before = [0_u32; 6];
+    // SAFETY: the kernel reads the header and writes two times three words.
+    let got = unsafe { libc::syscall(libc::SYS_capget, HEADER.as_ptr(), before.as_mut_ptr()) };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    let set = |words: [u32; 6]| {
+        // SAFETY: the kernel reads the header and two times three words.
+        let set = unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), words.as_ptr()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    let mut without = before;
+    LOADING.into_iter().for_each(|(word, bit)| without[word] &= !bit);
+    set(without);
+    let result = work();
+    set(before);
+    result
+}
 
 impl Pair {
     /// Returns the names of the programs that count in the host's maps, whether something runs them or not.
@@ -76,4 +101,28 @@ fn programs_are_loaded_for_the_netdevs_that_take_them() {
         "meter_user_out",
     ]);
     pair.count(&mut meter, Class::Uplink, "an uplink beside meters");
+}
+
+#[test]
+fn netdev_whose_program_is_refused_counts_on_as_before() {
+    if !ready() || !lab::require::kernel(5, 19, "maps that are written without CAP_BPF") {
+        return;
+    }
+    for (tc, kind) in [(TcMode::Auto, auto_kind()), (TcMode::Clsact, HookKind::Clsact)] {
+        let pair = Pair::new(&format!("refused-{}", kind.name()));
+        let mut meter = pair.host.open_with(&pair.options(tc));
+        meter.attach(&pair.port());
+        let before = meter.table();
+        let (frames, error) = pair.while_sending(|| {
+            let uplink = pair.uplink(IngressHook::Tc);
+            let datapath = &mut meter.datapath;
+            pair.host.netns.run_in(|| without_loading(|| datapath.attach(&uplink))).unwrap().unwrap_err()
+        });
+        assert_eq!((error.reason, error.retry), ("permission", Retry::Later), "{error}");
+        assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
+        meter.expect(&before, &moved(Class::Port, frames, frames), "while it is refused");
+        meter.attach(&pair.uplink(IngressHook::Tc));
+        assert_eq!(pair.host.hooks(), hooks(kind, Class::Uplink));
+        pair.count(&mut meter, Class::Uplink, "once it is let");
+    }
 }

@@ -12,13 +12,16 @@ use std::{
 };
 
 use crate::{
+    amount::slower,
     error::{Doing as _, Result},
     netns::Netns,
     traffic::{connect, send_segmented, udp_pair},
 };
 
-/// How long a connection may take to be made, and a load to end, in an emulated machine too.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a connection may take to be made, and a load to end.
+fn patience() -> Duration {
+    Duration::from_secs(30) * slower()
+}
 
 /// How much is sent at once, and the pause after it.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +57,7 @@ impl Load {
     ///
     /// When the connection can't be made.
     pub fn tcp(client: &Netns, listener: &Netns, server: SocketAddr, pace: Pace) -> Result<Self> {
-        let (source, sink) = connect(client, listener, server, PATIENCE)?;
+        let (source, sink) = connect(client, listener, server, patience())?;
         let mut load = Self::idle();
         load.start("tcp-source", move |load| send_stream(source, pace, &load))?;
         load.start("tcp-sink", move |load| receive_stream(sink, &load))?;

@@ -25,7 +25,9 @@ const BEGINS: &str = "guest begins";
 const PROCESSORS: usize = 2;
 
 /// The memory of a guest in mebibytes, its initramfs in it.
-pub(super) const MEMORY: usize = 3072;
+const MEMORY: usize = 3072;
+/// What QEMU translates to at most, likewise.
+const TRANSLATED: usize = 1024;
 
 /// How long an empty guest may take with hardware virtualization that works.
 const BOOT: Duration = Duration::from_secs(30);
@@ -77,6 +79,14 @@ impl Processor {
         match self {
             Self::Kvm => PROCESSORS,
             Self::Software => 1,
+        }
+    }
+
+    /// Returns the memory that one guest takes at most, in mebibytes.
+    pub(super) fn memory(self) -> usize {
+        match self {
+            Self::Kvm => MEMORY,
+            Self::Software => MEMORY + TRANSLATED,
         }
     }
 

@@ -40,7 +40,8 @@ impl KernelDatapath {
 
     fn count_meters(&mut self, set: &MeterSet, names: &[MeterName]) -> Result<(), MetersError> {
         let captured = self.captures.wanted().ports.clone();
-        self.load_taken(&METER_PROGRAMS, true, &captured).map_err(|error| MetersError(error.to_string()))?;
+        let [first, _] = METER_PROGRAMS;
+        self.load_taken(first, true, &captured)?;
         let counted = self.meters.sums().map_err(|error| MetersError(error.to_string()))?;
         let mut ledger = self.meters.ledger.clone();
         let mut writes = Vec::new();
@@ -84,6 +85,8 @@ impl KernelDatapath {
     /// Lets no meter count.
     fn end_meters(&mut self) -> Result<(), MetersError> {
         if self.meters.on {
+            let captured = self.captures.wanted().ports.clone();
+            self.load_taken([], false, &captured)?;
             self.meters.on = false;
             self.swap_programs();
             // Programs that run still read the rules.
