@@ -6,7 +6,6 @@ mod connections;
 mod counting;
 mod daemon;
 mod exact;
-mod faults;
 mod guest;
 mod meters;
 mod monitor;

@@ -1,8 +1,9 @@
 //! `cargo xtask tidy`: house rules that neither rustc nor clippy checks.
 //!
 //! [`rules`] says what holds, as tables; [`source`] reads Rust well enough to ask them; [`text`] looks at lines of any
-//! file.
+//! file, [`faults`] at a page.
 
+mod faults;
 mod rules;
 mod source;
 mod text;
@@ -33,11 +34,15 @@ pub(crate) fn run() -> Result<()> {
     let files = files()?;
     let mut findings = Vec::new();
     let mut long = Vec::new();
+    let (mut page, mut tests) = (String::new(), String::new());
     for file in &files {
         let path = workspace::root().join(file);
         // What is not text (a recorded capture, an image) has no lines to check.
         let Ok(content) = fs::read_to_string(&path) else { continue };
         findings.extend(text::check(file, &content, &crate::subcommands()));
+        if faults::has_tests(file) {
+            tests.push_str(&content);
+        }
         if file.ends_with(".rs") {
             findings.extend(rules::check(file, &Source::read(&content)));
             let lines = content.lines().count();
@@ -45,8 +50,12 @@ pub(crate) fn run() -> Result<()> {
                 long.push(format!("{file}: {lines} lines: has it two jobs?"));
             }
         }
+        if file == faults::PAGE {
+            page = content;
+        }
     }
     findings.extend(text::check_names(&files));
+    findings.extend(faults::check(&page, &tests));
     findings.sort();
     for note in &long {
         say(format_args!("note: {note}"));
