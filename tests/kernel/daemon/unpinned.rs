@@ -75,7 +75,8 @@ fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
     let guests = Guests::new(&host.netns);
     guests.counts();
     let meter = format!("[[meter]]\nname = \"all\"\nrules = [\"in-ports {PORT} direction rx\"]\n");
-    let more = format!("tc = \"{tc}\"\n{}[connections]\nnetdevs = [\"tap*\"]\n{meter}", bound("tap1"));
+    let connections = "[connections]\nnetdevs = [\"tap*\"]\nended_timeout = \"1h\"\n";
+    let more = format!("tc = \"{tc}\"\n{}{connections}{meter}", bound("tap1"));
     let mut bare = Bare::new(&host, line, &more);
     bare.start();
     let first = bare.created();
