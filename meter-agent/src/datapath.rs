@@ -272,6 +272,12 @@ impl Attachment {
         let Target { port, class, device, .. } = *target;
         Target { port, class, device, ..self.target.clone() }
     }
+
+    /// Returns the same where the programs can't become those of the other target's class: they count on as they do.
+    #[must_use]
+    pub fn on_to(&self, target: &Target) -> Target {
+        Target { class: self.target.class, ..self.with_port_of(target) }
+    }
 }
 
 /// A hook that was attached and is not there any more, though its netdev is: another tool removed it.

@@ -17,7 +17,7 @@ impl Attaches {
         let id = is.target.id;
         match before.filter(|before| before.target.port == is.target.port) {
             None => self.began(id),
-            Some(before) if before.lost || before.kinds() != is.kinds() => {
+            Some(before) if (before.lost && !is.lost) || before.kinds() != is.kinds() => {
                 self.since.entry(id).or_default().gaps += 1;
             }
             Some(_) => {}

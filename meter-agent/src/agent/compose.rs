@@ -1,6 +1,10 @@
 //! A reading of the counters and what is known of the host, put together to a [`Snapshot`].
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
 
 use meter_ebpf::abi::{Counter, Direction};
 
@@ -33,7 +37,14 @@ pub(super) struct Known<'a> {
 pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> Snapshot {
     let (receive, transmit): (Vec<_>, Vec<_>) =
         reading.tunnels.into_iter().partition(|tunnel| tunnel.direction == Direction::Ingress);
-    let parts = parts(&reading.buckets, receive.iter().chain(&transmit));
+    let uplinks: BTreeSet<PortId> = known
+        .attached
+        .values()
+        .filter(|attachment| attachment.target.underlay)
+        .map(|attachment| attachment.target.port)
+        .collect();
+    let buckets = reading.buckets.iter().filter(|bucket| uplinks.contains(&bucket.uplink));
+    let parts = parts(buckets, receive.iter().chain(&transmit));
     let netdevs = known.survey.statuses(known.netdevs, known.attached, |id| known.failures.reason(id));
     Snapshot {
         generation,
@@ -63,9 +74,9 @@ pub(super) fn snapshot(generation: u64, reading: Reading, known: &Known<'_>) -> 
     }
 }
 
-/// Adds up the tunnels and buckets of each attached uplink.
+/// Adds up the tunnels and buckets of each of these uplinks.
 fn parts<'a>(
-    buckets: &[BucketReading],
+    buckets: impl Iterator<Item = &'a BucketReading>,
     tunnels: impl Iterator<Item = &'a TunnelReading>,
 ) -> BTreeMap<(PortId, Direction), Counter> {
     let sum = |bucket: &BucketReading| {
@@ -75,7 +86,7 @@ fn parts<'a>(
         })
     };
     let mut parts: BTreeMap<_, _> =
-        buckets.iter().map(|bucket| ((bucket.uplink, bucket.direction), sum(bucket))).collect();
+        buckets.map(|bucket| ((bucket.uplink, bucket.direction), sum(bucket))).collect();
     for tunnel in tunnels {
         if let Some(part) = parts.get_mut(&(tunnel.uplink, tunnel.direction)) {
             part.add(&Counter { packets: tunnel.packets, bytes: tunnel.outer_bytes });

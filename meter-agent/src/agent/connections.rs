@@ -16,6 +16,8 @@ const WAIT: u32 = 10;
 pub(super) struct Refusal {
     /// Why; `None` where nothing was.
     why: Option<String>,
+    /// What was.
+    capture: Capture,
     /// Ticks until it is tried again.
     wait: u32,
 }
@@ -33,9 +35,13 @@ impl<D: Datapath> Agent<D> {
         let underlay =
             self.survey.desired.values().any(|target| target.underlay && captured.contains(&target.port));
         let capture = Capture { underlay, ..self.policy.connections.of(captured, undecided) };
+        if self.capture_refusal.wait > 0 && self.capture_refusal.capture == capture {
+            // Each change of a netdev comes here, and the verifier takes its time.
+            return;
+        }
         match self.datapath.set_capture(&capture) {
             Ok(()) => {
-                if self.capture_refusal.why.take().is_some() {
+                if std::mem::take(&mut self.capture_refusal).why.is_some() {
                     tracing::info!("connections are counted as configured again");
                 }
             }
@@ -48,7 +54,7 @@ impl<D: Datapath> Agent<D> {
                         "connections are not counted as configured, those that are known go on; will retry"
                     );
                 }
-                self.capture_refusal = Refusal { why: Some(why), wait: WAIT };
+                self.capture_refusal = Refusal { why: Some(why), capture, wait: WAIT };
             }
         }
     }

@@ -1,5 +1,6 @@
 mod meters;
 mod namespaces;
+mod refused;
 mod sequences;
 
 use std::{
@@ -374,32 +375,6 @@ fn hook_that_another_tool_removed_is_noticed_at_the_next_dump() {
     bench.agent.datapath.removed.insert(2.into());
     let ticks = (1..).find(|_| !bench.ticks(1).calls().is_empty()).unwrap();
     assert_eq!(ticks, 60);
-}
-
-#[test]
-fn refused_change_keeps_what_counts_and_is_tried_again() {
-    let mut bench = Bench::new();
-    let errors = VecDeque::from([error("xdp_busy", Retry::Later), error("xdp_busy", Retry::Later)]);
-    bench.netdevs(&[(2, "eth0")]);
-    let mut uplinks = policy(vec![]);
-    uplinks.rules.uplinks = vec!["eth0".parse().unwrap()];
-    bench.send(read(uplinks.clone(), 9)).settle();
-    let eth0 = Netdev::bare(2, "eth0", Kind::Physical);
-    bench.send(Event::Netdev(NetdevEvent::New(eth0))).settle();
-    bench.agent.datapath.attach_errors.insert("eth0".to_owned(), errors);
-    uplinks.rules.uplink_ingress = IngressHook::Xdp;
-    bench.send(read(uplinks, 10)).settle();
-    bench.agent.datapath.receive(2, 1, 100);
-    bench.settle();
-    let snapshot = bench.snapshot();
-    assert_eq!(snapshot.ports.iter().map(|port| port.ingress.wire().bytes).sum::<u64>(), 100);
-    let row = &snapshot.netdevs[0];
-    assert_eq!((row.ingress.as_deref(), &*row.reason), (Some("tcx"), "attach failed for xdp_busy"));
-    assert_eq!(snapshot.health.attach_pending, 1);
-    bench.ticks(3);
-    assert_eq!(bench.snapshot().netdevs[0].ingress.as_deref(), Some("xdp"));
-    assert_eq!(bench.snapshot().health.attach_pending, 0);
-    assert!(bench.calls().iter().all(|call| call == "attach eth0"), "never detached");
 }
 
 #[test]

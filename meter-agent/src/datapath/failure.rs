@@ -18,6 +18,30 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Returns what the verifier did not like of a program; `None` where it has not refused it.
+pub(super) fn refusal(name: &str, error: &ProgramError) -> Option<String> {
+    // What the verifier had no memory or no time for it has not refused, whatever it said until then.
+    let is_over = !matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return None };
+    let log = verifier_log.to_string();
+    if !is_over || log.is_empty() {
+        return None;
+    }
+    tracing::debug!(program = name, log, "the kernel refuses the program");
+    Some(format!("the kernel refuses the program {name} ({io_error}): {}", last_words(&log)))
+}
+
+/// Lines that end a verifier's log whatever it says.
+const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+
+/// Returns what a verifier's log, which may have megabytes, ends in.
+fn last_words(log: &str) -> String {
+    let says = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    let mut words: Vec<&str> = log.lines().rev().filter(says).take(4).collect();
+    words.reverse();
+    words.join("; ")
+}
+
 /// Returns the number of the system error behind an error of aya.
 pub(super) fn errno(error: &ProgramError) -> Option<i32> {
     match error {
@@ -64,4 +88,20 @@ pub(super) fn full_error(target: &Target, full: Full) -> AttachError {
         ),
     };
     bind_error(target, why, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_words;
+
+    #[test]
+    fn verifiers_last_words_are_what_it_did_not_like() {
+        let log = "func#0 @0\n0: R1=ctx()\n1: (79) r2 = *(u64 *)(r1 +8)\ninvalid bpf_context access off=8 size=8\n\n\
+                   verification time 53 usec\nstack depth 0\nprocessed 2 insns (limit 1000000) max_states_per_insn 0\n";
+        let expected =
+            "func#0 @0; 0: R1=ctx(); 1: (79) r2 = *(u64 *)(r1 +8); invalid bpf_context access off=8 size=8";
+        assert_eq!(last_words(log), expected);
+        let long = format!("{}BPF program is too large\n", "12: (bf) r6 = r1\n".repeat(100_000));
+        assert_eq!(last_words(&long).matches("; ").count(), 3);
+    }
 }

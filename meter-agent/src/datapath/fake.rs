@@ -7,8 +7,8 @@ use meter_ebpf::abi::{Direction, HookCounter, SlotCounters};
 use uuid::Uuid;
 
 use super::{
-    AttachError, Attachment, Capture, Datapath, HookKind, IngressHook, Lost, MetersError, PortReading,
-    ReadError, Reading, Retry, Target,
+    AttachError, Attachment, BucketReading, Capture, Datapath, HookKind, IngressHook, Lost, MetersError,
+    PortReading, ReadError, Reading, Retry, Target,
 };
 use crate::{
     meter::{FlowStats, PortId},
@@ -56,8 +56,12 @@ pub struct FakeDatapath {
     pub meters_in_force: bool,
     /// Whose connections are counted.
     pub capture: Capture,
+    /// What the next changes of them end in; those behind them are taken.
+    pub capture_errors: VecDeque<MetersError>,
     /// Whether that was in force, and is not any more.
     pub capture_lost: bool,
+    /// What is in no tunnel.
+    pub buckets: Vec<BucketReading>,
     totals: BTreeMap<PortId, PortReading>,
 }
 
@@ -164,7 +168,7 @@ impl Datapath for FakeDatapath {
         if let Some(error) = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front) {
             match before.filter(|_| error.reason != NO_PORT) {
                 Some(before) => {
-                    self.carry(Attachment { target: before.with_port_of(target), lost: false, ..before });
+                    self.carry(Attachment { target: before.on_to(target), ..before });
                 }
                 None => self.remove(target.id),
             }
@@ -224,6 +228,9 @@ impl Datapath for FakeDatapath {
     }
 
     fn set_capture(&mut self, capture: &Capture) -> Result<(), MetersError> {
+        if let Some(error) = self.capture_errors.pop_front() {
+            return Err(error);
+        }
         self.capture = capture.clone();
         self.capture_lost = false;
         Ok(())
@@ -257,6 +264,7 @@ impl Datapath for FakeDatapath {
         let counted = |name: &String| self.user_meters.get(name).copied().unwrap_or_default();
         Ok(Reading {
             ports: self.totals.values().cloned().collect(),
+            buckets: self.buckets.clone(),
             user_meters: self
                 .meters
                 .meters

@@ -12,12 +12,30 @@ use super::{
 use crate::netdev::NamespaceId;
 
 impl KernelDatapath {
-    /// Attaches a netdev of the calling thread's namespace.
-    pub(super) fn attach_here(&mut self, target: &Target) -> Result<(), AttachError> {
+    /// Attaches a netdev of the calling thread's namespace; `prepared` says whether what its namespace takes is there.
+    pub(super) fn attach_here(
+        &mut self,
+        target: &Target,
+        prepared: Result<(), AttachError>,
+    ) -> Result<(), AttachError> {
         let known = self.attached.get(&target.id).cloned();
         let ours =
             known.as_ref().is_some_and(|known| self.recorded(known.target.port) & bits::CLSACT_OURS != 0);
-        let bound = self.bind(target, known.as_ref());
+        // Hooks that have vanished are nothing to go back to.
+        let before = known.clone().filter(|known| hooks::missing(known, self.site(), None).is_empty());
+        // The verifier is asked before anything is written down that a refusal, or a crash meanwhile, would make untrue.
+        let provided = prepared.and_then(|()| self.provide(target));
+        let wanted = match (&provided, &before) {
+            (Ok(_), _) => target.clone(),
+            (Err(_), Some(before)) => before.on_to(target),
+            (Err(_), None) => {
+                if known.is_some() {
+                    self.let_go(target, ours);
+                }
+                return provided;
+            }
+        };
+        let bound = self.bind(&wanted, known.as_ref());
         let (fits, lacks) = match bound {
             Ok(bound) => bound,
             Err(error) => {
@@ -25,9 +43,10 @@ impl KernelDatapath {
                 return Err(error);
             }
         };
-        // Hooks that have vanished are nothing to go back to.
-        let before = known.filter(|known| hooks::missing(known, self.site(), None).is_empty());
-        match self.hang(&fits, before.as_ref(), ours) {
+        let hung = provided
+            .map_err(|error| Refused { error, kept: before.is_some() })
+            .and_then(|()| self.hang(&fits, before.as_ref(), ours));
+        match hung {
             Ok([ingress, egress]) => {
                 let attachment = Attachment { target: fits, ingress, egress, lost: false };
                 self.attached.insert(target.id, attachment);
@@ -82,22 +101,32 @@ impl KernelDatapath {
         all_lost
     }
 
-    /// Goes on with the hooks from before, for the port that the target has now.
-    fn keep(&mut self, before: Attachment, target: &Target, ours: bool) {
-        let target = before.with_port_of(target);
+    /// Goes on with the hooks from before, for the port that the target is bound to now.
+    fn keep(&mut self, before: Attachment, bound: &Target, ours: bool) {
+        let target = before.on_to(bound);
         // Programs that count connections, or don't, for one port and not for the other are to be changed still; and so are those
         // that were.
         let lost = before.lost || self.captures.wants(before.target.port) != self.captures.wants(target.port);
-        if target.underlay
+        if (target.class, target.underlay) != (bound.class, bound.underlay)
             && let Err(error) = self.bind(&target, None)
         {
             // Without an uplink's index its frames count, but not its tunnels.
-            tracing::debug!(error = %error, "uplink not bound again");
+            tracing::debug!(error = %error, "not bound again as what it was");
         }
         if let Err(error) = self.record(&target, hook_bits(before.kinds(), ours)) {
             tracing::error!(error = %error, "hooks not recorded");
         }
         self.attached.insert(target.id, Attachment { target, lost, ..before });
+    }
+
+    /// Has the programs loaded that the hooks of a target take.
+    fn provide(&mut self, target: &Target) -> Result<(), AttachError> {
+        let kinds = hooks::kinds(target, self.tc, self.has_tcx)?;
+        let mut loaded = loaded(&mut self.ebpf, &mut self.programs, &self.namespaces, target);
+        let site =
+            Site { links: &self.links, meters: self.meters.on, captured: &self.captures.wanted().ports };
+        let mut hooks = hooks::both(target, site).into_iter().zip(kinds);
+        hooks.try_for_each(|(hook, kind)| hook.provide(&mut loaded, kind))
     }
 
     /// Makes the hooks of a bound target what they should be, if they are not, and records them; `ours` says whether its

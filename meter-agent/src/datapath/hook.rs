@@ -18,7 +18,7 @@ use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Class, HookKind, Retry, Target, clsact,
-    failure::{describe, errno},
+    failure::{describe, errno, refusal},
     links::Links,
     namespaces::{Loaded, NAMESPACE_CONNECTION_PROGRAMS, NAMESPACE_METER_PROGRAMS, NAMESPACE_PROGRAMS},
     sys::{self, LinkPlace},
@@ -264,20 +264,11 @@ impl Hook<'_> {
     }
 
     fn program_error(&self, name: &str, error: &ProgramError) -> AttachError {
-        // What the verifier had no memory or no time for it has not refused, whatever it said until then.
-        let is_over = !matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
-        if let ProgramError::LoadError { io_error, verifier_log } = error
-            && is_over
-            && !verifier_log.to_string().is_empty()
-        {
-            // The verifier says EACCES as well; its last words tell what it did not like.
-            let log = verifier_log.to_string();
-            let words = log.lines().rev().filter(|line| !line.is_empty()).take(4).collect::<Vec<_>>();
-            let words = words.into_iter().rev().collect::<Vec<_>>().join("; ");
-            let why = format!("the kernel refuses the program {name} ({io_error}): {words}");
-            return self.error(&why, "verifier", Retry::Never);
+        // The verifier says EACCES as well.
+        match refusal(name, error) {
+            Some(why) => self.error(&why, "verifier", Retry::Never),
+            None => self.system_error(errno(error), &describe(error)),
         }
-        self.system_error(errno(error), &describe(error))
     }
 
     fn xdp_error(&self, error: &io::Error) -> AttachError {

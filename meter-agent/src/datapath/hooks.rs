@@ -139,11 +139,7 @@ pub(super) fn change(
     kinds: [HookKind; 2],
     before: Option<&Attachment>,
 ) -> Result<(), Refused> {
-    let hooks = || both(target, site).into_iter().zip(kinds);
-    hooks()
-        .try_for_each(|(hook, kind)| hook.provide(loaded, kind))
-        .map_err(|error| Refused { error, kept: before.is_some() })?;
-    for (hook, kind) in hooks() {
+    for (hook, kind) in both(target, site).into_iter().zip(kinds) {
         if let Err(error) = hook.attach(loaded, kind) {
             let kept = before.is_some_and(|before| restore(loaded, site, before, hook.direction));
             return Err(Refused { error, kept });

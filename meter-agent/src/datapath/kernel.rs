@@ -163,8 +163,8 @@ impl Datapath for KernelDatapath {
             // A port is on one netdev: its record has room for one, and so the next agent would know of one.
             self.detach(other)?;
         }
-        self.prepare_programs(target)?;
-        self.within(target, |this| this.attach_here(target))?.ok_or_else(gone)?
+        let prepared = self.prepare_programs(target);
+        self.within(target, |this| this.attach_here(target, prepared))?.ok_or_else(gone)?
     }
 
     fn exchange(&mut self, targets: &[Target]) -> Result<(), AttachError> {

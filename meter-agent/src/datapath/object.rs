@@ -12,7 +12,7 @@ use super::{
     Options,
     hook::load,
     hooks::ProgramIds,
-    open::{OpenError, load_error},
+    open::{OpenError, load_error, program_error},
     specs::Spec,
     store::{HeldMaps, stand_in},
     sys::{self, LinkPlace},
@@ -107,8 +107,7 @@ pub(super) fn load_programs(
         }
         let program =
             tc_program(ebpf, name).ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?;
-        let id =
-            load_program(program).map_err(|error| load_error(&format!("load program {name}"), &error))?;
+        let id = load_program(program).map_err(|error| program_error(name, &error))?;
         programs.insert(name, id);
     }
     Ok(())

@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::MapError;
+use aya::{maps::MapError, programs::ProgramError};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     MetersError, ReadError,
-    failure::describe,
+    failure::{describe, refusal},
     pins::{self, Directories},
     sys,
 };
@@ -331,6 +331,14 @@ pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)
         return OpenError::Permission { action: action.to_owned(), missing };
     }
     OpenError::Load(format!("{action}: {}", describe(error)))
+}
+
+/// The same of a program: in few words what the verifier did not like.
+pub(super) fn program_error(name: &str, error: &ProgramError) -> OpenError {
+    match (load_error(&format!("load program {name}"), error), refusal(name, error)) {
+        (OpenError::Load(_), Some(why)) => OpenError::Load(why),
+        (other, _) => other,
+    }
 }
 
 fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -8,7 +8,7 @@ use super::{
     hooks::ProgramIds,
     namespaces::{Loaded, Programs, pin},
     object::{OBJECT, loader},
-    open::{OpenError, load_error},
+    open::{OpenError, load_error, program_error},
     places::PlaceTable,
     specs::Spec,
     store::{Store, stand_in},
@@ -72,7 +72,7 @@ impl Recipe {
         for &name in names {
             let fd = Loaded::Host(&mut ebpf, &mut ids)
                 .tc_program(name)
-                .map_err(|error| load_error(&format!("load program {name}"), &error))?
+                .map_err(|error| program_error(name, &error))?
                 .ok_or_else(|| OpenError::Object(format!("program {name} is missing")))?
                 .try_clone_to_owned()
                 .map_err(|error| OpenError::Object(format!("keep program {name}: {error}")))?;

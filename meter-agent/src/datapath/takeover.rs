@@ -116,7 +116,7 @@ impl KernelDatapath {
             lost.clear();
         }
         if earlier.is_some() {
-            // Where they are refused, the earlier version counts on as if nobody had come.
+            // Where they are refused nothing that counts has been touched.
             load_programs(&mut ebpf, TC_PROGRAMS.into_iter().flatten(), &mut programs)?;
         }
         let spare_places = entries_of(&specs, map::TUNNEL_SPARE);
@@ -168,8 +168,14 @@ impl KernelDatapath {
             repairs,
             logger,
         };
-        // What netdevs that count already are to run has to load before one of them is touched.
-        datapath.load_taken([], datapath.meters.on, &BTreeSet::new())?;
+        // What netdevs that count already are to run is loaded before one of them is touched. What is refused of it costs its
+        // own netdevs a change of their hooks, unless all have to change at once.
+        match datapath.load_taken([], datapath.meters.on, &BTreeSet::new()) {
+            Err(error) if earlier.is_none() => {
+                tracing::error!(error = %error, "what counts is kept as it is")
+            }
+            loaded => loaded?,
+        }
         if let Some(earlier) = earlier {
             if let Some(set) = before.meters
                 && let Err(error) = datapath.change_meters(set)

@@ -108,10 +108,12 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
     if !ready() || !lab::require::kernel(5, 19, "maps that are written without CAP_BPF") {
         return;
     }
-    for (tc, kind) in [(TcMode::Auto, auto_kind()), (TcMode::Clsact, HookKind::Clsact)] {
-        let pair = Pair::new(&format!("refused-{}", kind.name()));
-        let mut meter = pair.host.open_with(&pair.options(tc));
-        meter.attach(&pair.port());
+    let (auto, clsact) = ((TcMode::Auto, auto_kind()), (TcMode::Clsact, HookKind::Clsact));
+    // The last also by another kind of hook than it has, where the kernel has two.
+    for ((tc, kind), (next, next_kind)) in [(auto, auto), (clsact, clsact), (auto, clsact)] {
+        let pair = Pair::new(&format!("refused-{}-{}", kind.name(), next_kind.name()));
+        pair.host.open_with(&pair.options(tc)).attach(&pair.port());
+        let mut meter = pair.host.open_with(&pair.options(next));
         let before = meter.table();
         let (frames, error) = pair.while_sending(|| {
             let uplink = pair.uplink(IngressHook::Tc);
@@ -121,8 +123,16 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
         assert_eq!((error.reason, error.retry), ("permission", Retry::Later), "{error}");
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
         meter.expect(&before, &moved(Class::Port, frames, frames), "while it is refused");
+        let is = &meter.attached()[&pair.host.ifindex("eth0").into()].target;
+        assert_eq!((is.class, is.underlay), (Class::Port, false), "what its programs make of it");
+        assert!(meter.reading().buckets.is_empty());
+        // Nor does the next agent take it for an uplink, and ask for an uplink's programs.
+        drop(meter);
+        let mut meter = pair.host.open_with(&pair.options(next));
+        let uplinks = |name: &String| name.starts_with("meter_up_");
+        assert!(!pair.loaded().iter().any(uplinks), "{:?}", pair.loaded());
         meter.attach(&pair.uplink(IngressHook::Tc));
-        assert_eq!(pair.host.hooks(), hooks(kind, Class::Uplink));
+        assert_eq!(pair.host.hooks(), hooks(next_kind, Class::Uplink));
         pair.count(&mut meter, Class::Uplink, "once it is let");
     }
 }
