@@ -32,7 +32,7 @@ use crate::{
     },
     meter::PortId,
     publish::SnapshotReader,
-    snapshot::{NetdevStatus, Snapshot},
+    snapshot::{Health, NetdevStatus, Snapshot},
 };
 
 /// The paths of what is served.
@@ -81,6 +81,29 @@ impl Desk {
 pub struct AgentStatus {
     /// Why its counters are not pinned, and so end with it; nothing where they are.
     pub unpinned: Option<String>,
+    /// How many named network namespaces it follows; nothing where that is switched off.
+    #[serde(default)]
+    pub namespaces: Option<u64>,
+    /// Why it does not follow others that it should, by name.
+    #[serde(default)]
+    pub namespaces_failed: BTreeMap<String, String>,
+}
+
+impl AgentStatus {
+    fn of(health: &Health) -> Self {
+        Self {
+            unpinned: health.unpinned.clone(),
+            namespaces: health.namespaces,
+            namespaces_failed: health.namespaces_failed.clone(),
+        }
+    }
+
+    /// Returns what whoever lists netdevs ought to know.
+    #[must_use]
+    pub fn notice(&self) -> Option<String> {
+        let unpinned = self.unpinned.as_ref()?;
+        Some(format!("the counters are not pinned, and end with the agent: {unpinned}"))
+    }
 }
 
 /// The socket can't be made.
@@ -199,7 +222,7 @@ pub async fn answer(desk: &Desk, request: Request) -> Response {
         return json(&desk.reader.fresh().await.netdevs);
     }
     if request.path == AGENT {
-        return json(&AgentStatus { unpinned: desk.reader.latest().health.unpinned.clone() });
+        return json(&AgentStatus::of(&desk.reader.latest().health));
     }
     if request.path == CONNECTIONS {
         return match Question::parse(request.query.as_deref().unwrap_or_default()) {
@@ -298,7 +321,7 @@ async fn send(path: &Path, call: Call<'_>) -> Result<(StatusCode, bytes::Bytes),
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
+    use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _, sync::Arc};
 
     use tokio::sync::mpsc;
 
@@ -333,8 +356,11 @@ mod tests {
         assert!(matches!(netdevs(&path).await, Err(AskError::NoAgent(_))));
         let listener = bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let unpinned = Some("read-only".to_owned());
-        let health = Health { unpinned: unpinned.clone(), ..Health::default() };
+        let namespaces_failed = BTreeMap::from([("red".to_owned(), "not permitted".to_owned())]);
+        let of_agent =
+            AgentStatus { unpinned: Some("read-only".to_owned()), namespaces: Some(3), namespaces_failed };
+        let AgentStatus { unpinned, namespaces, namespaces_failed } = of_agent.clone();
+        let health = Health { unpinned, namespaces, namespaces_failed, ..Health::default() };
         let reader =
             SnapshotReader::fixed(Snapshot { netdevs: vec![status()], health, ..Snapshot::default() });
         let (audits, mut asked) = mpsc::channel(1);
@@ -344,7 +370,7 @@ mod tests {
             async move { answer(&desk, request).await }
         }));
         assert_eq!(netdevs(&path).await.unwrap(), [status()]);
-        assert_eq!(agent(&path).await.unwrap(), AgentStatus { unpinned });
+        assert_eq!(agent(&path).await.unwrap(), of_agent);
         let report = Report { at_s: 7, ..Report::default() };
         let made = Arc::new(report.clone());
         tokio::spawn(async move {

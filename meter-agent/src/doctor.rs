@@ -8,17 +8,18 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use crate::{
     columns::printable,
-    control::{self, AskError},
+    control::{self, AgentStatus, AskError},
     datapath::{
         Options,
         examine::{self, Finding, Verdict},
     },
     ls,
     netdev::{
-        NamespaceId,
-        monitor::MonitorError,
+        NamespaceId, NetdevTable,
+        monitor::{self, MonitorError},
         namespaces::{self, Selection},
     },
+    roles::{self, Rules},
     snapshot::NetdevStatus,
     survey::{Policy, Survey},
 };
@@ -47,10 +48,12 @@ pub async fn report(
     let (mut findings, has_tcx) = examine::host(options);
     findings.extend(lockdown(&fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default()));
     findings.push(namespace());
+    let status = control::agent(socket).await.ok();
     if selection.is_on() {
-        findings.push(named_namespaces(selection));
+        findings.push(status.as_ref().map_or_else(|| named_namespaces(selection), followed));
     }
-    if let Some(notice) = ls::notice(socket).await {
+    findings.extend(monitor::dump().ok().and_then(|host| uplinks(&host, &policy.rules)));
+    if let Some(notice) = status.and_then(|status| status.notice()) {
         let says = format!("{notice}; once it can be written to, restart the agent");
         findings.push(Finding::new(Verdict::Bad, "pins", says));
     }
@@ -125,7 +128,36 @@ fn namespace() -> Finding {
     }
 }
 
-/// Says whether the namespaces that are meant can be followed.
+/// Says by which netdevs tunnel packets are taken to leave where tunnel netdevs don't tell.
+fn uplinks(host: &NetdevTable, rules: &Rules) -> Option<Finding> {
+    let silent = roles::without_underlay(host, rules);
+    let says = format!(
+        "{}: no address of this host is its local one, so the netdevs of default routes are taken for the uplinks; where \
+         tunnels leave by others, name all uplinks in uplinks.netdevs",
+        printable(silent.first()?)
+    );
+    Some(Finding::new(Verdict::Note, "uplinks", says))
+}
+
+/// Says whether the agent that runs follows the namespaces that are meant; its rights may be others than those here.
+fn followed(status: &AgentStatus) -> Finding {
+    let (verdict, says) = match (status.namespaces, status.namespaces_failed.first_key_value()) {
+        (None, _) => (Verdict::Bad, "the agent that runs follows none; restart it".to_owned()),
+        (Some(_), Some((name, why))) => {
+            let failed = status.namespaces_failed.len();
+            (Verdict::Bad, format!("the agent can't follow {failed}, such as {name}: {why}"))
+        }
+        (Some(0), None) => no_namespace(),
+        (Some(followed), None) => (Verdict::Good, format!("the agent follows {followed}")),
+    };
+    Finding::new(verdict, "namespaces", says)
+}
+
+fn no_namespace() -> (Verdict, String) {
+    (Verdict::Note, format!("namespaces.include matches no name in {} now", namespaces::DIRECTORY))
+}
+
+/// Says whether the namespaces that are meant can be followed with the rights that this process has.
 fn named_namespaces(selection: &Selection) -> Finding {
     let directory = namespaces::DIRECTORY;
     let (verdict, says) = match namespaces::dump(Path::new(directory), selection) {
@@ -134,9 +166,7 @@ fn named_namespaces(selection: &Selection) -> Finding {
             Some((name, why)) => {
                 (Verdict::Bad, format!("{} can't be followed, such as {name}: {why}", failed.len()))
             }
-            None if followed.is_empty() => {
-                (Verdict::Note, format!("namespaces.include matches no name in {directory} now"))
-            }
+            None if followed.is_empty() => no_namespace(),
             None => (Verdict::Good, format!("{} can be entered and asked", followed.len())),
         },
     };
@@ -179,7 +209,10 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Finding, Report, Verdict, lockdown};
+    use std::net::IpAddr;
+
+    use super::{AgentStatus, Finding, NetdevTable, Report, Rules, Verdict, followed, lockdown, uplinks};
+    use crate::netdev::{Kind, Netdev, TunnelNetdev};
 
     #[test]
     fn lockdown_is_worth_a_note_where_it_is_on() {
@@ -191,6 +224,34 @@ mod tests {
             let says = lockdown(text).map(|finding| finding.says);
             assert_eq!(says.as_deref().and_then(|says| says.split(' ').next()), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn agent_that_runs_says_which_namespaces_it_follows() {
+        let failed = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), "why".to_owned())).collect();
+        for (namespaces, names, expected) in [
+            (None, &[][..], (Verdict::Bad, "the agent that runs follows none; restart it")),
+            (Some(1), &["a", "b"], (Verdict::Bad, "the agent can't follow 2, such as a: why")),
+            (Some(0), &[], (Verdict::Note, "namespaces.include matches no name in /run/netns now")),
+            (Some(3), &[], (Verdict::Good, "the agent follows 3")),
+        ] {
+            let status =
+                AgentStatus { namespaces, namespaces_failed: failed(names), ..AgentStatus::default() };
+            let Finding { verdict, says, .. } = followed(&status);
+            assert_eq!((verdict, says.as_str()), expected);
+        }
+    }
+
+    #[test]
+    fn tunnel_netdevs_that_do_not_tell_their_uplink_are_worth_a_note() {
+        let kind = |local| TunnelNetdev { kind: "geneve".to_owned(), vni: None, local, udp_port: None };
+        let mut host = NetdevTable::default();
+        host.addresses.insert(2, [IpAddr::from([192, 0, 2, 1])].into());
+        host.netdevs.insert(3, Netdev::bare(3, "gnv0", Kind::Tunnel(kind(Some([192, 0, 2, 1].into())))));
+        assert!(uplinks(&host, &Rules::default()).is_none());
+        host.netdevs.insert(4, Netdev::bare(4, "genev_sys_6081", Kind::Tunnel(kind(None))));
+        let says = uplinks(&host, &Rules::default()).map(|finding| finding.says).unwrap_or_default();
+        assert!(says.starts_with("genev_sys_6081: ") && says.ends_with("in uplinks.netdevs"), "{says}");
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub async fn netdevs(
 /// Returns what the agent behind the socket says of itself that whoever lists netdevs ought to know.
 pub async fn notice(socket: &Path) -> Option<String> {
     // An agent of an earlier version has nothing to say.
-    let unpinned = control::agent(socket).await.ok()?.unpinned?;
-    Some(format!("the counters are not pinned, and end with the agent: {unpinned}"))
+    control::agent(socket).await.ok()?.notice()
 }
 
 /// Asks the kernel for the netdevs of this namespace and of those that would be followed, as far as they can be entered.

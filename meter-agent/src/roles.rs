@@ -230,5 +230,20 @@ fn underlay_netdevs(table: &NetdevTable) -> Vec<(u32, String)> {
     found
 }
 
+/// Returns the names of the tunnel netdevs that don't tell by which netdev their packets leave, where the rules don't either:
+/// GENEVE's, and those in external mode, such as Open vSwitch's, mostly.
+#[must_use]
+pub fn without_underlay<'a>(table: &'a NetdevTable, rules: &Rules) -> Vec<&'a str> {
+    if !rules.uplinks.is_empty() {
+        return Vec::new();
+    }
+    let is_ours = |address: &IpAddr| table.addresses.values().any(|addresses| addresses.contains(address));
+    let silent = table.netdevs.values().filter(|netdev| match &netdev.kind {
+        Kind::Tunnel(tunnel) => netdev.lower.is_none() && !tunnel.local.as_ref().is_some_and(is_ours),
+        _ => false,
+    });
+    silent.map(|netdev| netdev.name.as_str()).collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -307,6 +307,10 @@ fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static st
         ("http.listen", old.http_listen != new.http_listen),
         ("http.config_file", old.web_config != new.web_config),
         ("jolokia.listen", old.jolokia_listen != new.jolokia_listen),
+        (
+            "connections.max_series, drop_labels, group_networks, internal_networks or exclude_classes",
+            old.connections_view != new.connections_view,
+        ),
         ("metrics", old.metrics != new.metrics),
         ("compat", old.compat != new.compat),
         (

@@ -5,7 +5,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Judge, Role, Rules};
+use super::{Judge, Role, Rules, without_underlay};
 use crate::{
     binding::{Binding, Bindings},
     datapath::{Class, IngressHook},
@@ -343,4 +343,27 @@ fn in_a_namespace_what_leads_out_of_it_is_a_port_and_nothing_is_an_uplink() {
     assert_eq!(words(&Rules::default()), all);
     let ignored = ["-", "port", "port", "port", "-", "-", "-", "-", "-", "tunnel", "port", "-"];
     assert_eq!(words(&rules), ignored);
+}
+
+#[test]
+fn tunnel_netdevs_that_do_not_tell_their_uplink_are_named() {
+    let tunnel = |local: Option<&str>| {
+        Kind::Tunnel(TunnelNetdev {
+            local: local.map(|local| local.parse().unwrap()),
+            kind: "vxlan".to_owned(),
+            vni: None,
+            udp_port: None,
+        })
+    };
+    let host = Host::default()
+        .netdev(2, "eth0", Kind::Physical)
+        .address(2, "192.0.2.1")
+        .netdev(3, "vxlan7", tunnel(Some("192.0.2.1")))
+        .netdev(4, "vxlan8", tunnel(None))
+        .lower(4, 2)
+        .netdev(5, "genev_sys_6081", tunnel(None))
+        .netdev(6, "vxlan9", tunnel(Some("192.0.2.9")));
+    assert_eq!(without_underlay(&host.table, &host.rules), ["genev_sys_6081", "vxlan9"]);
+    let named = Rules { uplinks: vec!["eth0".parse().unwrap()], ..Rules::default() };
+    assert_eq!(without_underlay(&host.table, &named), [""; 0]);
 }

@@ -141,7 +141,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("control", &["audit", "connections", "definitions", "http", "meter", "publish", "snapshot"]),
     ("datapath", &["meter", "netdev", "rules", "totals"]),
     ("definitions", &["aside", "rules"]),
-    ("doctor", &["columns", "control", "datapath", "ls", "netdev", "snapshot", "survey"]),
+    ("doctor", &["columns", "control", "datapath", "ls", "netdev", "roles", "snapshot", "survey"]),
     ("explain", &["meter", "rules"]),
     (
         "http",

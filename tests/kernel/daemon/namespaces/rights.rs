@@ -36,6 +36,9 @@ fn without_the_capability_the_host_goes_on_and_the_reason_is_said() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.contains("namespaces")).unwrap_or_default();
     assert!(line.starts_with("BAD") && line.contains(red.netns.name()) && line.contains(said), "{text}");
+    // And so it does with all of them: it asks the agent.
+    let text = String::from_utf8_lossy(&daemon.run(&["doctor"]).stdout).into_owned();
+    assert!(text.contains(line), "{text}");
     daemon.stop();
 
     // With it, as the drop-in gives it, the same user follows.
