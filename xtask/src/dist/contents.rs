@@ -206,6 +206,10 @@ mod tests {
             destination: asset.destination.replace("vendor-completions", "site-functions"),
             ..asset
         };
+        // cargo-deb writes the license by itself.
+        let (license, rpm): (Vec<_>, Vec<_>) =
+            rpm.into_iter().partition(|asset| asset.source == "../LICENSE");
+        assert_eq!(license.len(), 1);
         assert_eq!(deb.into_iter().map(zsh).collect::<Vec<_>>(), rpm);
     }
 
