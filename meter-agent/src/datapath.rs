@@ -273,10 +273,13 @@ impl Attachment {
         Target { port, class, device, ..self.target.clone() }
     }
 
-    /// Returns the same where the programs can't become those of the other target's class: they count on as they do.
+    /// Returns the same where the programs can't become those of the other target's class: they count on as they do, and only
+    /// ports count for a device.
     #[must_use]
     pub fn on_to(&self, target: &Target) -> Target {
-        Target { class: self.target.class, ..self.with_port_of(target) }
+        let Target { class, device, .. } = self.target;
+        let device = if class == target.class { target.device } else { device };
+        Target { class, device, ..self.with_port_of(target) }
     }
 }
 

@@ -50,7 +50,11 @@ pub async fn report(
     findings.push(namespace());
     let status = control::agent(socket).await.ok();
     if selection.is_on() {
-        findings.push(status.as_ref().map_or_else(|| named_namespaces(selection), followed));
+        let meant = || namespaces::dump(Path::new(namespaces::DIRECTORY), selection);
+        let meant = meant().ok().map(|(followed, failed)| followed.len() + failed.len());
+        findings.push(
+            status.as_ref().map_or_else(|| named_namespaces(selection), |status| followed(status, meant)),
+        );
     }
     findings.extend(monitor::dump().ok().and_then(|host| uplinks(&host, &policy.rules)));
     if let Some(notice) = status.and_then(|status| status.notice()) {
@@ -131,21 +135,30 @@ fn namespace() -> Finding {
 /// Says by which netdevs tunnel packets are taken to leave where tunnel netdevs don't tell.
 fn uplinks(host: &NetdevTable, rules: &Rules) -> Option<Finding> {
     let silent = roles::without_underlay(host, rules);
+    let names: Vec<String> = silent.into_iter().map(printable).collect();
     let says = format!(
-        "{}: no address of this host is its local one, so the netdevs of default routes are taken for the uplinks; where \
-         tunnels leave by others, name all uplinks in uplinks.netdevs",
-        printable(silent.first()?)
+        "{}: no local address leads to a netdev by which the tunnels leave, so those of default routes are taken for the \
+         uplinks; where it is another, name all uplinks in uplinks.netdevs",
+        names.join(", ")
     );
-    Some(Finding::new(Verdict::Note, "uplinks", says))
+    (!names.is_empty()).then(|| Finding::new(Verdict::Note, "uplinks", says))
 }
 
-/// Says whether the agent that runs follows the namespaces that are meant; its rights may be others than those here.
-fn followed(status: &AgentStatus) -> Finding {
+/// Says whether the agent that runs follows the namespaces that are meant, of which the configuration here means so many now; its
+/// rights may be others than those here.
+fn followed(status: &AgentStatus, meant: Option<usize>) -> Finding {
     let (verdict, says) = match (status.namespaces, status.namespaces_failed.first_key_value()) {
         (None, _) => (Verdict::Bad, "the agent that runs follows none; restart it".to_owned()),
         (Some(_), Some((name, why))) => {
             let failed = status.namespaces_failed.len();
             (Verdict::Bad, format!("the agent can't follow {failed}, such as {name}: {why}"))
+        }
+        (Some(followed), None) if meant.is_some_and(|meant| meant as u64 != followed) => {
+            let meant = meant.unwrap_or_default();
+            let says = format!(
+                "the agent follows {followed}, and the configuration means {meant} now: restart the agent if that stays so"
+            );
+            (Verdict::Note, says)
         }
         (Some(0), None) => no_namespace(),
         (Some(followed), None) => (Verdict::Good, format!("the agent follows {followed}")),
@@ -229,15 +242,19 @@ mod tests {
     #[test]
     fn agent_that_runs_says_which_namespaces_it_follows() {
         let failed = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), "why".to_owned())).collect();
-        for (namespaces, names, expected) in [
-            (None, &[][..], (Verdict::Bad, "the agent that runs follows none; restart it")),
-            (Some(1), &["a", "b"], (Verdict::Bad, "the agent can't follow 2, such as a: why")),
-            (Some(0), &[], (Verdict::Note, "namespaces.include matches no name in /run/netns now")),
-            (Some(3), &[], (Verdict::Good, "the agent follows 3")),
+        let other =
+            "the agent follows 3, and the configuration means 4 now: restart the agent if that stays so";
+        for (namespaces, names, meant, expected) in [
+            (None, &[][..], Some(0), (Verdict::Bad, "the agent that runs follows none; restart it")),
+            (Some(1), &["a", "b"], Some(3), (Verdict::Bad, "the agent can't follow 2, such as a: why")),
+            (Some(0), &[], Some(0), (Verdict::Note, "namespaces.include matches no name in /run/netns now")),
+            (Some(3), &[], Some(3), (Verdict::Good, "the agent follows 3")),
+            (Some(3), &[], None, (Verdict::Good, "the agent follows 3")),
+            (Some(3), &[], Some(4), (Verdict::Note, other)),
         ] {
             let status =
                 AgentStatus { namespaces, namespaces_failed: failed(names), ..AgentStatus::default() };
-            let Finding { verdict, says, .. } = followed(&status);
+            let Finding { verdict, says, .. } = followed(&status, meant);
             assert_eq!((verdict, says.as_str()), expected);
         }
     }
@@ -246,6 +263,7 @@ mod tests {
     fn tunnel_netdevs_that_do_not_tell_their_uplink_are_worth_a_note() {
         let kind = |local| TunnelNetdev { kind: "geneve".to_owned(), vni: None, local, udp_port: None };
         let mut host = NetdevTable::default();
+        host.netdevs.insert(2, Netdev::bare(2, "eth0", Kind::Physical));
         host.addresses.insert(2, [IpAddr::from([192, 0, 2, 1])].into());
         host.netdevs.insert(3, Netdev::bare(3, "gnv0", Kind::Tunnel(kind(Some([192, 0, 2, 1].into())))));
         assert!(uplinks(&host, &Rules::default()).is_none());

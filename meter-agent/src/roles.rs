@@ -230,6 +230,9 @@ fn underlay_netdevs(table: &NetdevTable) -> Vec<(u32, String)> {
     found
 }
 
+/// Tunnel netdevs that are there once their kernel module is, and used by nobody mostly.
+const MADE_BY_MODULES: [&str; 3] = ["gretap0", "erspan0", "ip6gretap0"];
+
 /// Returns the names of the tunnel netdevs that don't tell by which netdev their packets leave, where the rules don't either:
 /// GENEVE's, and those in external mode, such as Open vSwitch's, mostly.
 #[must_use]
@@ -237,12 +240,19 @@ pub fn without_underlay<'a>(table: &'a NetdevTable, rules: &Rules) -> Vec<&'a st
     if !rules.uplinks.is_empty() {
         return Vec::new();
     }
-    let is_ours = |address: &IpAddr| table.addresses.values().any(|addresses| addresses.contains(address));
+    let is_wire = |ifindex: u32| {
+        let kind = table.netdevs.get(&ifindex).map(|netdev| &netdev.kind);
+        kind.is_some_and(|kind| *kind != Kind::Dummy)
+    };
+    let leads_out = |address: &IpAddr| {
+        let holders = table.addresses.iter().filter(|(_, addresses)| addresses.contains(address));
+        holders.flat_map(|(&ifindex, _)| lowest(table, ifindex)).any(is_wire)
+    };
     let silent = table.netdevs.values().filter(|netdev| match &netdev.kind {
-        Kind::Tunnel(tunnel) => netdev.lower.is_none() && !tunnel.local.as_ref().is_some_and(is_ours),
+        Kind::Tunnel(tunnel) => netdev.lower.is_none() && !tunnel.local.as_ref().is_some_and(leads_out),
         _ => false,
     });
-    silent.map(|netdev| netdev.name.as_str()).collect()
+    silent.map(|netdev| netdev.name.as_str()).filter(|name| !MADE_BY_MODULES.contains(name)).collect()
 }
 
 #[cfg(test)]

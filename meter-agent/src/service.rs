@@ -302,7 +302,7 @@ fn reloaded(current: &mut Config, reload: impl Fn() -> Result<Config, ConfigErro
 fn needs_restart(old: &Config, new: &Config) -> impl Iterator<Item = &'static str> {
     [
         ("host_name", old.host_name != new.host_name),
-        ("datapath or tunnels", old.datapath != new.datapath),
+        ("datapath, tunnels or connections.max_entries", old.datapath != new.datapath),
         ("namespaces", old.namespaces != new.namespaces),
         ("http.listen", old.http_listen != new.http_listen),
         ("http.config_file", old.web_config != new.web_config),

@@ -265,7 +265,7 @@ impl KernelDatapath {
         let [first, underlay] = CONNECTION_PROGRAMS;
         let programs = [first, underlay].into_iter().zip([!wanted.ports.is_empty(), wanted.underlay]);
         let programs = programs.filter(|(_, is_wanted)| *is_wanted).flat_map(|(programs, _)| programs);
-        self.load_taken(programs, self.meters.on, &wanted.ports)?;
+        self.load_changed(programs, self.meters.on, &wanted.ports)?;
         if !wanted.ports.is_empty() && self.captures.wanted.ports.is_empty() {
             // What programs note from now on says when it came.
             self.connections.set_clock(uptime_s());

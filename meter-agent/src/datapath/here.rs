@@ -79,7 +79,9 @@ impl KernelDatapath {
                 NamespaceId::HOST => &self.programs,
                 namespace => &self.namespaces.programs(namespace).ids,
             };
-            let missing = hooks::missing(known, self.site(), Some(ids));
+            // What an earlier agent left, which has no name yet, runs that one's programs.
+            let ids = (!known.target.netdev.is_empty()).then_some(ids);
+            let missing = hooks::missing(known, self.site(), ids);
             if missing.is_empty() || !hooks::is_netdev(known.target.id.ifindex) {
                 // A netdev that has gone took its hooks along.
                 continue;

@@ -109,22 +109,35 @@ impl KernelDatapath {
         connections.tend(now, in_use, captures, || grace.wait());
     }
 
-    /// Loads these programs, and those that the host's attached netdevs are to run beside such meters and with the connections
-    /// of these ports counted, before any of them changes. What a netdev takes that comes later is loaded with it.
-    pub(super) fn load_taken(
+    /// Loads the programs that the host's attached netdevs are to run.
+    pub(super) fn load_taken(&mut self) -> Result<(), OpenError> {
+        let names: BTreeSet<&'static str> = self.programs_at(self.site()).collect();
+        load_programs(&mut self.ebpf, names, &mut self.programs)
+    }
+
+    /// Loads these programs, and those that others of the host's attached netdevs change to beside such meters and with the
+    /// connections of these ports counted, before any of them changes. What a netdev takes that comes later is loaded with
+    /// it, and what does not change is no concern of theirs.
+    pub(super) fn load_changed(
         &mut self,
         programs: impl IntoIterator<Item = &'static str>,
         meters: bool,
         captured: &BTreeSet<PortId>,
     ) -> Result<(), OpenError> {
-        let site = Site { links: &self.links, meters, captured };
+        let will_be = self.programs_at(Site { links: &self.links, meters, captured });
+        let changed = will_be.zip(self.programs_at(self.site())).filter(|(will_be, is)| will_be != is);
+        let changed = changed.map(|(will_be, _)| will_be);
+        let names: BTreeSet<&'static str> = programs.into_iter().chain(changed).collect();
+        load_programs(&mut self.ebpf, names, &mut self.programs)
+    }
+
+    /// Returns the program of each of TC's hooks of the host's attached netdevs, in one order.
+    fn programs_at<'a>(&'a self, site: Site<'a>) -> impl Iterator<Item = &'static str> + 'a {
         let here = self.attached.values().filter(|known| known.target.id.namespace == NamespaceId::HOST);
-        let taken = here.flat_map(|known| {
+        here.flat_map(move |known| {
             let hooks = hooks::both(&known.target, site).into_iter();
             hooks.filter(|hook| known.kind(hook.direction) != HookKind::Xdp).map(|hook| hook.program_name())
-        });
-        let names: BTreeSet<&'static str> = programs.into_iter().chain(taken).collect();
-        load_programs(&mut self.ebpf, names, &mut self.programs)
+        })
     }
 
     /// Returns what all hooks have in common.
@@ -220,8 +233,7 @@ impl Datapath for KernelDatapath {
 
     fn verify(&mut self) -> Vec<Lost> {
         let mut all_lost = Vec::new();
-        // What an earlier agent left has no name yet, and is attached anew anyway.
-        let known = self.attached.values().filter(|known| !known.lost && !known.target.netdev.is_empty());
+        let known = self.attached.values().filter(|known| !known.lost);
         let known: Vec<Attachment> = known.cloned().collect();
         for known in known.chunk_by(|one, next| one.target.id.namespace == next.target.id.namespace) {
             let Some(first) = known.first() else { continue };

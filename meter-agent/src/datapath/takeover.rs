@@ -1,7 +1,5 @@
 //! The start: what an earlier agent left is taken over, and what is not there is made.
 
-use std::collections::BTreeSet;
-
 use meter_ebpf::abi::{Network, UNBOUND_SLOT, map};
 
 use super::{
@@ -170,7 +168,7 @@ impl KernelDatapath {
         };
         // What netdevs that count already are to run is loaded before one of them is touched. What is refused of it costs its
         // own netdevs a change of their hooks, unless all have to change at once.
-        match datapath.load_taken([], datapath.meters.on, &BTreeSet::new()) {
+        match datapath.load_taken() {
             Err(error) if earlier.is_none() => {
                 tracing::error!(error = %error, "what counts is kept as it is")
             }

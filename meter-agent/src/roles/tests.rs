@@ -362,8 +362,16 @@ fn tunnel_netdevs_that_do_not_tell_their_uplink_are_named() {
         .netdev(4, "vxlan8", tunnel(None))
         .lower(4, 2)
         .netdev(5, "genev_sys_6081", tunnel(None))
-        .netdev(6, "vxlan9", tunnel(Some("192.0.2.9")));
-    assert_eq!(without_underlay(&host.table, &host.rules), ["genev_sys_6081", "vxlan9"]);
+        .netdev(6, "vxlan9", tunnel(Some("192.0.2.9")))
+        .netdev(1, "lo", Kind::Loopback)
+        .address(1, "192.0.2.10")
+        .netdev(7, "vxlan10", tunnel(Some("192.0.2.10")))
+        .netdev(8, "dummy0", Kind::Dummy)
+        .address(8, "192.0.2.11")
+        .netdev(9, "vxlan11", tunnel(Some("192.0.2.11")))
+        .netdev(10, "gretap0", tunnel(None));
+    let expected = ["genev_sys_6081", "vxlan9", "vxlan10", "vxlan11"];
+    assert_eq!(without_underlay(&host.table, &host.rules), expected);
     let named = Rules { uplinks: vec!["eth0".parse().unwrap()], ..Rules::default() };
     assert_eq!(without_underlay(&host.table, &named), [""; 0]);
 }

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use aya::{maps::MapInfo, programs::loaded_programs};
-use meter_agent::datapath::Datapath as _;
+use meter_agent::{datapath::Datapath as _, meter::DeviceId};
 use meter_ebpf::abi::{VERSION, map};
+use uuid::Uuid;
 
 use super::{
     super::support::{auto_kind, meters, until},
-    Class, HookKind, IngressHook, Pair, Retry, TcMode, hooks, moved, ready,
+    BYTES, Class, HookKind, IngressHook, Pair, Retry, Target, TcMode, hooks, moved, ready,
 };
 
 /// Of the words of `capset(2)`, which are effective sets and two more each: those with CAP_SYS_ADMIN and CAP_BPF, and their bits.
@@ -112,7 +113,8 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
     // The last also by another kind of hook than it has, where the kernel has two.
     for ((tc, kind), (next, next_kind)) in [(auto, auto), (clsact, clsact), (auto, clsact)] {
         let pair = Pair::new(&format!("refused-{}-{}", kind.name(), next_kind.name()));
-        pair.host.open_with(&pair.options(tc)).attach(&pair.port());
+        let device = Some(DeviceId(Uuid::from_u128(11)));
+        pair.host.open_with(&pair.options(tc)).attach(&Target { device, ..pair.port() });
         let mut meter = pair.host.open_with(&pair.options(next));
         let before = meter.table();
         let (frames, error) = pair.while_sending(|| {
@@ -122,9 +124,11 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
         });
         assert_eq!((error.reason, error.retry), ("permission", Retry::Later), "{error}");
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
-        meter.expect(&before, &moved(Class::Port, frames, frames), "while it is refused");
+        let expected = moved(Class::Port, frames, frames).row("device 11", [frames, frames * BYTES, 0]);
+        meter.expect(&before, &expected, "while it is refused");
         let is = &meter.attached()[&pair.host.ifindex("eth0").into()].target;
-        assert_eq!((is.class, is.underlay), (Class::Port, false), "what its programs make of it");
+        let expected = (Class::Port, false, device);
+        assert_eq!((is.class, is.underlay, is.device), expected, "what its programs make of it");
         assert!(meter.reading().buckets.is_empty());
         // Nor does the next agent take it for an uplink, and ask for an uplink's programs.
         drop(meter);

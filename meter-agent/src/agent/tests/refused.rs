@@ -32,6 +32,21 @@ fn refused_change_keeps_what_counts_and_is_tried_again() {
 }
 
 #[test]
+fn what_was_kept_and_then_lost_is_attached_again() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(2, "tap0")]).settle();
+    let never = [error("verifier", Retry::Never)].into();
+    bench.agent.datapath.attach_errors.insert("tap0".to_owned(), never);
+    bench.send(read(policy(vec![binding("tap0", port(5))]), 9)).settle();
+    bench.ticks(70);
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap0"], "not tried again");
+    bench.agent.datapath.removed.insert(2.into());
+    bench.ticks(70);
+    assert_eq!(bench.calls(), ["attach tap0"]);
+    assert_eq!(bench.snapshot().health.attach_pending, 0);
+}
+
+#[test]
 fn retries_that_are_refused_are_no_gaps() {
     let mut bench = Bench::new();
     bench.netdevs(&[(2, "tap0")]).settle();

@@ -1,6 +1,6 @@
 //! Another set of meters, or other ports that it names: rules and programs are put in each other's places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use meter_ebpf::abi::{UNBOUND_SLOT, rules::MeterName};
 
@@ -41,7 +41,7 @@ impl KernelDatapath {
     fn count_meters(&mut self, set: &MeterSet, names: &[MeterName]) -> Result<(), MetersError> {
         let captured = self.captures.wanted().ports.clone();
         let [first, _] = METER_PROGRAMS;
-        self.load_taken(first, true, &captured)?;
+        self.load_changed(first, true, &captured)?;
         let counted = self.meters.sums().map_err(|error| MetersError(error.to_string()))?;
         let mut ledger = self.meters.ledger.clone();
         let mut writes = Vec::new();
@@ -86,7 +86,7 @@ impl KernelDatapath {
     fn end_meters(&mut self) -> Result<(), MetersError> {
         if self.meters.on {
             let captured = self.captures.wanted().ports.clone();
-            self.load_taken([], false, &captured)?;
+            self.load_changed([], false, &captured)?;
             self.meters.on = false;
             self.swap_programs();
             // Programs that run still read the rules.
@@ -197,10 +197,17 @@ impl KernelDatapath {
             .collect()
     }
 
-    /// Puts the programs that ports now need into the place of those that they have, each atomically.
+    /// Puts the programs that ports now need, with meters or without, into the place of those that they have, each
+    /// atomically.
     fn swap_programs(&mut self) {
-        let attached: BTreeSet<NetdevId> = self.attached.keys().copied().collect();
-        attached.into_iter().for_each(|id| self.swap_programs_of(id));
+        let site = self.site();
+        let programs = |target, meters| {
+            hooks::both(target, hooks::Site { meters, ..site }).map(|hook| hook.program_name())
+        };
+        let others = |target| programs(target, true) != programs(target, false);
+        let concerned = self.attached.values().filter(|known| others(&known.target));
+        let concerned: Vec<NetdevId> = concerned.map(|known| known.target.id).collect();
+        concerned.into_iter().for_each(|id| self.swap_programs_of(id));
     }
 
     /// The same for one netdev. One whose programs can't be changed is taken for lost, and attached anew later.
