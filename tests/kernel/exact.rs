@@ -27,7 +27,9 @@ use super::support::{
 use site::{End, Path, Site};
 
 /// Payload of a stream: no whole number of segments.
-const STREAM: u64 = 1_500_001;
+fn stream() -> u64 {
+    lab::amount("METER_TEST_STREAM", 1_500_001, 300_001).try_into().unwrap()
+}
 
 /// Everything that two ends exchange: streams, single datagrams and datagrams from one system call.
 fn exchange(client: &End<'_>, server: &End<'_>, mtu: u32) {
@@ -35,8 +37,8 @@ fn exchange(client: &End<'_>, server: &End<'_>, mtu: u32) {
     for address in server.addresses {
         let to = (address, 5001).into();
         for sender in [Sender::Client, Sender::Server] {
-            let moved = tcp(client.netns, server.netns, to, STREAM, sender, WITHIN).unwrap();
-            assert_eq!(moved.received.bytes, STREAM);
+            let moved = tcp(client.netns, server.netns, to, stream(), sender, WITHIN).unwrap();
+            assert_eq!(moved.received.bytes, stream());
         }
         udp(client.netns, server.netns, to, &[1, 100, usize::from(segment)], WITHIN).unwrap();
     }
@@ -146,7 +148,7 @@ fn streams_over_vlan_netdevs() {
             for (client, server, number) in [(&vm, &far, 9), (&container, &far, 9), (&vm, &container, 2)] {
                 let to = (IpAddr::from([10, 8, 0, number]), 5001).into();
                 for sender in [Sender::Client, Sender::Server] {
-                    tcp(client.netns, server.netns, to, STREAM, sender, WITHIN).unwrap();
+                    tcp(client.netns, server.netns, to, stream(), sender, WITHIN).unwrap();
                 }
             }
         });

@@ -8,8 +8,9 @@ use meter_ebpf::abi::Direction;
 use uuid::Uuid;
 
 use super::{
-    STREAM, WITHIN,
+    WITHIN,
     site::{Counted, End, Path, Site, TAP},
+    stream,
 };
 use crate::support::{meters, ready};
 
@@ -48,7 +49,7 @@ pub(super) fn begin(client: &End<'_>, server: &End<'_>) {
     for address in server.addresses {
         let to = (address, 5001).into();
         for sender in [Sender::Client, Sender::Server] {
-            tcp(client.netns, server.netns, to, STREAM, sender, WITHIN).unwrap();
+            tcp(client.netns, server.netns, to, stream(), sender, WITHIN).unwrap();
         }
         udp(client.netns, server.netns, to, &[1, 100, 1_000], WITHIN).unwrap();
     }
@@ -67,7 +68,7 @@ pub(super) fn measure(site: &Site, begins: impl FnOnce([End<'_>; 3])) -> Counted
         assert_eq!(of(&counted.meters, whole), [packets, bytes], "{:?}", counted.meters);
         assert_eq!(sum(&counted.meters, parts), [packets, bytes], "{parts:?}: {:?}", counted.meters);
     }
-    assert!(of(&counted.meters, "in tcp")[1] > STREAM, "{:?}", counted.meters);
+    assert!(of(&counted.meters, "in tcp")[1] > stream(), "{:?}", counted.meters);
     counted
 }
 
@@ -98,6 +99,6 @@ fn connections_that_others_begin() {
         });
         assert_eq!(of(&counted.meters, "in tcp forward"), [0, 0], "{:?}", counted.meters);
         let [packets, bytes] = of(&counted.meters, "out tcp forward");
-        assert!(packets > 0 && bytes > STREAM, "{:?}", counted.meters);
+        assert!(packets > 0 && bytes > stream(), "{:?}", counted.meters);
     }
 }
