@@ -347,7 +347,7 @@ fn programs_count_any_frame_as_the_header_walk_on_bytes_does() {
         |options| options.max_tunnels = 16_384,
         |meter, programs| {
             let mut random = rows::Random::new(0x6d65_7465_7221);
-            for _ in 0..250 {
+            for _ in 0..lab::amount("METER_TEST_FRAMES", 250, 50) {
                 let cases: Vec<Case> = (0..16).map(|_| rows::random_case(&mut random)).collect();
                 agree(meter, programs, &cases);
             }

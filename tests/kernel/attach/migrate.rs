@@ -273,7 +273,7 @@ fn process_that_migrates() {
 /// Kills agents that take over from an earlier version, each a little later than the one before, until one has done so.
 fn killed(label: &str, tc: TcMode, word: &str) {
     // Agents that are killed before one may end.
-    let most = u32::try_from(lab::amount("METER_TEST_KILLS", 24, 8)).unwrap();
+    let most = u32::try_from(lab::amount("METER_TEST_KILLS", 24, 4)).unwrap();
     let world = World::new(label, tc);
     let since = Instant::now();
     let mut meter = world.open(&world.options);
