@@ -306,8 +306,6 @@ impl<D: Datapath> Agent<D> {
         for Lost { target, direction, kind } in self.datapath.verify() {
             self.health.hooks_lost += 1;
             self.stale = true;
-            // What could not be changed was there; now anything is better.
-            self.failures.forget(target.id);
             tracing::warn!(
                 netdev = %target.netdev,
                 netns = target.netns,

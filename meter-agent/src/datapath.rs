@@ -277,8 +277,12 @@ impl Attachment {
     /// ports count for a device.
     #[must_use]
     pub fn on_to(&self, target: &Target) -> Target {
-        let Target { class, device, .. } = self.target;
-        let device = if class == target.class { target.device } else { device };
+        let Target { class, port, device, .. } = self.target;
+        let device = match (class == target.class, port == target.port) {
+            (true, _) => target.device,
+            (false, true) => device,
+            (false, false) => None,
+        };
         Target { class, device, ..self.with_port_of(target) }
     }
 }

@@ -79,9 +79,7 @@ impl KernelDatapath {
                 NamespaceId::HOST => &self.programs,
                 namespace => &self.namespaces.programs(namespace).ids,
             };
-            // What an earlier agent left, which has no name yet, runs that one's programs.
-            let ids = (!known.target.netdev.is_empty()).then_some(ids);
-            let missing = hooks::missing(known, self.site(), ids);
+            let missing = hooks::missing(known, self.site(), Some(ids));
             if missing.is_empty() || !hooks::is_netdev(known.target.id.ifindex) {
                 // A netdev that has gone took its hooks along.
                 continue;

@@ -117,7 +117,7 @@ impl KernelDatapath {
 
     /// Loads these programs, and those that others of the host's attached netdevs change to beside such meters and with the
     /// connections of these ports counted, before any of them changes. What a netdev takes that comes later is loaded with
-    /// it, and what does not change is no concern of theirs.
+    /// it; what runs on as it is need not be loaded.
     pub(super) fn load_changed(
         &mut self,
         programs: impl IntoIterator<Item = &'static str>,
@@ -233,7 +233,8 @@ impl Datapath for KernelDatapath {
 
     fn verify(&mut self) -> Vec<Lost> {
         let mut all_lost = Vec::new();
-        let known = self.attached.values().filter(|known| !known.lost);
+        // What an earlier agent left has no name yet, and is attached anew anyway.
+        let known = self.attached.values().filter(|known| !known.lost && !known.target.netdev.is_empty());
         let known: Vec<Attachment> = known.cloned().collect();
         for known in known.chunk_by(|one, next| one.target.id.namespace == next.target.id.namespace) {
             let Some(first) = known.first() else { continue };

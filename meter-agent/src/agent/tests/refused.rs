@@ -3,7 +3,10 @@
 use meter_ebpf::abi::{Buckets, Direction};
 
 use super::*;
-use crate::datapath::{BucketReading, MetersError};
+use crate::{
+    datapath::{BucketReading, MetersError},
+    meter::DeviceId,
+};
 
 #[test]
 fn refused_change_keeps_what_counts_and_is_tried_again() {
@@ -32,18 +35,30 @@ fn refused_change_keeps_what_counts_and_is_tried_again() {
 }
 
 #[test]
-fn what_was_kept_and_then_lost_is_attached_again() {
-    let mut bench = Bench::new();
-    bench.netdevs(&[(2, "tap0")]).settle();
-    let never = [error("verifier", Retry::Never)].into();
-    bench.agent.datapath.attach_errors.insert("tap0".to_owned(), never);
-    bench.send(read(policy(vec![binding("tap0", port(5))]), 9)).settle();
-    bench.ticks(70);
-    assert_eq!(bench.calls(), ["attach tap0", "attach tap0"], "not tried again");
-    bench.agent.datapath.removed.insert(2.into());
-    bench.ticks(70);
-    assert_eq!(bench.calls(), ["attach tap0"]);
-    assert_eq!(bench.snapshot().health.attach_pending, 0);
+fn refused_netdev_stays_what_it_was() {
+    let target = |number: u128, class: Class, device: Option<u128>| Target {
+        id: 2.into(),
+        netdev: "eth0".to_owned(),
+        netns: String::new(),
+        port: port(number),
+        class,
+        device: device.map(|device| DeviceId(Uuid::from_u128(device))),
+        underlay: class == Class::Uplink,
+        ingress: IngressHook::Tc,
+        network: meter_ebpf::abi::Network::NONE,
+    };
+    let (port, uplink) = (Class::Port, Class::Uplink);
+    for (is, wanted, expected) in [
+        // Another port is had by any program, and with it the port's device.
+        (target(5, port, Some(7)), target(6, port, Some(8)), target(6, port, Some(8))),
+        (target(5, port, Some(7)), target(5, uplink, None), target(5, port, Some(7))),
+        (target(5, port, Some(7)), target(6, uplink, None), target(6, port, None)),
+        (target(5, uplink, None), target(5, port, Some(7)), target(5, uplink, None)),
+    ] {
+        let attachment =
+            Attachment { target: is, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false };
+        assert_eq!(attachment.on_to(&wanted), expected);
+    }
 }
 
 #[test]
