@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Netdev kinds, qdiscs and classifiers that the tests ask for, as far as a kernel has them, a guest's own NIC, and its
 /// disks with their file system.
-const MODULES: [&str; 29] = [
+const MODULES: [&str; 30] = [
     "tun",
     "veth",
     "bridge",
@@ -41,6 +41,7 @@ const MODULES: [&str; 29] = [
     "vrf",
     "ifb",
     "macvlan",
+    "macvtap",
     "ipvlan",
     "wireguard",
     "sch_ingress",
