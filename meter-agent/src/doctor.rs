@@ -149,6 +149,9 @@ fn uplinks(host: &NetdevTable, rules: &Rules) -> Option<Finding> {
 fn followed(status: &AgentStatus, meant: Option<usize>) -> Finding {
     let (verdict, says) = match (status.namespaces, status.namespaces_failed.first_key_value()) {
         (None, _) => (Verdict::Bad, "the agent that runs follows none; restart it".to_owned()),
+        (Some(_), Some((name, why))) if name == namespaces::DIRECTORY => {
+            (Verdict::Bad, format!("{name} can't be looked at: {why}"))
+        }
         (Some(_), Some((name, why))) => {
             let failed = status.namespaces_failed.len();
             (Verdict::Bad, format!("the agent can't follow {failed}, such as {name}: {why}"))

@@ -33,11 +33,12 @@ const KEPT: [&str; 10] = [
 ];
 
 /// What the RPM package leaves: what an administrator wrote, and directories that on an RPM system are the shells'.
-const KEPT_BY_RPM: [&str; 5] = [
+const KEPT_BY_RPM: [&str; 6] = [
     "/etc/meter-agent",
     "/etc/meter-agent/meter-agent.toml.rpmsave",
     "/usr/share/fish",
     "/usr/share/fish/vendor_completions.d",
+    "/usr/share/licenses",
     "/usr/share/zsh/site-functions",
 ];
 
