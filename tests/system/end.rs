@@ -32,7 +32,7 @@ const KEPT: [&str; 10] = [
     "/var/lib/systemd/deb-systemd-helper-masked/meter-agent.service",
 ];
 
-/// What the RPM package leaves: what an administrator wrote, and directories that on an RPM system are the shells'.
+/// What the RPM package leaves: what an administrator wrote, and directories that on an RPM system are others'.
 const KEPT_BY_RPM: [&str; 6] = [
     "/etc/meter-agent",
     "/etc/meter-agent/meter-agent.toml.rpmsave",
