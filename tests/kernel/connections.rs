@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::support::{
     Host, Meter,
     frames::{IPV4, IPV6, ethernet, ipv4_with, ipv6},
-    programs::{PROGRAMS, Program, Programs, named},
+    programs::{Program, Programs, named},
     ready,
 };
 
@@ -59,15 +59,36 @@ fn program(direction: Direction) -> Program {
 impl<'h> World<'h> {
     /// Runs `work` in the namespace of a new world, where the connections of both netdevs are counted.
     fn with(label: &str, change: impl FnOnce(&mut Options), work: impl FnOnce(World<'_>) + Send) {
+        Self::with_programs(label, &["meter_conn_in", "meter_conn_out"], change, work);
+    }
+
+    /// The same, where the first netdev is an uplink.
+    fn with_uplink(label: &str, work: impl FnOnce(World<'_>) + Send) {
+        let programs = ["meter_conn_in", "meter_conn_out", "meter_conn_uin", "meter_conn_uout"];
+        Self::with_programs(
+            label,
+            &programs,
+            |_| {},
+            |mut world| {
+                world.meter.detach(world.netdevs[0]);
+                world.meter.attach(&world.host.target("d1", 1, Class::Uplink));
+                work(world);
+            },
+        );
+    }
+
+    fn with_programs(
+        label: &str,
+        programs: &[&str],
+        change: impl FnOnce(&mut Options),
+        work: impl FnOnce(World<'_>) + Send,
+    ) {
         let host = Host::new(label);
         host.netns.ip("link add d1 type veth peer name d2").unwrap();
         let mut options = host.options();
         change(&mut options);
         let mut meter = host.open_with(&options);
-        let programs = Programs::load(
-            &options,
-            PROGRAMS.into_iter().filter(|program| program.name.starts_with("meter_conn_")),
-        );
+        let programs = Programs::load(&options, programs.iter().map(|name| named(name)));
         let netdevs = ["d1", "d2"].map(|netdev| host.ifindex(netdev));
         meter.datapath.set_capture(&capture_of(&[1, 2], |_| {})).unwrap();
         let mut world = World { host: &host, options, meter, programs, netdevs };

@@ -14,7 +14,7 @@ use meter_ebpf::{
 use super::support::{
     Host, Meter,
     frames::{self, IPV4, IPV6, ethernet, ipv4, ipv6, vxlan},
-    programs::{Gso, PROGRAMS, Program, Programs},
+    programs::{Gso, PLAIN, PROGRAMS, Program, Programs},
     ready,
     table::{Table, Tunnel},
 };
@@ -95,9 +95,10 @@ fn length(bytes: &[u8]) -> u64 {
     bytes.len().try_into().unwrap()
 }
 
-/// Runs `work` with the loopback as an uplink, in its namespace, and with the programs.
+/// Runs `work` with the loopback as an uplink, in its namespace, and with these programs.
 fn with_programs(
     label: &str,
+    programs: &[Program],
     change: impl Fn(&mut Options),
     work: impl FnOnce(&mut Meter<'_>, &Programs) + Send,
 ) {
@@ -105,7 +106,7 @@ fn with_programs(
     let mut options = host.options();
     change(&mut options);
     let mut meter = host.open_with(&options);
-    let programs = Programs::load(&options, PROGRAMS);
+    let programs = Programs::load(&options, programs.iter().copied());
     meter.attach(&host.target("lo", PORT, Class::Uplink));
     host.netns.run_in(|| work(&mut meter, &programs)).unwrap();
 }
@@ -113,7 +114,7 @@ fn with_programs(
 fn check(meter: &mut Meter<'_>, programs: &Programs, rows: &[Row]) {
     let mut before = meter.table();
     for row in rows {
-        for program in PROGRAMS.into_iter().filter(|program| program.takes(&row.frame, row.gso)) {
+        for program in programs.that_take(&row.frame, row.gso) {
             programs.run(program, &row.frame, row.gso);
             let after = meter.table();
             let moved = after.since(&before);
@@ -132,7 +133,7 @@ fn frame_counts_in_its_port_and_in_one_tunnel_or_bucket() {
     if !ready() {
         return;
     }
-    with_programs("frames", |_| (), |meter, programs| check(meter, programs, &rows::frames()));
+    with_programs("frames", &PROGRAMS, |_| (), |meter, programs| check(meter, programs, &rows::frames()));
 }
 
 #[test]
@@ -140,7 +141,12 @@ fn super_packet_counts_as_the_frames_it_stands_for() {
     if !ready() {
         return;
     }
-    with_programs("super", |_| (), |meter, programs| check(meter, programs, &rows::super_packets()));
+    with_programs(
+        "super",
+        &PROGRAMS,
+        |_| (),
+        |meter, programs| check(meter, programs, &rows::super_packets()),
+    );
 }
 
 #[test]
@@ -149,7 +155,7 @@ fn nvgre_has_its_vni_in_the_upper_bits_of_the_key() {
         return;
     }
     let nvgre = |options: &mut Options| options.nvgre = true;
-    with_programs("nvgre", nvgre, |meter, programs| check(meter, programs, &rows::nvgre()));
+    with_programs("nvgre", &PLAIN, nvgre, |meter, programs| check(meter, programs, &rows::nvgre()));
 }
 
 #[test]
@@ -160,7 +166,7 @@ fn tunnel_without_room_in_the_table_counts_in_its_bucket() {
     let inner = ethernet(&[], IPV4, &[0; 46]);
     let frame = |vni| ethernet(&[], IPV4, &ipv4(frames::UDP, &vxlan(4789, vni, &inner)));
     let mut rows = vec![];
-    // Six hooks share the table: two by each of the TC programs, and XDP's are those of TC ingress.
+    // Six places, of which both hooks take one for each tunnel.
     for vni in 1..=3 {
         rows.push(row("fits", frame(vni)).tunnel(Encap::Vxlan, false, vni, length(&inner)));
     }
@@ -169,7 +175,12 @@ fn tunnel_without_room_in_the_table_counts_in_its_bucket() {
     rows.extend(full);
     // Those that have an entry keep it.
     rows.push(row("known", frame(2)).tunnel(Encap::Vxlan, false, 2, length(&inner)));
-    with_programs("full", |options| options.max_tunnels = 6, |meter, programs| check(meter, programs, &rows));
+    with_programs(
+        "full",
+        &PLAIN,
+        |options| options.max_tunnels = 6,
+        |meter, programs| check(meter, programs, &rows),
+    );
 }
 
 #[test]
@@ -189,6 +200,7 @@ fn as_many_tunnels_as_are_allowed_count_apart() {
         .collect();
     with_programs(
         "many",
+        &PLAIN,
         |options| options.max_tunnels = TUNNELS,
         |meter, programs| {
             agree(meter, programs, &cases);
@@ -229,6 +241,7 @@ fn truncated_tunnel_packet_of_any_length_counts_once() {
     ];
     with_programs(
         "cut",
+        &PLAIN,
         |_| (),
         |meter, programs| {
             for frame in &whole {
@@ -263,7 +276,7 @@ fn truncated_frame_on_a_netdev_counts_once_at_each_hook() {
             socket.send(&frame[..end]).unwrap();
             let row = Case { frame: frame[..end].to_vec(), gso: None }.row();
             // What leaves by the loopback comes back by it.
-            for program in &PROGRAMS[2..4] {
+            for program in &PLAIN[2..4] {
                 expected = expected.plus(&row.expected(*program));
             }
         }
@@ -325,7 +338,7 @@ fn agree(meter: &mut Meter<'_>, programs: &Programs, cases: &[Case]) {
     let mut expected = Table::default();
     for case in cases {
         let row = case.row();
-        for program in PROGRAMS.into_iter().filter(|program| program.takes(&row.frame, row.gso)) {
+        for program in programs.that_take(&row.frame, row.gso) {
             programs.run(program, &row.frame, row.gso);
             expected = expected.plus(&row.expected(program));
         }
@@ -344,6 +357,7 @@ fn programs_count_any_frame_as_the_header_walk_on_bytes_does() {
     }
     with_programs(
         "random",
+        &PROGRAMS,
         |options| options.max_tunnels = 16_384,
         |meter, programs| {
             let mut random = rows::Random::new(0x6d65_7465_7221);

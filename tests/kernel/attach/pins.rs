@@ -67,7 +67,9 @@ fn map_whose_pin_was_removed_is_found_at_the_programs() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    let modes =
+        if auto_kind() == HookKind::Tcx { &[TcMode::Auto, TcMode::Clsact][..] } else { &[TcMode::Auto] };
+    for &tc in modes {
         let pair = Pair::new(if tc == TcMode::Auto { "unpinned" } else { "unpinned-clsact" });
         let options = pair.options(tc);
         let mut meter = pair.host.open_with(&options);
@@ -179,79 +181,75 @@ fn what_nothing_counts_in_any_more_begins_anew() {
     if !ready() {
         return;
     }
-    // What is left of 3 frames in and 7 tunnels, in the order: packets of the port, of its tunnels, of its device, of a
-    // user-defined meter.
-    for (lost, left) in [
-        (map::SLOTS, [10, 7, 3, 3]),
-        (map::SLOTS_HIGH, [10, 7, 3, 3]),
-        (map::COUNTERS, [0, 7, 0, 3]),
-        (map::PORTS, [0, 0, 0, 0]),
-        (map::MEMBERS, [10, 7, 0, 3]),
-        (map::TUNNELS, [10, 0, 3, 3]),
-        (map::TUNNEL_TAKEN, [10, 0, 3, 3]),
-        (map::TUNNEL_SPARE, [10, 7, 3, 3]),
-        (map::TUNNEL_COUNTERS, [10, 0, 3, 3]),
-        (map::BUCKETS, [10, 7, 3, 3]),
-        (map::FAULTS, [10, 7, 3, 3]),
-        (map::META, [10, 7, 3, 3]),
-        (map::RULES, [10, 7, 3, 3]),
-        (map::VERDICTS, [10, 7, 3, 3]),
-        (map::METERS, [10, 7, 3, 0]),
-        (map::METER_COUNTERS, [10, 7, 3, 0]),
-    ] {
-        let pair = Pair::new(&format!("lost-{}", lost.to_lowercase().replace('_', "-")));
-        let ifindex = pair.host.ifindex("eth0");
-        let mut meter = pair.host.open();
-        let frames = meters(&[("frames", "ethertype 0x88b5")]);
-        meter.set_meters(&frames);
-        // As an uplink, and then as the port of a device.
+    let pair = Pair::new("begins-anew");
+    let ifindex = pair.host.ifindex("eth0");
+    let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
+    let frames = meters(&[("frames", "ethertype 0x88b5")]);
+    // Packets of the port, of its tunnels, of its device, of a user-defined meter.
+    let counts = |meter: &mut Meter<'_>| {
+        let table = meter.table();
+        let tunnels = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).sum();
+        [
+            table.get(&format!("port {PORT} Ingress"))[0],
+            tunnels,
+            table.get(&format!("device {DEVICE}"))[0],
+            meter.meters().get("frames").map_or(0, |[packets, _]| *packets),
+        ]
+    };
+    let created = |meter: &mut Meter<'_>| meter.reading().user_meters["frames"].created_ns;
+    // 7 tunnels, two of the last round among them, to an uplink; and then 3 frames to the port of a device.
+    let count = |meter: &mut Meter<'_>, round: u32| {
+        let [port, tunnels, device, user] = counts(meter);
         meter.attach(&pair.uplink(IngressHook::Tc));
-        let socket = RawSocket::open(&pair.peer, "peer0").unwrap();
         for vni in 0..7 {
+            let vni = round * 5 + vni;
             socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, &[0; 60])))).unwrap();
         }
-        let counts = |meter: &mut Meter<'_>| {
-            let table = meter.table();
-            let tunnels = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).sum();
-            [
-                table.get(&format!("port {PORT} Ingress"))[0],
-                tunnels,
-                table.get(&format!("device {DEVICE}"))[0],
-                meter.meters().get("frames").map_or(0, |[packets, _]| *packets),
-            ]
-        };
-        let reach = |meter: &mut Meter<'_>, expected: [u64; 4]| {
-            becomes(|| counts(meter), expected);
-        };
-        reach(&mut meter, [7, 7, 0, 0]);
+        becomes(|| counts(meter), [port + 7, tunnels + 7, device, user]);
         meter.attach(&pair.in_device());
         pair.send(3, 0);
-        reach(&mut meter, [10, 7, 3, 3]);
-        let created = |meter: &mut Meter<'_>| meter.reading().user_meters["frames"].created_ns;
-        let began = created(&mut meter);
-        // Nothing counts any more, so that nothing knows the map but its pin.
+        becomes(|| counts(meter), [port + 10, tunnels + 7, device + 3, user + 3]);
+        let places: Vec<u64> = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).collect();
+        assert!(places.iter().all(|packets| *packets <= 2), "tunnels share a place: {places:?}");
+        // Nothing counts any more, so that nothing knows a map but its pin.
         meter.detach(ifindex);
+    };
+    let mut meter = pair.host.open();
+    meter.set_meters(&frames);
+    count(&mut meter, 0);
+    // What is left of the four.
+    let all: fn([u64; 4]) -> [u64; 4] = |counts| counts;
+    let losses = [
+        (map::SLOTS, all),
+        (map::SLOTS_HIGH, all),
+        // What the device had of the port before this round was put aside when the port left it.
+        (map::COUNTERS, |[_, tunnels, device, user]| [0, tunnels, device - 3, user]),
+        (map::PORTS, |_| [0; 4]),
+        (map::MEMBERS, |[port, tunnels, _, user]| [port, tunnels, 0, user]),
+        (map::TUNNELS, |[port, _, device, user]| [port, 0, device, user]),
+        (map::TUNNEL_TAKEN, |[port, _, device, user]| [port, 0, device, user]),
+        (map::TUNNEL_SPARE, all),
+        (map::TUNNEL_COUNTERS, |[port, _, device, user]| [port, 0, device, user]),
+        (map::BUCKETS, all),
+        (map::FAULTS, all),
+        (map::META, all),
+        (map::RULES, all),
+        (map::VERDICTS, all),
+        (map::METERS, |[port, tunnels, device, _]| [port, tunnels, device, 0]),
+        (map::METER_COUNTERS, |[port, tunnels, device, _]| [port, tunnels, device, 0]),
+    ];
+    for (round, (lost, left)) in (1..).zip(losses) {
+        let (before, began) = (counts(&mut meter), created(&mut meter));
         drop(meter);
         fs::remove_file(pair.pin(lost)).unwrap();
-
-        let mut meter = pair.host.open();
+        meter = pair.host.open();
         // Without it nobody can tell that there was an agent before; and it held nothing.
         let repairs = Repairs { lost: u64::from(lost != map::META), ..Repairs::default() };
         assert_eq!(meter.reading().repairs, repairs, "{lost}");
         meter.set_meters(&frames);
-        assert_eq!(created(&mut meter) == began, left[3] == 3, "{lost}");
-        assert_eq!(counts(&mut meter), left, "{lost}");
-        // The same once more, and it counts as ever.
-        meter.attach(&pair.uplink(IngressHook::Tc));
-        for vni in 0..7 {
-            socket.send(&ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni + 5, &[0; 60])))).unwrap();
-        }
-        reach(&mut meter, [left[0] + 7, left[1] + 7, left[2], left[3]]);
-        meter.attach(&pair.in_device());
-        pair.send(3, 0);
-        reach(&mut meter, [left[0] + 10, left[1] + 7, left[2] + 3, left[3] + 3]);
-        let places: Vec<u64> = meter.reading().tunnels.iter().map(|tunnel| tunnel.packets).collect();
-        assert!(places.iter().all(|packets| *packets <= 2), "{lost}: tunnels share a place: {places:?}");
+        assert_eq!(counts(&mut meter), left(before), "{lost}");
+        assert_eq!(created(&mut meter) == began, left(before)[3] == before[3], "{lost}");
+        count(&mut meter, round);
     }
 }
 

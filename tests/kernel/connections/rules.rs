@@ -257,54 +257,48 @@ fn rules_see_what_is_inside_and_its_tunnel() {
     if !ready() {
         return;
     }
-    World::with(
-        "conn-rulein",
-        |_| {},
-        |mut world| {
-            world.meter.detach(world.netdevs[0]);
-            world.meter.attach(&world.host.target("d1", 1, Class::Uplink));
-            world.capture(|selection| {
-                selection.bits |= capture::INSIDE;
-                selection.rules = rules(&[
-                    "vni 7 src-port 1 ethertype 2048 no-vlan true",
-                    "vni 8 src-port 2 hw-src 00:00:00:00:00:09",
-                    "src-port 3 hw-src !00:00:00:00:00:09",
-                    "vlan 5",
-                    "src-port 5",
-                ]);
-            });
-            let up = |world: &World<'_>, frame: &[u8]| {
-                world.programs.run_between(named("meter_conn_uin"), frame, [0, world.netdevs[0]]);
-            };
-            let inside = |number: u16| {
-                let mut inner = segment(number, false, SYN);
-                inner[6..12].copy_from_slice(&[0, 0, 0, 0, 0, 9]);
-                inner
-            };
-            let through = |vni: u32, inner: &[u8]| {
-                up(&world, &ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, inner))));
-            };
-            for vni in [7, 8] {
-                [1, 2, 3].into_iter().for_each(|number| through(vni, &inside(number)));
-            }
-            let mut tagged = inside(4);
-            tagged.splice(12..12, [0x81, 0, 0, 5]);
-            through(7, &tagged);
-            // What is in no tunnel has no VNI.
-            for number in [1, 5] {
-                up(&world, &segment(number, false, SYN));
-            }
-            let reading = world.reading();
-            assert_eq!(found(&reading), (vec![(1, 1), (2, 1), (4, 1), (5, 1)], [5, 0]));
-            let overlays: Vec<Option<u32>> = [1, 2, 4, 5]
-                .map(|number| {
-                    let one = reading.connections.iter().find(|one| one.initiator.port() == number);
-                    one.unwrap().overlay.map(|(_, vni)| vni)
-                })
-                .into();
-            assert_eq!(overlays, [Some(7), Some(8), Some(7), None]);
-        },
-    );
+    World::with_uplink("conn-rulein", |mut world| {
+        world.capture(|selection| {
+            selection.bits |= capture::INSIDE;
+            selection.rules = rules(&[
+                "vni 7 src-port 1 ethertype 2048 no-vlan true",
+                "vni 8 src-port 2 hw-src 00:00:00:00:00:09",
+                "src-port 3 hw-src !00:00:00:00:00:09",
+                "vlan 5",
+                "src-port 5",
+            ]);
+        });
+        let up = |world: &World<'_>, frame: &[u8]| {
+            world.programs.run_between(named("meter_conn_uin"), frame, [0, world.netdevs[0]]);
+        };
+        let inside = |number: u16| {
+            let mut inner = segment(number, false, SYN);
+            inner[6..12].copy_from_slice(&[0, 0, 0, 0, 0, 9]);
+            inner
+        };
+        let through = |vni: u32, inner: &[u8]| {
+            up(&world, &ethernet(&[], IPV4, &ipv4(UDP, &vxlan(4789, vni, inner))));
+        };
+        for vni in [7, 8] {
+            [1, 2, 3].into_iter().for_each(|number| through(vni, &inside(number)));
+        }
+        let mut tagged = inside(4);
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        through(7, &tagged);
+        // What is in no tunnel has no VNI.
+        for number in [1, 5] {
+            up(&world, &segment(number, false, SYN));
+        }
+        let reading = world.reading();
+        assert_eq!(found(&reading), (vec![(1, 1), (2, 1), (4, 1), (5, 1)], [5, 0]));
+        let overlays: Vec<Option<u32>> = [1, 2, 4, 5]
+            .map(|number| {
+                let one = reading.connections.iter().find(|one| one.initiator.port() == number);
+                one.unwrap().overlay.map(|(_, vni)| vni)
+            })
+            .into();
+        assert_eq!(overlays, [Some(7), Some(8), Some(7), None]);
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use meter_agent::datapath::{Class, ConnectionReading, Datapath as _, Reading};
+use meter_agent::datapath::{ConnectionReading, Datapath as _, Reading};
 use meter_ebpf::abi::{Direction, Encap, connection::capture};
 
 use super::{ACK, SYN, World, capture_of, of, packets, segment};
@@ -47,16 +47,10 @@ impl World<'_> {
 
 /// A world whose first netdev is an uplink.
 fn with_uplink(label: &str, work: impl FnOnce(World<'_>) + Send) {
-    World::with(
-        label,
-        |_| {},
-        |mut world| {
-            world.meter.detach(world.netdevs[0]);
-            world.meter.attach(&world.host.target("d1", 1, Class::Uplink));
-            world.meter.datapath.tend_at(1_000);
-            work(world);
-        },
-    );
+    World::with_uplink(label, |mut world| {
+        world.meter.datapath.tend_at(1_000);
+        work(world);
+    });
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Program {
         self.name != "meter_up_xdpf" || lab::require::is_kernel(5, 18)
     }
 
-    /// Returns whether the kernel loads it and takes such a frame for a test run.
+    /// Returns whether the kernel, once it has loaded it, takes such a frame for a test run.
     ///
     /// Super-packets are TC's only; and TC has to be given a complete IP header where the ethertype is IP's (Linux 6.18).
     pub(crate) fn takes(self, frame: &[u8], gso: Option<Gso>) -> bool {
@@ -67,16 +67,24 @@ impl Program {
             [0x86, 0xdd] => 14 + 40,
             _ => 15,
         };
-        self.loads() && if self.xdp { gso.is_none() } else { frame.len() >= shortest }
+        if self.xdp { gso.is_none() } else { frame.len() >= shortest }
     }
 }
 
-/// Every program of the host's own netdevs.
-pub(crate) const PROGRAMS: [Program; 14] = [
+/// Those that count without meters of one's own and without connections, by TC. The others find tunnels by the same walk.
+pub(crate) const PLAIN: [Program; 4] = [
     program("meter_in", Direction::Ingress, false, false),
     program("meter_out", Direction::Egress, false, false),
     program("meter_up_in", Direction::Ingress, true, false),
     program("meter_up_out", Direction::Egress, true, false),
+];
+
+/// Every program of the host's own netdevs.
+pub(crate) const PROGRAMS: [Program; 14] = [
+    PLAIN[0],
+    PLAIN[1],
+    PLAIN[2],
+    PLAIN[3],
     program("meter_user_in", Direction::Ingress, false, false),
     program("meter_user_out", Direction::Egress, false, false),
     program("meter_user_uin", Direction::Ingress, true, false),
@@ -107,8 +115,11 @@ pub(crate) const OF_NAMESPACES: [Program; 6] = [
 /// A super-packet's `gso_size` and `gso_segs`.
 pub(crate) type Gso = (u32, u32);
 
-/// The programs, loaded.
-pub(crate) struct Programs(Ebpf);
+/// Some programs, loaded.
+pub(crate) struct Programs {
+    ebpf: Ebpf,
+    loaded: Vec<Program>,
+}
 
 impl Programs {
     /// Loads those that this kernel has over the maps that a datapath with these options has pinned.
@@ -128,7 +139,8 @@ impl Programs {
         }
         loader.override_global("SETTINGS", &settings, true);
         let mut ebpf = loader.load(OBJECT).unwrap();
-        for program in programs.into_iter().filter(|program| program.loads()) {
+        let loaded: Vec<Program> = programs.into_iter().filter(|program| program.loads()).collect();
+        for program in &loaded {
             let loaded = ebpf.program_mut(program.name).unwrap();
             if program.xdp {
                 let xdp: &mut Xdp = loaded.try_into().unwrap();
@@ -138,7 +150,12 @@ impl Programs {
                 load(|| tc.load());
             }
         }
-        Self(ebpf)
+        Self { ebpf, loaded }
+    }
+
+    /// Returns those that the kernel gives such a frame in a test run.
+    pub(crate) fn that_take(&self, frame: &[u8], gso: Option<Gso>) -> impl Iterator<Item = Program> {
+        self.loaded.iter().copied().filter(move |program| program.takes(frame, gso))
     }
 
     /// Runs a program on a frame of the calling thread's loopback netdev, once. It has to say "next" and to leave
@@ -163,7 +180,7 @@ impl Programs {
             ctx_in: (!program.xdp).then_some(context),
             ..TestRunOptions::new()
         };
-        let loaded = self.0.program(program.name).unwrap();
+        let loaded = self.ebpf.program(program.name).unwrap();
         let (result, next): (Result<TestRunResult, _>, u32) = if program.xdp {
             // XDP_PASS.
             (<&Xdp>::try_from(loaded).unwrap().test_run(options), 2)

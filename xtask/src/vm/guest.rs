@@ -104,9 +104,10 @@ impl Processor {
             // One thread for all of the guest's processors: with one for each, a processor may go on with what was
             // translated of code that another has changed since, and a kernel that patches itself, as it does for each
             // first hook, dies of its own breakpoint. Without what costs most by software: page tables of five levels,
-            // protection keys (each switch of tasks empties the TLB), and `rep movsb` for copies. QEMU 7.2 corrupts the
-            // flags after cmpxchg16b.
-            Self::Software => ["-accel", "tcg,thread=single", "-cpu", "max,-cx16,-la57,-pku,-erms"],
+            // protection keys (each switch of tasks empties the TLB), `rep movsb` for copies, and what lets the kernel at
+            // a user's memory (each switch of it ends a block of what is translated). QEMU 7.2 corrupts the flags after
+            // cmpxchg16b.
+            Self::Software => ["-accel", "tcg,thread=single", "-cpu", "max,-cx16,-la57,-pku,-erms,-smap"],
         }
     }
 
