@@ -14,7 +14,7 @@ use lab::{
 };
 use meter_agent::netdev::{Kind, Netdev, NetdevTable, TunnelNetdev, monitor};
 
-use super::watch::{dump, ifindex};
+use super::watch::{dump, ifindex, load_modules};
 
 /// Returns a netdev as the tests make them.
 pub(crate) fn netdev(ifindex: u32, name: &str, kind: Kind) -> Netdev {
@@ -52,6 +52,7 @@ fn every_kind_that_this_kernel_has_is_known_for_what_it_is() {
     if !require::root() {
         return;
     }
+    let _loading = load_modules();
     let (here, there) = (Netns::new("kinds").unwrap(), Netns::new("kinds-peer").unwrap());
     here.ip("link add base index 10 address 02:00:00:00:00:01 mtu 1400 type bridge").unwrap();
     let mut netdevs = BTreeMap::from([(1, loopback()), (10, netdev(10, "base", Kind::Bridge))]);

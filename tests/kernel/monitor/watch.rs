@@ -1,7 +1,10 @@
 //! A monitor at work in a namespace, and what a receiver makes of its events.
 
 use std::{
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -14,6 +17,15 @@ use meter_agent::netdev::{
 
 /// How long the kernel and the monitor have for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Shared by those who watch. A module that is loaded makes netdevs such as `gre0` in every namespace, and the kernel
+/// announces them before it gives them their MTU, which it doesn't announce.
+static MODULES: RwLock<()> = RwLock::new(());
+
+/// Keeps modules from being loaded while anybody watches, and anybody from watching as long as this is held.
+pub(crate) fn load_modules() -> RwLockWriteGuard<'static, ()> {
+    MODULES.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Returns what a dump of the namespace says now.
 pub(crate) fn dump(netns: &Netns) -> NetdevTable {
@@ -33,6 +45,7 @@ pub(crate) struct Watch<'a> {
     pub(crate) table: NetdevTable,
     guard: Option<StopGuard>,
     thread: Option<JoinHandle<Result<(), MonitorError>>>,
+    _modules: RwLockReadGuard<'static, ()>,
 }
 
 impl<'a> Watch<'a> {
@@ -58,9 +71,10 @@ impl<'a> Watch<'a> {
         events: Receiver<NetdevEvent>,
         send: impl FnMut(NetdevEvent) -> bool + Send + 'static,
     ) -> Self {
+        let modules = MODULES.read().unwrap_or_else(PoisonError::into_inner);
         let thread = Some(thread::spawn(move || monitor.run(send)));
         let (log, table) = (Vec::new(), NetdevTable::default());
-        let mut watch = Self { netns, events, log, table, guard: Some(guard), thread };
+        let mut watch = Self { netns, events, log, table, guard: Some(guard), thread, _modules: modules };
         watch.until("the first dump", |watch| !watch.log.is_empty());
         assert_eq!(watch.log, [NetdevEvent::All(dump(netns))]);
         watch.log.clear();
