@@ -23,7 +23,7 @@ use meter_agent::datapath::{
 };
 use meter_ebpf::abi::{Bucket, Counter, Direction};
 
-use super::support::{Host, Meter, auto_kind, frames::between, ready, table::Table};
+use super::support::{Host, Meter, auto_kind, frames::between, ready, table::Table, tc_modes};
 
 /// The port of `eth0`.
 const PORT: u128 = 1;
@@ -273,7 +273,7 @@ fn netdev_that_has_gone_is_gone_and_its_totals_stay() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "gone" } else { "gone-clsact" });
         let mut meter = pair.host.open_with(&pair.options(tc));
         let target = pair.port();
@@ -304,7 +304,7 @@ fn renamed_netdev_goes_on_counting() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "rename" } else { "rename-clsact" });
         let mut meter = pair.host.open_with(&pair.options(tc));
         let before = pair.port();
@@ -331,7 +331,7 @@ fn second_port_of_a_netdev_takes_over_from_the_first() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "takeover" } else { "takeover-clsact" });
         let mut meter = pair.host.open_with(&pair.options(tc));
         meter.attach(&pair.host.target("eth0", 2, Class::Port));
@@ -356,7 +356,7 @@ fn port_that_moves_to_another_netdev_leaves_the_first() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "move" } else { "move-clsact" });
         pair.host.netns.veth("eth1", &pair.peer, "peer1", 1_500).unwrap();
         let mut meter = pair.host.open_with(&pair.options(tc));
@@ -376,7 +376,7 @@ fn port_without_room_leaves_nothing_attached() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "full" } else { "full-clsact" });
         let mut meter = pair.host.open_with(&Options { max_ports: 1, ..pair.options(tc) });
         meter.attach(&pair.port());

@@ -219,6 +219,11 @@ pub(crate) fn auto_kind() -> HookKind {
     if require::is_kernel(6, 6) { HookKind::Tcx } else { HookKind::Clsact }
 }
 
+/// Returns the ways to hang TC's programs that differ in this kernel.
+pub(crate) fn tc_modes() -> &'static [TcMode] {
+    if auto_kind() == HookKind::Tcx { &[TcMode::Auto, TcMode::Clsact] } else { &[TcMode::Auto] }
+}
+
 /// Returns options of a small datapath, without a pin path.
 pub(crate) fn small_options() -> Options {
     Options {

@@ -1,7 +1,7 @@
 //! What others attached stays as it is, in its order, and sees its frames.
 
 use super::{
-    super::support::{auto_kind, becomes, foreign::Foreign},
+    super::support::{auto_kind, becomes, foreign::Foreign, tc_modes},
     Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, moved, ready,
 };
 
@@ -166,9 +166,8 @@ fn xdp_program_of_another_is_left_in_place() {
         return;
     }
     let attaches = lab::amount("METER_TEST_ATTACHES", 20, 4);
-    for (label, tc, kind) in
-        [("busy", TcMode::Auto, auto_kind()), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)]
-    {
+    let ways = [("busy", TcMode::Auto, auto_kind()), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)];
+    for (label, tc, kind) in ways.into_iter().take(tc_modes().len()) {
         let pair = Pair::new(label);
         let mut foreign = Foreign::load(&pair.host.netns);
         foreign.xdp("eth0");

@@ -9,7 +9,7 @@ use meter_ebpf::abi::{VERSION, map};
 use uuid::Uuid;
 
 use super::{
-    super::support::{auto_kind, meters, until},
+    super::support::{auto_kind, meters, tc_modes, until},
     BYTES, Class, HookKind, IngressHook, Pair, Retry, Target, TcMode, hooks, moved, ready,
 };
 
@@ -110,8 +110,9 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
         return;
     }
     let (auto, clsact) = ((TcMode::Auto, auto_kind()), (TcMode::Clsact, HookKind::Clsact));
-    // The last also by another kind of hook than it has, where the kernel has two.
-    for ((tc, kind), (next, next_kind)) in [(auto, auto), (clsact, clsact), (auto, clsact)] {
+    // The last by another kind of hook than it has.
+    let ways = [(auto, auto), (clsact, clsact), (auto, clsact)];
+    for ((tc, kind), (next, next_kind)) in ways.into_iter().take(tc_modes().len() * 2 - 1) {
         let pair = Pair::new(&format!("refused-{}-{}", kind.name(), next_kind.name()));
         let device = Some(DeviceId(Uuid::from_u128(11)));
         pair.host.open_with(&pair.options(tc)).attach(&Target { device, ..pair.port() });

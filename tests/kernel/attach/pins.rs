@@ -17,7 +17,7 @@ use super::{
         WITHIN, auto_kind, becomes,
         foreign::Foreign,
         frames::{IPV4, UDP, ethernet, ipv4, vxlan},
-        holds_within, meters, until,
+        holds_within, meters, tc_modes, until,
     },
     Class, HookKind, IngressHook, Meter, PORT, Pair, RawSocket, Table, Target, TcMode, hooks, moved, ready,
 };
@@ -67,9 +67,7 @@ fn map_whose_pin_was_removed_is_found_at_the_programs() {
     if !ready() {
         return;
     }
-    let modes =
-        if auto_kind() == HookKind::Tcx { &[TcMode::Auto, TcMode::Clsact][..] } else { &[TcMode::Auto] };
-    for &tc in modes {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "unpinned" } else { "unpinned-clsact" });
         let options = pair.options(tc);
         let mut meter = pair.host.open_with(&options);

@@ -11,7 +11,7 @@ use meter_ebpf::abi::{Direction, PortRecord, PortUuid, SLOT_ENTRIES, SlotRef, ma
 
 use super::{
     super::support::{Meter, becomes, pinned_map, table::Table},
-    BYTES, Class, HookKind, PORT, Pair, Target, TcMode, auto_kind, frame, hooks, ready,
+    BYTES, Class, HookKind, PORT, Pair, Target, TcMode, auto_kind, frame, hooks, ready, tc_modes,
 };
 
 /// The other port.
@@ -31,7 +31,7 @@ fn netdev_that_goes_to_another_port_loses_no_frame() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "rebind" } else { "rebind-clsact" });
         let mut meter = pair.host.open_with(&pair.options(tc));
         let ports = [PORT, OTHER].map(|port| pair.host.target("eth0", port, Class::Port));
@@ -53,7 +53,7 @@ fn netdevs_that_exchange_their_ports_lose_no_frame() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "exchange" } else { "exchange-clsact" });
         pair.host.netns.veth("eth1", &pair.peer, "peer1", 1_500).unwrap();
         let mut meter = pair.host.open_with(&pair.options(tc));
@@ -131,7 +131,7 @@ fn agent_that_was_killed_in_an_exchange_leaves_no_netdev_without_a_port() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         // Before the netdev counts for its new port, and after.
         for counts in [false, true] {
             let name = if tc == TcMode::Auto { "cut" } else { "cut-clsact" };

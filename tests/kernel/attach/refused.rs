@@ -6,7 +6,7 @@ use meter_ebpf::abi::{MAX_UPLINKS, PortRecord, PortUuid, VERSION, map};
 use uuid::Uuid;
 
 use super::{
-    super::support::{Meter, becomes, table::Table},
+    super::support::{Meter, becomes, table::Table, tc_modes},
     BYTES, Class, Direction, HookKind, IngressHook, Options, PORT, Pair, Retry, Target, TcMode, hooks, moved,
     ready,
 };
@@ -16,7 +16,7 @@ fn driver_without_xdp_goes_on_by_tc() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "no-xdp" } else { "no-xdp-clsact" });
         pair.host.netns.add_bridge("br0", 1_500).unwrap();
         let mut meter = pair.host.open_with(&pair.options(tc));
@@ -120,7 +120,7 @@ fn name_that_is_another_netdevs_by_now_hooks_neither() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "swapped" } else { "swapped-clsact" });
         pair.host.netns.veth("eth1", &pair.peer, "peer1", 1_500).unwrap();
         let mut meter = pair.host.open_with(&pair.options(tc));

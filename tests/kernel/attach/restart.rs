@@ -1,7 +1,7 @@
 //! An agent ends, in whatever way, and the next one goes on: nothing is lost and nothing counts twice.
 
 use super::{
-    super::support::{STILL, auto_kind, becomes, until},
+    super::support::{STILL, auto_kind, becomes, tc_modes, until},
     Class, HookKind, IngressHook, Meter, Options, PORT, Pair, Table, Target, TcMode, hooks, moved, ready,
 };
 
@@ -154,7 +154,7 @@ fn number_that_another_netdev_got_meanwhile_counts_for_that_one() {
     if !ready() {
         return;
     }
-    for tc in [TcMode::Auto, TcMode::Clsact] {
+    for &tc in tc_modes() {
         let pair = Pair::new(if tc == TcMode::Auto { "reuse" } else { "reuse-clsact" });
         let options = pair.options(tc);
         let mut meter = pair.host.open_with(&options);
