@@ -167,7 +167,7 @@ fn xdp_program_of_another_is_left_in_place() {
     }
     let attaches = lab::amount("METER_TEST_ATTACHES", 20, 4);
     let ways = [("busy", TcMode::Auto, auto_kind()), ("busy-clsact", TcMode::Clsact, HookKind::Clsact)];
-    for (label, tc, kind) in ways.into_iter().take(tc_modes().len()) {
+    for (label, tc, kind) in ways.into_iter().filter(|(_, tc, _)| tc_modes().contains(tc)) {
         let pair = Pair::new(label);
         let mut foreign = Foreign::load(&pair.host.netns);
         foreign.xdp("eth0");
