@@ -338,7 +338,8 @@ impl<D: Datapath> Agent<D> {
         self.survey = survey;
         self.capture();
         self.failures.keep(&self.survey.desired);
-        let steps = reconcile::plan(&self.survey.desired, self.datapath.attached(), &self.gone);
+        let possible = self.failures.possible(&self.survey.desired);
+        let steps = reconcile::plan(&possible, self.datapath.attached(), &self.gone);
         self.steps = steps.into_iter().filter(|step| self.is_due(step)).collect();
         let attaches = self.steps.iter().filter_map(|step| match step {
             Step::Attach(target) => Some(target.clone()),

@@ -9,6 +9,7 @@ mod captures;
 mod carried;
 mod clsact;
 mod connections;
+mod directories;
 pub mod examine;
 mod failure;
 #[cfg(test)]
@@ -241,6 +242,8 @@ pub struct Attachment {
     pub egress: HookKind,
     /// Whether a hook of them has vanished, so that it has to be attached again.
     pub lost: bool,
+    /// Whether they may run an earlier agent's programs: they count, and are to be replaced.
+    pub earlier: bool,
 }
 
 impl Target {
@@ -254,6 +257,18 @@ impl Target {
 }
 
 impl Attachment {
+    /// Makes one whose hooks, of ingress and of egress, are there and run this agent's programs.
+    #[must_use]
+    pub const fn new(target: Target, [ingress, egress]: [HookKind; 2]) -> Self {
+        Self { target, ingress, egress, lost: false, earlier: false }
+    }
+
+    /// Returns whether the hooks are to be attached again, also where they count for the right port.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.lost || self.earlier
+    }
+
     /// Returns the kinds of both hooks: ingress and egress.
     #[must_use]
     pub const fn kinds(&self) -> [HookKind; 2] {
@@ -274,7 +289,7 @@ impl Attachment {
     }
 
     /// Returns the same where the programs can't become those of the other target's class: they count on as they do, and only
-    /// ports count for a device.
+    /// ports count for a device. The netdev has the other target's names, which an earlier agent's had not.
     #[must_use]
     pub fn on_to(&self, target: &Target) -> Target {
         let Target { class, port, device, .. } = self.target;
@@ -283,7 +298,8 @@ impl Attachment {
             (false, true) => device,
             (false, false) => None,
         };
-        Target { class, device, ..self.with_port_of(target) }
+        let (netdev, netns) = (target.netdev.clone(), target.netns.clone());
+        Target { netdev, netns, class, device, ..self.with_port_of(target) }
     }
 }
 

@@ -81,7 +81,7 @@ pub fn plan(
     let staying = attached.iter().filter(|(id, _)| stays(id)).map(|(&id, is)| (id, is));
     let staying: BTreeMap<NetdevId, &Attachment> = staying.collect();
     let is_right =
-        |target: &Target| staying.get(&target.id).is_some_and(|is| !is.lost && is.target == *target);
+        |target: &Target| staying.get(&target.id).is_some_and(|is| !is.is_stale() && is.target == *target);
     let mut order = Order {
         holders: staying.iter().map(|(&id, is)| (is.target.port, id)).collect(),
         waiting: desired
@@ -129,7 +129,7 @@ impl<'a> Order<'a> {
             // What more than their ports differs comes after.
             let differs = |target: &&Target| {
                 let is = self.staying.get(&target.id);
-                is.is_none_or(|is| is.lost || is.with_port_of(target) != **target)
+                is.is_none_or(|is| is.is_stale() || is.with_port_of(target) != **target)
             };
             self.steps.extend(targets.into_iter().filter(differs).cloned().map(Step::Attach));
         }

@@ -64,7 +64,7 @@ impl Datapath for Memory {
             port.netdev = Some(target.id);
         }
         let (target, tcx) = (target.clone(), HookKind::Tcx);
-        self.attached.insert(target.id, Attachment { target, ingress: tcx, egress: tcx, lost: false });
+        self.attached.insert(target.id, Attachment::new(target, [tcx; 2]));
         Ok(())
     }
 

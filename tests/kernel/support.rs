@@ -1,5 +1,6 @@
 //! What every kernel test stands on: a namespace and a pin path of its own, and a datapath that uses both.
 
+pub(crate) mod capabilities;
 pub(crate) mod daemon;
 pub(crate) mod foreign;
 pub(crate) mod frames;

@@ -1,9 +1,9 @@
 //! Attaches that failed: when to try again, and what to say of them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
-    datapath::{AttachError, Retry, Target},
+    datapath::{AttachError, Attachment, Retry, Target},
     netdev::NetdevId,
 };
 
@@ -21,26 +21,53 @@ struct Failure {
     wait: u32,
 }
 
-/// The netdevs that should be attached and could not be.
+/// What a netdev should be, which was refused for good, and what it is instead.
+#[derive(Debug)]
+struct Refused {
+    wanted: Target,
+    error: AttachError,
+    is: Target,
+}
+
+/// The netdevs that should be attached and could not be, or not as they should.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     by_netdev: BTreeMap<NetdevId, Failure>,
+    refused: BTreeMap<NetdevId, Refused>,
     /// Detaches that failed, with what was said.
     detaches: BTreeMap<NetdevId, AttachError>,
 }
 
 impl Failures {
     pub(super) fn len(&self) -> usize {
-        self.by_netdev.len()
+        let refused = self.refused.keys().filter(|id| !self.by_netdev.contains_key(id));
+        self.by_netdev.len() + refused.count()
     }
 
-    /// Returns why a netdev is not attached.
+    /// Returns why a netdev is not attached, or not as it should be.
     pub(super) fn reason(&self, id: NetdevId) -> Option<String> {
-        self.by_netdev.get(&id).map(|failure| failure.error.message.clone())
+        let refused = || self.refused.get(&id).map(|refused| &refused.error);
+        let error = self.by_netdev.get(&id).map(|failure| &failure.error).or_else(refused)?;
+        Some(error.message.clone())
     }
 
-    /// Takes note of a failed attach. Logs it when it is new or another than before, and counts on silently.
-    pub(super) fn failed(&mut self, target: Target, error: AttachError) {
+    /// Returns how each netdev can be attached: as it should be, or as it is where that was refused for good.
+    pub(super) fn possible<'a>(
+        &self,
+        desired: &'a BTreeMap<NetdevId, Target>,
+    ) -> Cow<'a, BTreeMap<NetdevId, Target>> {
+        let mut possible = Cow::Borrowed(desired);
+        for (id, refused) in &self.refused {
+            if desired.get(id) == Some(&refused.wanted) {
+                possible.to_mut().insert(*id, refused.is.clone());
+            }
+        }
+        possible
+    }
+
+    /// Takes note of a failed attach, which left the netdev as it `is`. Logs it when it is new or another than before, and counts
+    /// on silently.
+    pub(super) fn failed(&mut self, target: Target, error: AttachError, is: Option<&Attachment>) {
         let before = self.by_netdev.remove(&target.id).filter(|before| before.target == target);
         let attempt = before.as_ref().map_or(0, |before| before.attempt) + 1;
         if error.retry != Retry::Gone && before.is_none_or(|before| before.error != error) {
@@ -55,6 +82,11 @@ impl Failures {
                 next,
                 "attach failed"
             );
+        }
+        let is_other = |is: &Target| is.port == target.port && *is != target;
+        if let Some(is) = is.filter(|is| error.retry == Retry::Never && is_other(&is.target)) {
+            self.refused.insert(target.id, Refused { wanted: target, error, is: is.target.clone() });
+            return;
         }
         let wait =
             FIRST_WAIT.checked_shl(attempt - 1).unwrap_or(LONGEST_WAIT).clamp(FIRST_WAIT, LONGEST_WAIT);
@@ -91,16 +123,25 @@ impl Failures {
         due
     }
 
-    /// Forgets those that nobody wants attached any more.
+    /// Forgets those that nobody wants attached any more, or so.
     pub(super) fn keep(&mut self, desired: &BTreeMap<NetdevId, Target>) {
         self.by_netdev.retain(|id, _| desired.contains_key(id));
+        self.refused.retain(|id, refused| desired.get(id) == Some(&refused.wanted));
     }
 
+    /// Forgets an attach that failed: it is done.
+    pub(super) fn attached(&mut self, id: NetdevId) {
+        self.by_netdev.remove(&id);
+    }
+
+    /// Forgets a netdev: it is gone, or nothing is attached to it any more.
     pub(super) fn forget(&mut self, id: NetdevId) {
         self.by_netdev.remove(&id);
+        self.refused.remove(&id);
     }
 
     pub(super) fn forget_all(&mut self) {
         self.by_netdev.clear();
+        self.refused.clear();
     }
 }

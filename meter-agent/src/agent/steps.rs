@@ -27,7 +27,7 @@ impl<D: Datapath> Agent<D> {
                     self.attaches.began(target.id);
                     let Target { netdev, id, netns, port, .. } = target;
                     tracing::info!(netdev = %netdev, netns, ifindex = id.ifindex, port = %port, "exchanged ports");
-                    self.failures.forget(id);
+                    self.failures.attached(id);
                 }
             }
             Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
@@ -42,7 +42,7 @@ impl<D: Datapath> Agent<D> {
         }
         match attached {
             Ok(()) => {
-                self.failures.forget(target.id);
+                self.failures.attached(target.id);
                 self.failures.detached(target.id);
                 let is = self.datapath.attached().get(&target.id);
                 tracing::info!(
@@ -65,7 +65,10 @@ impl<D: Datapath> Agent<D> {
         if error.retry == Retry::Gone {
             tracing::debug!(netdev = %target.id, error = %error, "netdev went while it was attached");
         }
-        self.failures.failed(target, error);
+        // What it can be instead may take another step.
+        self.stale |= error.retry == Retry::Never;
+        let is = self.datapath.attached().get(&target.id);
+        self.failures.failed(target, error, is);
     }
 
     fn detach(&mut self, id: NetdevId) {

@@ -131,6 +131,22 @@ fn tap(ifindex: u32, name: &str) -> Netdev {
     Netdev::bare(ifindex, name, Kind::Tap)
 }
 
+/// What an earlier agent left on a netdev, for the port of its number.
+fn left(netdev: NetdevId) -> Attachment {
+    let target = Target {
+        id: netdev,
+        netdev: String::new(),
+        netns: String::new(),
+        port: port(netdev.ifindex.into()),
+        class: Class::Port,
+        device: None,
+        underlay: false,
+        ingress: IngressHook::Tc,
+        network: meter_ebpf::abi::Network::NONE,
+    };
+    Attachment { earlier: true, ..Attachment::new(target, [HookKind::Tcx; 2]) }
+}
+
 #[test]
 fn everything_of_the_first_dump_is_attached_and_then_the_agent_is_ready() {
     let mut bench = Bench::new();
@@ -245,23 +261,7 @@ fn wrong_configuration_leaves_the_old_one_in_force() {
 
 #[test]
 fn what_an_earlier_agent_left_is_taken_over_or_put_away() {
-    let left = |ifindex: u32| Attachment {
-        target: Target {
-            id: ifindex.into(),
-            netdev: String::new(),
-            netns: String::new(),
-            port: port(u128::from(ifindex)),
-            class: Class::Port,
-            device: None,
-            underlay: false,
-            ingress: IngressHook::Tc,
-            network: meter_ebpf::abi::Network::NONE,
-        },
-        ingress: HookKind::Tcx,
-        egress: HookKind::Tcx,
-        lost: false,
-    };
-    let mut bench = Bench::adopting([2, 8].map(|ifindex| (ifindex.into(), left(ifindex))).into());
+    let mut bench = Bench::adopting([2, 8].map(|ifindex| (ifindex.into(), left(ifindex.into()))).into());
     bench.send(Event::Tick).settle();
     assert_eq!(bench.calls(), [""; 0], "before the first dump everything would look gone");
     bench.netdevs(&[(2, "tap0")]).settle();

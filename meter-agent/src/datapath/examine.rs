@@ -124,12 +124,12 @@ fn try_object(options: &Options) -> Result<bool, OpenError> {
 ///
 /// Why it would not. Whether a driver takes XDP is known only by attaching.
 pub fn foresee(target: &Target, mode: TcMode, has_tcx: bool) -> Result<Attachment, AttachError> {
-    let [ingress, egress] = hooks::kinds(target, mode, has_tcx)?;
+    let kinds = hooks::kinds(target, mode, has_tcx)?;
     hooks::check_name(target)?;
-    if egress == HookKind::Clsact {
+    if kinds.contains(&HookKind::Clsact) {
         hooks::has_clsact(target)?;
     }
-    Ok(Attachment { target: target.clone(), ingress, egress, lost: false })
+    Ok(Attachment::new(target.clone(), kinds))
 }
 
 /// Returns what others have attached to a netdev, `hook: what` each; what can't be seen says so. `ours` is our hook of

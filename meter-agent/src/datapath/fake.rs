@@ -7,8 +7,8 @@ use meter_ebpf::abi::{Direction, HookCounter, SlotCounters};
 use uuid::Uuid;
 
 use super::{
-    AttachError, Attachment, BucketReading, Capture, Datapath, HookKind, IngressHook, Lost, MetersError,
-    PortReading, ReadError, Reading, Retry, Target,
+    AttachError, Attachment, BucketReading, Capture, Class, Datapath, HookKind, IngressHook, Lost,
+    MetersError, PortReading, ReadError, Reading, Retry, Target,
 };
 use crate::{
     meter::{FlowStats, PortId},
@@ -22,6 +22,8 @@ use crate::{
 
 /// The reason of an error that leaves the netdev without a port; every other one is of its hooks.
 pub const NO_PORT: &str = "ports_full";
+/// The reason of an error that says that the verifier refused a program.
+pub const NO_PROGRAM: &str = "verifier";
 
 /// The fake. Its fields are what a test looks at and sets.
 #[derive(Debug, Default)]
@@ -34,6 +36,8 @@ pub struct FakeDatapath {
     pub prepared: Vec<String>,
     /// What the next attaches of a netdev end in, by its name; without an entry they succeed.
     pub attach_errors: BTreeMap<String, VecDeque<AttachError>>,
+    /// The class whose programs the verifier refuses.
+    pub refused: Option<Class>,
     /// Netdevs of which another tool removed the hooks.
     pub removed: BTreeSet<NetdevId>,
     /// The namespaces that were entered and not left, by number.
@@ -165,7 +169,9 @@ impl Datapath for FakeDatapath {
         }
         let before = self.attached.get(&target.id).cloned();
         let before = before.filter(|_| !self.removed.contains(&target.id));
-        if let Some(error) = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front) {
+        let refusal = (self.refused == Some(target.class)).then(|| error(NO_PROGRAM, Retry::Never));
+        let next = self.attach_errors.get_mut(&target.netdev).and_then(VecDeque::pop_front);
+        if let Some(error) = next.or(refusal) {
             match before.filter(|_| error.reason != NO_PORT) {
                 Some(before) => {
                     self.carry(Attachment { target: before.on_to(target), ..before });
@@ -176,7 +182,7 @@ impl Datapath for FakeDatapath {
         }
         let ingress = if target.ingress == IngressHook::Xdp { HookKind::Xdp } else { HookKind::Tcx };
         self.removed.remove(&target.id);
-        self.carry(Attachment { target: target.clone(), ingress, egress: HookKind::Tcx, lost: false });
+        self.carry(Attachment::new(target.clone(), [ingress, HookKind::Tcx]));
         Ok(())
     }
 

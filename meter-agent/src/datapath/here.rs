@@ -47,9 +47,8 @@ impl KernelDatapath {
             .map_err(|error| Refused { error, kept: before.is_some() })
             .and_then(|()| self.hang(&fits, before.as_ref(), ours));
         match hung {
-            Ok([ingress, egress]) => {
-                let attachment = Attachment { target: fits, ingress, egress, lost: false };
-                self.attached.insert(target.id, attachment);
+            Ok(kinds) => {
+                self.attached.insert(target.id, Attachment::new(fits, kinds));
                 lacks.map_or(Ok(()), Err)
             }
             Err(Refused { error, kept }) => {
@@ -79,7 +78,7 @@ impl KernelDatapath {
                 NamespaceId::HOST => &self.programs,
                 namespace => &self.namespaces.programs(namespace).ids,
             };
-            let missing = hooks::missing(known, self.site(), Some(ids));
+            let missing = hooks::missing(known, self.site(), (!known.earlier).then_some(ids));
             if missing.is_empty() || !hooks::is_netdev(known.target.id.ifindex) {
                 // A netdev that has gone took its hooks along.
                 continue;
@@ -169,8 +168,7 @@ impl KernelDatapath {
 
     /// Returns whether hooks that are there run the programs of the target already.
     fn is_the_same(&self, before: &Attachment, target: &Target, kinds: [HookKind; 2]) -> bool {
-        !before.lost
-            && !before.target.netdev.is_empty()
+        !before.is_stale()
             && (before.target.class == Class::Uplink) == (target.class == Class::Uplink)
             && before.target.underlay == target.underlay
             && self.captures.wants(before.target.port) == self.captures.wants(target.port)

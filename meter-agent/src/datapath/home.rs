@@ -8,11 +8,12 @@ use nix::fcntl::Flock;
 
 use super::{
     Options,
+    directories::{Directories, pins_anything},
     links::Links,
     migrate::Earlier,
     object::Over,
-    open::{self, OpenError, make_directory, pins_anything, try_pin},
-    pins::{self, Directories, Settled},
+    open::{self, OpenError, make_directory, try_pin},
+    pins::{self, Settled},
     slots::SlotTable,
     specs::Spec,
     store::{self, HeldMaps, Store},

@@ -233,7 +233,7 @@ impl Datapath for KernelDatapath {
 
     fn verify(&mut self) -> Vec<Lost> {
         let mut all_lost = Vec::new();
-        // What an earlier agent left has no name yet, and is attached anew anyway.
+        // What an earlier agent left has no name until something is attached in its place, which is soon.
         let known = self.attached.values().filter(|known| !known.lost && !known.target.netdev.is_empty());
         let known: Vec<Attachment> = known.cloned().collect();
         for known in known.chunk_by(|one, next| one.target.id.namespace == next.target.id.namespace) {

@@ -26,6 +26,7 @@ use super::{
     Attachment, HookKind, Options, Repairs, Retry,
     bind::now_ns,
     carried::carry,
+    directories::{Directories, entries, versions},
     failure::describe,
     hook::link_name,
     hooks,
@@ -36,7 +37,7 @@ use super::{
     meters,
     namespaces::{self, loaded},
     open::{OpenError, load_error, lock, path_error},
-    pins::{self, Directories, Settled},
+    pins::{self, Settled},
     places::PlaceTable,
     saved,
     slots::SlotTable,
@@ -65,10 +66,16 @@ impl Earlier {
     /// There are pins of a later version, or another agent uses those that are found.
     pub(super) fn find(options: &Options) -> Result<Option<Self>, OpenError> {
         let pin_path = &options.pin_path;
-        let versions =
-            pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
-        if let Some(&found) = versions.last().filter(|found| **found > options.version) {
-            return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
+        let mut versions =
+            versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
+        for found in versions.split_off(&(options.version + 1)) {
+            if !Directories::new(pin_path, found).give_up()? {
+                return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
+            }
+            tracing::warn!(
+                version = found,
+                "an agent of a later version did not get to count; its maps are removed"
+            );
         }
         let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
         let mut earlier =
@@ -113,15 +120,20 @@ impl Earlier {
         Ok(())
     }
 
+    /// Makes the map of namespaces where the earlier version has one.
+    pub(super) fn make_places(&self, maps: &mut Maps, directories: &Directories) -> Result<(), OpenError> {
+        if maps.places.is_none() && namespaces::pin(&self.directories.maps).exists() {
+            maps.places = Some(PlaceTable::make(&namespaces::pin(&directories.maps))?);
+        }
+        Ok(())
+    }
+
     /// Brings the ports into the new maps, with their slots, their netdevs and how they are attached, and the namespaces
     /// with their numbers; and the pins of the links to where the new version has them.
     pub(super) fn bind(&self, maps: &mut Maps, directories: &Directories) -> Result<(), OpenError> {
-        let Directories { maps: map_pins, links } = directories;
+        let Directories { links, .. } = directories;
         let earlier = self.maps()?;
         if let Some(places) = &earlier.places {
-            if maps.places.is_none() {
-                maps.places = Some(PlaceTable::make(&namespaces::pin(map_pins))?);
-            }
             for (number, identity) in places.identities() {
                 maps.places.iter().for_each(|places| places.assign(number, identity));
             }
@@ -205,24 +217,6 @@ impl Earlier {
         }
         Ok(())
     }
-
-    /// Removes the pins.
-    fn remove(self) -> Result<(), OpenError> {
-        let Directories { maps, links } = &self.directories;
-        for (_, path) in entries(maps)? {
-            fs::remove_file(&path).map_err(|source| path_error("remove", &path, source))?;
-        }
-        let base = maps.parent().unwrap_or(maps);
-        for directory in [links, maps, base] {
-            match fs::remove_dir(directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(path_error("remove", directory, error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 impl KernelDatapath {
@@ -247,7 +241,7 @@ impl KernelDatapath {
                 earlier.set_aside()?;
             }
         }
-        earlier.remove()
+        earlier.directories.remove()
     }
 
     /// Puts this version's programs into the places of those that count, on the host and in namespaces. A hook for which
@@ -329,18 +323,4 @@ impl KernelDatapath {
 /// Returns the maps that are pinned, of these.
 fn pinned<'a>(specs: &'a [Spec], pins: &'a Path) -> impl Iterator<Item = &'a Spec> {
     specs.iter().filter(move |spec| pins.join(spec.name).exists())
-}
-
-/// Returns what is in a directory, by name; nothing where it is not there.
-fn entries(directory: &Path) -> Result<Vec<(String, std::path::PathBuf)>, OpenError> {
-    let list = || -> io::Result<Vec<_>> {
-        let entries = match fs::read_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        entries
-            .map(|entry| entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())))
-            .collect()
-    };
-    list().map_err(|source| path_error("list", directory, source))
 }

@@ -12,7 +12,6 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{
     MetersError, ReadError,
     failure::{describe, refusal},
-    pins::{self, Directories},
     sys,
 };
 
@@ -252,18 +251,6 @@ fn stays_mounted() -> bool {
 fn mount_bpffs(path: &Path) -> bool {
     use nix::mount::{MsFlags, mount};
     mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).is_ok()
-}
-
-/// Returns whether maps are pinned here, of whichever version. What is there and may not be looked at is taken for them.
-pub(super) fn pins_anything(pin_path: &Path) -> bool {
-    let has_entries = |version: u32| match fs::read_dir(Directories::new(pin_path, version).maps) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
-    };
-    match pins::versions(pin_path) {
-        Ok(versions) => versions.into_iter().any(has_entries),
-        Err(_) => fs::symlink_metadata(pin_path).is_ok(),
-    }
 }
 
 /// Pins something and removes it, to see whether that can be done.

@@ -9,13 +9,14 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData, MapInfo},
+    maps::{MapData, MapInfo},
     programs::loaded_programs,
 };
-use meter_ebpf::abi::{Direction, Meta, SLOTS_PER_BLOCK, map};
+use meter_ebpf::abi::{Direction, SLOTS_PER_BLOCK, map};
 
 use super::{
     Repairs, clsact, connections,
+    directories::{Directories, versions},
     failure::describe,
     open::{OpenError, path_error, pin_error},
     specs::{self, Spec},
@@ -26,40 +27,6 @@ use super::{
 const ASIDE: &str = "aside";
 /// Names that are tried for one of them.
 const ASIDE_NAMES: usize = 1_000;
-
-/// Where one version of the layout has its pins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Directories {
-    pub(super) maps: PathBuf,
-    pub(super) links: PathBuf,
-}
-
-impl Directories {
-    pub(super) fn new(pin_path: &Path, version: u32) -> Self {
-        let base = pin_path.join(format!("v{version}"));
-        Self { maps: base.join("maps"), links: base.join("links") }
-    }
-}
-
-/// Returns the versions that have pins here, in order.
-///
-/// # Errors
-///
-/// What keeps the directory from being listed; that it is not there does not.
-pub(super) fn versions(pin_path: &Path) -> io::Result<BTreeSet<u32>> {
-    let entries = match fs::read_dir(pin_path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(BTreeSet::new());
-        }
-        entries => entries?,
-    };
-    let mut versions = BTreeSet::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        versions.extend(name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok()));
-    }
-    Ok(versions)
-}
 
 /// What became of the pinned maps.
 #[derive(Debug, Default)]
@@ -100,7 +67,7 @@ pub(super) fn settle(specs: &mut [Spec], directories: &Directories) -> Result<Se
         return Ok(settled);
     }
     // An agent that was killed while it made the maps had nothing to lose.
-    let is_first = !has_entries(links) && !is_complete(&pins.join(map::META));
+    let is_first = !directories.have_links() && directories.are_complete() != Some(true);
     let mut running = running_maps(links).unwrap_or_else(|error| {
         tracing::warn!(error, "the maps of the programs that count can't be asked for");
         Vec::new()
@@ -344,17 +311,6 @@ fn what_it_held(name: &str) -> &'static str {
         map::NETWORKS => "the VNIs of tunnel netdevs, until they are attached anew",
         _ => "nothing",
     }
-}
-
-/// Returns whether an agent had finished making the maps.
-fn is_complete(meta: &Path) -> bool {
-    let data = MapData::from_pin(meta).ok().and_then(|data| Map::from_map_data(data).ok());
-    let array = data.and_then(|map| Array::<MapData, Meta>::try_from(map).ok());
-    array.and_then(|array| array.get(&0, 0).ok()).is_some_and(|meta| meta.tunnels_ready == 1)
-}
-
-fn has_entries(directory: &Path) -> bool {
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 fn is_named(info: &MapInfo, name: &str) -> bool {

@@ -25,7 +25,8 @@ pub(super) fn adopted(ledger: &Ledger, network: impl Fn(u32) -> Network) -> BTre
             let ingress = hook_kind(record.hooks, hooks::INGRESS_CLSACT, hooks::INGRESS_XDP);
             let egress = hook_kind(record.hooks, hooks::EGRESS_CLSACT, 0);
             let target = recorded_target(*uuid, record, network(record.slot));
-            (netdev_of(record), Attachment { target, ingress, egress, lost: false })
+            let attachment = Attachment::new(target, [ingress, egress]);
+            (netdev_of(record), Attachment { earlier: true, ..attachment })
         })
         .collect()
 }

@@ -7,13 +7,13 @@ use meter_ebpf::abi::{Direction, PortRecord, PortUuid, hooks, map};
 
 use super::{
     clsact,
+    directories::{Directories, versions},
     failure::describe,
     hooks::remove_qdisc,
     links::remove_link,
     namespaces,
     open::{OpenError, lock, path_error, pin_error},
-    pins::{self, Directories},
-    unpinned,
+    pins, unpinned,
 };
 use crate::netdev::namespaces::{DIRECTORY, open};
 
@@ -36,8 +36,7 @@ pub struct Removed {
 ///
 /// The first thing that could not be removed; the rest may be gone already, and calling again is safe.
 pub fn remove_all(pin_path: &Path) -> Result<Removed, OpenError> {
-    let versions =
-        pins::versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
+    let versions = versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
     let mut removed = Removed::default();
     // Links of an agent without pins are its own.
     let alone = unpinned::lock(pin_path)?;

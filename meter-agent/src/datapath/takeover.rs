@@ -113,8 +113,9 @@ impl KernelDatapath {
             }
             lost.clear();
         }
-        if earlier.is_some() {
-            // Where they are refused nothing that counts has been touched.
+        if let (Some(earlier), Some(directories)) = (&earlier, home.directories()) {
+            // Where something is refused nothing that counts has been touched, and these maps are not finished.
+            earlier.make_places(&mut maps, directories)?;
             load_programs(&mut ebpf, TC_PROGRAMS.into_iter().flatten(), &mut programs)?;
         }
         let spare_places = entries_of(&specs, map::TUNNEL_SPARE);

@@ -28,8 +28,9 @@ use uuid::Uuid;
 
 use super::{
     Options, clsact,
+    directories::pins_anything,
     hooks::remove_qdisc,
-    open::{OpenError, has_dot, pins_anything},
+    open::{OpenError, has_dot},
 };
 
 /// Bytes of a pin path that a name has room for: of a filter, and of a socket.

@@ -33,7 +33,7 @@ fn attached(targets: &BTreeMap<NetdevId, Target>) -> BTreeMap<NetdevId, Attachme
         .iter()
         .map(|(&ifindex, target)| {
             let target = target.clone();
-            (ifindex, Attachment { target, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false })
+            (ifindex, Attachment::new(target, [HookKind::Tcx; 2]))
         })
         .collect()
 }
@@ -94,11 +94,14 @@ fn netdev_that_is_gone_is_detached_whoever_has_its_number() {
 }
 
 #[test]
-fn lost_hooks_are_attached_again() {
-    let should = by_ifindex([target(2, 1, false), target(3, 2, false)]);
+fn lost_hooks_and_those_of_an_earlier_agent_are_attached_again() {
+    let targets = [target(2, 1, false), target(3, 2, false), target(4, 3, false)];
+    let should = by_ifindex(targets.clone());
     let mut is = attached(&should);
     is.get_mut(&3.into()).unwrap().lost = true;
-    assert_eq!(plan(&should, &is), [Step::Attach(target(3, 2, false))]);
+    is.get_mut(&4.into()).unwrap().earlier = true;
+    let [_, lost, earlier] = targets;
+    assert_eq!(plan(&should, &is), [lost, earlier].map(Step::Attach));
 }
 
 /// Netdevs with a port each, which no two of them share.

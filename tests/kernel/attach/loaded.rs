@@ -9,33 +9,16 @@ use meter_ebpf::abi::{VERSION, map};
 use uuid::Uuid;
 
 use super::{
-    super::support::{auto_kind, meters, tc_modes, until},
+    super::support::{
+        Meter, auto_kind,
+        capabilities::{Capability, without},
+        meters, tc_modes, until,
+    },
     BYTES, Class, HookKind, IngressHook, Pair, Retry, Target, TcMode, hooks, moved, ready,
 };
 
-/// Of the words of `capset(2)`, which are effective sets and two more each: those with CAP_SYS_ADMIN and CAP_BPF, and their bits.
-const LOADING: [(usize, u32); 2] = [(0, 1 << 21), (3, 1 << 7)];
-/// `_LINUX_CAPABILITY_VERSION_3`, and the calling thread.
-const HEADER: [u32; 2] = [0x2008_0522, 0];
-
-/// Returns what `work` returns without the capability to load programs.
-fn without_loading<T>(work: impl FnOnce() -> T) -> T {
-    let mut before = [0_u32; 6];
-    // SAFETY: the kernel reads the header and writes two times three words.
-    let got = unsafe { libc::syscall(libc::SYS_capget, HEADER.as_ptr(), before.as_mut_ptr()) };
-    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
-    let set = |words: [u32; 6]| {
-        // SAFETY: the kernel reads the header and two times three words.
-        let set = unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), words.as_ptr()) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    };
-    let mut without = before;
-    LOADING.into_iter().for_each(|(word, bit)| without[word] &= !bit);
-    set(without);
-    let result = work();
-    set(before);
-    result
-}
+/// What it takes to load programs.
+const LOADING: &[Capability] = &[Capability::SysAdmin, Capability::Bpf];
 
 impl Pair {
     /// Returns the names of the programs that count in the host's maps, whether something runs them or not.
@@ -120,25 +103,38 @@ fn netdev_whose_program_is_refused_counts_on_as_before() {
         pair.host.open_with(&pair.options(tc)).attach(&Target { device, ..pair.port() });
         let mut meter = pair.host.open_with(&pair.options(next));
         let before = meter.table();
-        let (frames, error) = pair.while_sending(|| {
-            let uplink = pair.uplink(IngressHook::Tc);
+        let uplink = pair.uplink(IngressHook::Tc);
+        let refuse = |meter: &mut Meter<'_>| {
             let datapath = &mut meter.datapath;
-            pair.host.netns.run_in(|| without_loading(|| datapath.attach(&uplink))).unwrap().unwrap_err()
-        });
-        assert_eq!((error.reason, error.retry), ("permission", Retry::Later), "{error}");
+            let attached = pair.host.netns.run_in(|| without(LOADING, || datapath.attach(&uplink)));
+            let error = attached.unwrap().unwrap_err();
+            assert_eq!((error.reason, error.retry), ("permission", Retry::Later), "{error}");
+        };
+        let (frames, ()) = pair.while_sending(|| refuse(&mut meter));
         assert_eq!(pair.host.hooks(), hooks(kind, Class::Port));
         let expected = moved(Class::Port, frames, frames).row("device 11", [frames, frames * BYTES, 0]);
         meter.expect(&before, &expected, "while it is refused");
-        let is = &meter.attached()[&pair.host.ifindex("eth0").into()].target;
-        let expected = (Class::Port, false, device);
-        assert_eq!((is.class, is.underlay, is.device), expected, "what its programs make of it");
+        let is = meter.attached()[&uplink.id].target.clone();
+        let expected = ("eth0", Class::Port, false, device);
+        assert_eq!((&*is.netdev, is.class, is.underlay, is.device), expected, "what its programs make of it");
         assert!(meter.reading().buckets.is_empty());
+        // A hook that another tool removes then is missed, though an earlier agent made it, and the refusal does not keep it from
+        // being made again.
+        pair.remove_egress(kind);
+        assert_eq!(meter.verify(), [format!("eth0 Egress {}", kind.name())]);
+        meter.attach(&is);
+        refuse(&mut meter);
+        assert_eq!(pair.host.hooks(), hooks(next_kind, Class::Port));
+        let before = meter.table();
+        pair.send(3, 5);
+        let expected = moved(Class::Port, 3, 5).row("device 11", [3, 3 * BYTES, 0]);
+        meter.expect(&before, &expected, "made again");
         // Nor does the next agent take it for an uplink, and ask for an uplink's programs.
         drop(meter);
         let mut meter = pair.host.open_with(&pair.options(next));
         let uplinks = |name: &String| name.starts_with("meter_up_");
         assert!(!pair.loaded().iter().any(uplinks), "{:?}", pair.loaded());
-        meter.attach(&pair.uplink(IngressHook::Tc));
+        meter.attach(&uplink);
         assert_eq!(pair.host.hooks(), hooks(next_kind, Class::Uplink));
         pair.count(&mut meter, Class::Uplink, "once it is let");
     }

@@ -13,12 +13,21 @@ type Hooks = (TcMode, IngressHook, [HookKind; 2]);
 type Removal = fn(&Pair);
 
 impl Pair {
+    /// The pin of the hook's link, `in` or `out`.
     fn link(&self, direction: &str) -> PathBuf {
         self.host.pins.join(format!(
             "v{}/links/{}_{direction}",
             meter_ebpf::abi::VERSION,
             self.host.ifindex("eth0")
         ))
+    }
+
+    /// Removes the egress hook as another tool does.
+    pub(super) fn remove_egress(&self, kind: HookKind) {
+        match kind {
+            HookKind::Clsact => self.tc("filter del dev eth0 egress pref 65000"),
+            HookKind::Tcx | HookKind::Xdp => detach_link(&self.link("out")),
+        }
     }
 
     fn tc(&self, arguments: &str) {
@@ -35,20 +44,20 @@ fn hook_that_another_tool_removed_is_noticed_and_made_again() {
     let xdp = (TcMode::Auto, IngressHook::Xdp, [HookKind::Xdp, auto_kind()]);
     let mut ways: Vec<(Hooks, Removal, &[&str])> = vec![
         (clsact, |pair| pair.tc("filter del dev eth0 ingress pref 2"), &["eth0 Ingress clsact"]),
-        (clsact, |pair| pair.tc("filter del dev eth0 egress pref 65000"), &["eth0 Egress clsact"]),
+        (clsact, |pair| pair.remove_egress(HookKind::Clsact), &["eth0 Egress clsact"]),
         (clsact, |pair| pair.tc("qdisc del dev eth0 clsact"), &["eth0 Ingress clsact", "eth0 Egress clsact"]),
         (xdp, |pair| detach_link(&pair.link("in")), &["eth0 Ingress xdp"]),
     ];
     if auto_kind() == HookKind::Tcx {
         let tcx = (TcMode::Auto, IngressHook::Tc, [HookKind::Tcx; 2]);
         ways.push((tcx, |pair| detach_link(&pair.link("in")), &["eth0 Ingress tcx"]));
-        ways.push((tcx, |pair| detach_link(&pair.link("out")), &["eth0 Egress tcx"]));
+        ways.push((tcx, |pair| pair.remove_egress(HookKind::Tcx), &["eth0 Egress tcx"]));
         ways.push((tcx, |pair| std::fs::remove_file(pair.link("in")).unwrap(), &["eth0 Ingress tcx"]));
     }
     for (way, ((mode, ingress, kinds), remove, lost)) in ways.into_iter().enumerate() {
         let pair = Pair::new(&format!("lost-{way}"));
         let mut meter = pair.host.open_with(&pair.options(mode));
-        let target = pair.uplink(ingress);
+        let target = if ingress == IngressHook::Xdp { pair.uplink(ingress) } else { pair.port() };
         meter.attach(&target);
         let all = pair.host.hooks();
         assert_eq!(meter.verify(), [""; 0], "way {way}");
@@ -60,7 +69,7 @@ fn hook_that_another_tool_removed_is_noticed_and_made_again() {
         assert_eq!(meter.attach(&target).kinds(), kinds);
         assert_eq!(pair.host.hooks(), all, "way {way}");
         assert_eq!(meter.verify(), [""; 0], "way {way}");
-        pair.count(&mut meter, Class::Uplink, "made again");
+        pair.count(&mut meter, target.class, "made again");
         meter.detach(target.id);
         assert_eq!(pair.host.hooks(), [""; 0], "way {way}");
     }

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Bench, Event, NetdevEvent, NetdevTable, nothing_added, tap};
+use super::{Bench, Event, NetdevEvent, NetdevTable, left, nothing_added, tap};
 use crate::{
     datapath::{
-        Attachment, Class, HookKind, IngressHook, Retry, Target,
+        Attachment, Retry,
         fake::{FakeDatapath, error},
     },
-    meter::PortId,
     netdev::{
         NamespaceId, NetdevId,
         namespaces::{Entrance, Identity, NamespaceEvent},
@@ -134,21 +133,6 @@ fn renamed_namespace_carries_other_ports() {
     bench.agent.datapath.receive(id(1, 2), 1, 100);
     bench.here(7, "green").settle();
     assert_eq!(bench.carried(), [row("green", "eth0", 0)]);
-}
-
-fn left(netdev: NetdevId) -> Attachment {
-    let target = Target {
-        id: netdev,
-        netdev: String::new(),
-        netns: String::new(),
-        port: PortId(uuid::Uuid::from_u128(netdev.ifindex.into())),
-        class: Class::Port,
-        device: None,
-        underlay: false,
-        ingress: IngressHook::Tc,
-        network: meter_ebpf::abi::Network::NONE,
-    };
-    Attachment { target, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use meter_ebpf::abi::{Buckets, Direction};
 
 use super::*;
 use crate::{
-    datapath::{BucketReading, MetersError},
+    datapath::{BucketReading, MetersError, fake::NO_PROGRAM},
     meter::DeviceId,
 };
 
@@ -35,6 +35,53 @@ fn refused_change_keeps_what_counts_and_is_tried_again() {
 }
 
 #[test]
+fn hooks_that_are_removed_after_a_refusal_for_good_are_made_again_as_they_were() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(2, "tap0"), (3, "tap1")]).settle();
+    bench.agent.datapath.refused = Some(Class::Uplink);
+    let mut rules = policy(vec![]);
+    rules.rules.uplinks = vec!["tap0".parse().unwrap()];
+    bench.send(read(rules, 9)).settle();
+    bench.calls();
+    bench.ticks(59);
+    assert_eq!(bench.calls(), [""; 0], "refused for good");
+    bench.agent.datapath.removed.insert(2.into());
+    bench.agent.datapath.attach_errors.insert("tap0".to_owned(), [error("qdisc", Retry::Later)].into());
+    bench.ticks(60);
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap0"], "made again, at the second attempt");
+    let is = &bench.agent.datapath.attached[&2.into()];
+    assert_eq!((is.target.class, is.lost), (Class::Port, false));
+    bench.agent.datapath.receive(2, 1, 100);
+    bench.ticks(1);
+    let snapshot = bench.snapshot();
+    assert_eq!(snapshot.ports.iter().map(|port| port.ingress.wire().bytes).sum::<u64>(), 100);
+    assert_eq!((snapshot.health.hooks_lost, snapshot.health.attach_pending), (1, 1));
+    assert_eq!(snapshot.netdevs[0].reason, format!("attach failed for {NO_PROGRAM}"));
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_attached_as_it_was_where_its_change_is_refused() {
+    let mut bench = Bench::adopting([(2.into(), left(2.into()))].into());
+    bench.agent.datapath.refused = Some(Class::Uplink);
+    let mut uplink = policy(vec![]);
+    uplink.rules.uplinks = vec!["tap0".parse().unwrap()];
+    bench.send(read(uplink, 9)).netdevs(&[(2, "tap0")]).settle().settle();
+    assert_eq!(
+        bench.calls(),
+        ["attach tap0", "attach tap0"],
+        "the change, and this agent's programs for what it is"
+    );
+    let is = &bench.agent.datapath.attached[&2.into()];
+    assert_eq!((&*is.target.netdev, is.target.class, is.is_stale()), ("tap0", Class::Port, false));
+    let snapshot = bench.snapshot();
+    assert_eq!((snapshot.ports.len(), snapshot.health.attach_pending), (1, 1));
+    // Another configuration may help.
+    bench.agent.datapath.refused = None;
+    bench.send(read(policy(vec![binding("tap0", port(3))]), 10)).settle();
+    assert_eq!((bench.calls(), bench.snapshot().health.attach_pending), (vec!["attach tap0".to_owned()], 0));
+}
+
+#[test]
 fn refused_netdev_stays_what_it_was() {
     let target = |number: u128, class: Class, device: Option<u128>| Target {
         id: 2.into(),
@@ -55,8 +102,9 @@ fn refused_netdev_stays_what_it_was() {
         (target(5, port, Some(7)), target(6, uplink, None), target(6, port, None)),
         (target(5, uplink, None), target(5, port, Some(7)), target(5, uplink, None)),
     ] {
-        let attachment =
-            Attachment { target: is, ingress: HookKind::Tcx, egress: HookKind::Tcx, lost: false };
+        // What an earlier agent left has no names.
+        let is = Target { netdev: String::new(), ..is };
+        let attachment = Attachment::new(is, [HookKind::Tcx; 2]);
         assert_eq!(attachment.on_to(&wanted), expected);
     }
 }

@@ -6,7 +6,11 @@ use meter_agent::datapath::kernel::{KernelDatapath, OpenError};
 use meter_ebpf::abi::{VERSION, map};
 
 use super::{
-    super::super::support::{becomes, ready},
+    super::super::support::{
+        becomes,
+        capabilities::{Capability, without},
+        ready,
+    },
     IngressHook, Options, Pair, RawSocket, TcMode, World, later, tunnelled,
 };
 
@@ -37,6 +41,31 @@ fn version_that_has_not_taken_over_is_not_passed_over() {
     drop(world.open(&later(&world.options)));
     let mut meter = world.open(&last);
     becomes(|| meter.table().get("port 1 Ingress")[0], 3);
+}
+
+/// The kernel refuses a later version's maps or programs: the version before goes on, as if the later one had never been there.
+#[test]
+fn version_that_is_refused_does_not_keep_the_one_before_from_going_on() {
+    if !ready() {
+        return;
+    }
+    let world = World::new("migrate-refused", TcMode::Auto);
+    let mut meter = world.open(&world.options);
+    world.attach(&mut meter, IngressHook::Tc);
+    drop(meter);
+    let hooks = world.pair.host.hooks();
+    // On Linux before 5.19 nothing of the earlier version can be opened without CAP_BPF, so that nothing is begun.
+    for (capability, frames) in [(Capability::NetAdmin, 3), (Capability::Bpf, 6)] {
+        let missing = [Capability::SysAdmin, capability];
+        let open = || without(&missing, || KernelDatapath::open(&later(&world.options)));
+        let refused = world.pair.host.netns.run_in(open).unwrap().unwrap_err();
+        assert!(matches!(refused, OpenError::Permission { .. }), "{refused}");
+        assert_eq!(world.pair.host.hooks(), hooks, "they count on");
+        world.pair.send(3, 5);
+        let mut meter = world.open(&world.options);
+        assert_eq!(world.versions(), [format!("v{VERSION}")], "{capability:?}");
+        becomes(|| meter.table().get("port 1 Ingress")[0], frames);
+    }
 }
 
 /// A map of the earlier version has gone, with what it held: that is said, and counting began anew then.
