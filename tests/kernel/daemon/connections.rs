@@ -77,7 +77,7 @@ fn connections_and_the_rest_are_the_port_whoever_is_killed() {
     let wrong = daemon.run(&["connections", "--address", "nonsense"]);
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
 
-    for _ in 0..3 {
+    for _ in 0..lab::amount("METER_TEST_CONNECTION_KILLS", 3, 1) {
         daemon.kill();
         guests.talk();
         wait_for_the_next_second();

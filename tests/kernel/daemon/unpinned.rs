@@ -69,19 +69,17 @@ fn created(daemon: &Daemon<'_>) -> String {
     answer.body.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
 }
 
-/// The whole life of such an agent, by one kind of hook.
-fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
-    let host = Host::new(label);
-    let guests = Guests::new(&host.netns);
-    guests.counts();
+/// A configuration with everything that takes programs, by one kind of hook.
+fn everything(tc: &str) -> String {
     let meter = format!("[[meter]]\nname = \"all\"\nrules = [\"in-ports {PORT} direction rx\"]\n");
     let connections = "[connections]\nnetdevs = [\"tap*\"]\nended_timeout = \"1h\"\n";
-    let more = format!("tc = \"{tc}\"\n{}{connections}{meter}", bound("tap1"));
-    let mut bare = Bare::new(&host, line, &more);
-    bare.start();
-    let first = bare.created();
-    let hooks = host.hooks();
-    let total = bare.counts(&guests, NONE);
+    format!("tc = \"{tc}\"\n{}{connections}{meter}", bound("tap1"))
+}
+
+/// Everything counts from nothing on, and whoever asks is told why it is not pinned.
+fn counts_everything(bare: &Bare<'_>, guests: &Guests, why: &str) {
+    let hooks = bare.daemon.host().hooks();
+    let total = bare.counts(guests, NONE);
     says(&bare.daemon, why);
     let user = |name: &str| bare.daemon.sample(&format!("meter_user_bytes_total{{meter=\"{name}\"}}"));
     assert_eq!(user("all"), Some(total[0].1));
@@ -90,7 +88,7 @@ fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
         let changed = bare.daemon.run(words);
         assert!(changed.status.success(), "{changed:?}");
     }
-    let total = bare.counts(&guests, total);
+    let total = bare.counts(guests, total);
     assert_eq!(user("all"), Some(total[0].1));
     let connections = bare.daemon.run(&["connections", "--json", "--protocol", "tcp"]);
     let connections: serde_json::Value = serde_json::from_slice(&connections.stdout).unwrap();
@@ -98,11 +96,36 @@ fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
     let refused = bare.daemon.run(&["detach"]);
     assert!(!refused.status.success(), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("another agent uses"), "{refused:?}");
-    assert_eq!(host.hooks(), hooks);
+    assert_eq!(bare.daemon.host().hooks(), hooks);
+}
+
+/// Such an agent from its start to its end, by one kind of hook.
+fn lives_once(label: &str, line: Vec<String>, why: &str, tc: &str) {
+    let host = Host::new(label);
+    let guests = Guests::new(&host.netns);
+    guests.counts();
+    let mut bare = Bare::new(&host, line, &everything(tc));
+    bare.start();
+    counts_everything(&bare, &guests, why);
+    bare.daemon.stop();
+    bare.daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
+}
+
+/// The same, with all ways in which it ends and another begins.
+fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
+    let host = Host::new(label);
+    let guests = Guests::new(&host.netns);
+    guests.counts();
+    let mut bare = Bare::new(&host, line, &everything(tc));
+    bare.start();
+    let first = bare.created();
+    counts_everything(&bare, &guests, why);
 
     // An agent that ends leaves nothing, and what follows begins anew.
     bare.daemon.stop();
     bare.daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
+    let more = format!("tc = \"{tc}\"\n{}", bound("tap1"));
+    bare.daemon.configure(&more);
     guests.talk();
     guests.counts();
     bare.start();
@@ -110,7 +133,7 @@ fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
     let second = bare.created();
     assert!(second > first, "{second} after {first}");
     bare.counts(&guests, NONE);
-    assert_eq!(host.hooks(), hooks);
+    let hooks = host.hooks();
 
     // One that is killed leaves its filters.
     bare.daemon.kill();
@@ -188,14 +211,14 @@ fn agent_without_a_bpffs_counts_by_clsact() {
 #[test]
 fn agent_on_a_read_only_bpffs_counts_by_tcx() {
     if ready() && can_mount() && require::kernel(6, 6, "TCX") {
-        lives("read-only", line(READ_ONLY, ""), "Read-only file system", "tcx");
+        lives_once("read-only", line(READ_ONLY, ""), "Read-only file system", "tcx");
     }
 }
 
 #[test]
 fn agent_on_a_read_only_bpffs_counts_by_clsact() {
     if ready() && can_mount() {
-        lives("read-only-clsact", line(READ_ONLY, ""), "Read-only file system", "clsact");
+        lives_once("read-only-clsact", line(READ_ONLY, ""), "Read-only file system", "clsact");
     }
 }
 

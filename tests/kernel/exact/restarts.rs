@@ -84,7 +84,7 @@ fn under_traffic(tc: TcMode, word: &str, agents: impl FnOnce(&mut Daemon<'_>, &s
 fn restarts(tc: TcMode, word: &str) {
     under_traffic(tc, word, |daemon, _, totals, _| {
         daemon.start();
-        for n in 0..lab::amount("METER_TEST_RESTARTS", 8, 5) {
+        for n in 0..lab::amount("METER_TEST_RESTARTS", 8, 3) {
             if n % 3 == 1 {
                 thread::sleep(Duration::from_millis(u64::try_from(n * 37 % 400).unwrap()));
             } else {

@@ -97,7 +97,7 @@ fn many_namespaces_at_a_time_are_metered() {
     if !ready() {
         return;
     }
-    let many: usize = lab::amount("METER_TEST_NETNS", 40, 12);
+    let many: usize = lab::amount("METER_TEST_NETNS", 40, 8);
     let host = Host::new("nsn");
     let routers: Vec<Router> = (0..many).map(|n| Router::new(&format!("nsn-{n}"))).collect();
     let began = std::time::Instant::now();

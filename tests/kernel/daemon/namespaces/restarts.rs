@@ -81,7 +81,7 @@ fn killed(label: &str, tc: &str) {
                 }
             });
         }
-        for _ in 0..3 {
+        for _ in 0..lab::amount("METER_TEST_NAMESPACE_KILLS", 3, 1) {
             daemon.kill();
             start(&mut daemon);
         }
