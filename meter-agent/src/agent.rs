@@ -184,7 +184,7 @@ impl<D: Datapath> Agent<D> {
 
     /// Takes what is in the channel, answers readers, and takes one step; returns whether to go on.
     fn turn(&mut self, events: &Receiver<Event>) -> bool {
-        if self.steps.is_empty() {
+        if self.steps.is_empty() && !self.stale {
             // Nothing to do before something happens.
             match events.recv() {
                 Ok(Event::Shutdown) | Err(RecvError) => return false,
@@ -207,7 +207,8 @@ impl<D: Datapath> Agent<D> {
             self.take(step);
             self.leave_namespaces();
         }
-        let caught_up = self.dumped && self.namespaces.are_looked_at() && self.steps.is_empty();
+        let is_done = self.steps.is_empty() && !self.stale;
+        let caught_up = self.dumped && self.namespaces.are_looked_at() && is_done;
         let became_ready = caught_up && !self.health.ready;
         self.health.ready |= caught_up;
         self.health.settled = caught_up;

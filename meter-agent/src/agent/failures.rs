@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
-    datapath::{AttachError, Attachment, Retry, Target},
+    datapath::{AttachError, Retry, Target},
     netdev::NetdevId,
 };
 
@@ -21,12 +21,12 @@ struct Failure {
     wait: u32,
 }
 
-/// What a netdev should be, which was refused for good, and what it is instead.
+/// What a netdev should be, which was refused for good, and what it is to be instead.
 #[derive(Debug)]
 struct Refused {
     wanted: Target,
     error: AttachError,
-    is: Target,
+    instead: Target,
 }
 
 /// The netdevs that should be attached and could not be, or not as they should.
@@ -51,7 +51,7 @@ impl Failures {
         Some(error.message.clone())
     }
 
-    /// Returns how each netdev can be attached: as it should be, or as it is where that was refused for good.
+    /// Returns how each netdev can be attached: as it should be, or as it was where that was refused for good.
     pub(super) fn possible<'a>(
         &self,
         desired: &'a BTreeMap<NetdevId, Target>,
@@ -59,15 +59,15 @@ impl Failures {
         let mut possible = Cow::Borrowed(desired);
         for (id, refused) in &self.refused {
             if desired.get(id) == Some(&refused.wanted) {
-                possible.to_mut().insert(*id, refused.is.clone());
+                possible.to_mut().insert(*id, refused.instead.clone());
             }
         }
         possible
     }
 
-    /// Takes note of a failed attach, which left the netdev as it `is`. Logs it when it is new or another than before, and counts
-    /// on silently.
-    pub(super) fn failed(&mut self, target: Target, error: AttachError, is: Option<&Attachment>) {
+    /// Takes note of a failed attach, which may leave something to be `instead`; returns whether it is to be that from now on. Logs
+    /// it when it is new or another than before, and counts on silently.
+    pub(super) fn failed(&mut self, target: Target, error: AttachError, instead: Option<Target>) -> bool {
         let before = self.by_netdev.remove(&target.id).filter(|before| before.target == target);
         let attempt = before.as_ref().map_or(0, |before| before.attempt) + 1;
         if error.retry != Retry::Gone && before.is_none_or(|before| before.error != error) {
@@ -83,14 +83,19 @@ impl Failures {
                 "attach failed"
             );
         }
-        let is_other = |is: &Target| is.port == target.port && *is != target;
-        if let Some(is) = is.filter(|is| error.retry == Retry::Never && is_other(&is.target)) {
-            self.refused.insert(target.id, Refused { wanted: target, error, is: is.target.clone() });
-            return;
+        let is_last = self.refused.get(&target.id).is_some_and(|refused| refused.instead == target);
+        let is_other = |instead: &Target| instead.port == target.port && *instead != target;
+        if let Some(instead) = instead.filter(is_other)
+            && error.retry == Retry::Never
+            && !is_last
+        {
+            self.refused.insert(target.id, Refused { wanted: target, error, instead });
+            return true;
         }
         let wait =
             FIRST_WAIT.checked_shl(attempt - 1).unwrap_or(LONGEST_WAIT).clamp(FIRST_WAIT, LONGEST_WAIT);
         self.by_netdev.insert(target.id, Failure { target, error, attempt, wait });
+        false
     }
 
     /// Takes note of a failed detach, which is tried again at each tick. Logs it when it is new or another than before.

@@ -30,7 +30,7 @@ impl<D: Datapath> Agent<D> {
                     self.failures.attached(id);
                 }
             }
-            Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone())),
+            Err(error) => targets.into_iter().for_each(|target| self.failed(target, error.clone(), None)),
         }
     }
 
@@ -56,19 +56,22 @@ impl<D: Datapath> Agent<D> {
                     "attached"
                 );
             }
-            Err(error) => self.failed(target, error),
+            Err(error) => {
+                let is = self.datapath.attached().get(&target.id).map(|is| is.target.clone());
+                let was = || before.map(|before| before.on_to(&target));
+                let instead = is.or_else(was);
+                self.failed(target, error, instead);
+            }
         }
     }
 
-    fn failed(&mut self, target: Target, error: AttachError) {
+    fn failed(&mut self, target: Target, error: AttachError, instead: Option<Target>) {
         *self.health.attach_failures.entry(error.reason).or_default() += 1;
         if error.retry == Retry::Gone {
             tracing::debug!(netdev = %target.id, error = %error, "netdev went while it was attached");
         }
-        // What it can be instead may take another step.
-        self.stale |= error.retry == Retry::Never;
-        let is = self.datapath.attached().get(&target.id);
-        self.failures.failed(target, error, is);
+        // What it is to be instead may take another step.
+        self.stale |= self.failures.failed(target, error, instead);
     }
 
     fn detach(&mut self, id: NetdevId) {

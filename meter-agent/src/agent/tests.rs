@@ -74,7 +74,7 @@ impl Bench {
         // An event that changes nothing wakes the agent where nothing was sent.
         self.send(Event::Refresh(oneshot::channel().0));
         self.agent.turn(&self.channel);
-        while !self.agent.steps.is_empty() {
+        while !self.agent.steps.is_empty() || self.agent.stale {
             self.agent.turn(&self.channel);
         }
         self

@@ -42,14 +42,22 @@ impl Directories {
         Ok(())
     }
 
-    /// Removes what an agent began to make here and did not finish; returns whether that is all there was. What may count is left.
+    /// Removes what an agent began to make here, while nobody uses it; returns whether it is gone. What is finished is left.
     pub(super) fn give_up(&self) -> Result<bool, OpenError> {
+        if !self.is_begun()? {
+            return Ok(false);
+        }
         let _lock = self.maps.exists().then(|| lock(&self.maps)).transpose()?;
-        let is_unused = self.are_complete() == Some(false) && entries(&self.links)?.is_empty();
-        if is_unused {
+        let is_begun = self.is_begun()?;
+        if is_begun {
             self.remove()?;
         }
-        Ok(is_unused)
+        Ok(is_begun)
+    }
+
+    /// Returns whether an agent began to make maps here, and did not come to count in them.
+    pub(super) fn is_begun(&self) -> Result<bool, OpenError> {
+        Ok(self.are_complete() == Some(false) && entries(&self.links)?.is_empty())
     }
 
     /// Returns whether an agent had finished making the maps; `None` where that can't be told.

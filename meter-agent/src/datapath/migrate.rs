@@ -68,8 +68,12 @@ impl Earlier {
         let pin_path = &options.pin_path;
         let mut versions =
             versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
-        for found in versions.split_off(&(options.version + 1)) {
-            if !Directories::new(pin_path, found).give_up()? {
+        let later = versions.split_off(&(options.version + 1));
+        let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
+        // The maps that an agent takes over from go last: once they have, its own hold all totals, whatever they look like.
+        let is_left = versions.iter().any(has_maps);
+        for found in later {
+            if !(is_left && Directories::new(pin_path, found).give_up()?) {
                 return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
             }
             tracing::warn!(
@@ -77,7 +81,6 @@ impl Earlier {
                 "an agent of a later version did not get to count; its maps are removed"
             );
         }
-        let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
         let mut earlier =
             versions.into_iter().filter(|version| *version < options.version && has_maps(version));
         let Some(version) = earlier.next() else { return Ok(None) };

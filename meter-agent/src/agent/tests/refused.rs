@@ -60,12 +60,30 @@ fn hooks_that_are_removed_after_a_refusal_for_good_are_made_again_as_they_were()
 }
 
 #[test]
+fn hooks_that_are_removed_before_a_refusal_for_good_are_made_again_as_they_were() {
+    let mut bench = Bench::new();
+    bench.netdevs(&[(2, "tap0")]).settle();
+    bench.agent.datapath.refused = Some(Class::Uplink);
+    bench.agent.datapath.removed.insert(2.into());
+    let mut rules = policy(vec![]);
+    rules.rules.uplinks = vec!["tap0".parse().unwrap()];
+    bench.calls();
+    bench.send(read(rules, 9)).settle();
+    assert_eq!(bench.calls(), ["attach tap0", "attach tap0"], "what should be, and what was there");
+    bench.agent.datapath.receive(2, 1, 100);
+    bench.ticks(1);
+    let snapshot = bench.snapshot();
+    assert_eq!(snapshot.ports.iter().map(|port| port.ingress.wire().bytes).sum::<u64>(), 100);
+    assert_eq!((snapshot.ports[0].class, snapshot.health.attach_pending), (Class::Port, 1));
+}
+
+#[test]
 fn what_an_earlier_agent_left_is_attached_as_it_was_where_its_change_is_refused() {
     let mut bench = Bench::adopting([(2.into(), left(2.into()))].into());
     bench.agent.datapath.refused = Some(Class::Uplink);
     let mut uplink = policy(vec![]);
     uplink.rules.uplinks = vec!["tap0".parse().unwrap()];
-    bench.send(read(uplink, 9)).netdevs(&[(2, "tap0")]).settle().settle();
+    bench.send(read(uplink, 9)).netdevs(&[(2, "tap0")]).settle();
     assert_eq!(
         bench.calls(),
         ["attach tap0", "attach tap0"],
