@@ -231,7 +231,7 @@ pub struct SlotBlock {
 /// Uplinks that can have buckets, the unused index 0 included.
 pub const MAX_UPLINKS: u32 = 64;
 
-/// What user space remembers about the maps themselves. Agents of other versions read it: what is here stays in its place.
+/// What user space remembers about the maps themselves. Agents of other versions read it: it stays as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Meta {

@@ -33,6 +33,7 @@ struct Refused {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     by_netdev: BTreeMap<NetdevId, Failure>,
+    /// Those that are something else until something else is wanted of them.
     refused: BTreeMap<NetdevId, Refused>,
     /// Detaches that failed, with what was said.
     detaches: BTreeMap<NetdevId, AttachError>,
@@ -128,7 +129,7 @@ impl Failures {
         due
     }
 
-    /// Forgets those that nobody wants attached any more, or so.
+    /// Forgets those that nobody wants attached any more, and refusals of what nobody wants any more.
     pub(super) fn keep(&mut self, desired: &BTreeMap<NetdevId, Target>) {
         self.by_netdev.retain(|id, _| desired.contains_key(id));
         self.refused.retain(|id, refused| desired.get(id) == Some(&refused.wanted));

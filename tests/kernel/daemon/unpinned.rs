@@ -99,32 +99,37 @@ fn counts_everything(bare: &Bare<'_>, guests: &Guests, why: &str) {
     assert_eq!(bare.daemon.host().hooks(), hooks);
 }
 
-/// Such an agent from its start to its end, by one kind of hook.
-fn lives_once(label: &str, line: Vec<String>, why: &str, tc: &str) {
-    let host = Host::new(label);
-    let guests = Guests::new(&host.netns);
+/// Such an agent from its start to its end, by one kind of hook; returns it with when its counters began and the hooks it had.
+fn first_life<'a>(
+    host: &'a Host,
+    guests: &Guests,
+    line: Vec<String>,
+    why: &str,
+    tc: &str,
+) -> (Bare<'a>, String, Vec<String>) {
     guests.counts();
-    let mut bare = Bare::new(&host, line, &everything(tc));
+    let mut bare = Bare::new(host, line, &everything(tc));
     bare.start();
-    counts_everything(&bare, &guests, why);
+    let (created, hooks) = (bare.created(), host.hooks());
+    counts_everything(&bare, guests, why);
     bare.daemon.stop();
     bare.daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
+    (bare, created, hooks)
 }
 
-/// The same, with all ways in which it ends and another begins.
+/// One life of such an agent, and no other.
+fn lives_once(label: &str, line: Vec<String>, why: &str, tc: &str) {
+    let host = Host::new(label);
+    first_life(&host, &Guests::new(&host.netns), line, why, tc);
+}
+
+/// The lives that follow each other, with all ways in which one ends and another begins.
 fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
     let host = Host::new(label);
     let guests = Guests::new(&host.netns);
-    guests.counts();
-    let mut bare = Bare::new(&host, line, &everything(tc));
-    bare.start();
-    let (first, mut hooks) = (bare.created(), host.hooks());
-    counts_everything(&bare, &guests, why);
+    let (mut bare, first, mut hooks) = first_life(&host, &guests, line, why, tc);
 
-    // An agent that ends leaves nothing, and what follows begins anew.
-    bare.daemon.stop();
-    bare.daemon.wait("the hooks are gone", |_| host.hooks().is_empty());
-    // An emulated guest's verifier takes its time for all of it.
+    // An agent that ends leaves nothing, and what follows begins anew. An emulated guest's verifier takes its time for all of it.
     let is_slow = lab::slower() > 1;
     let more = if is_slow { format!("tc = \"{tc}\"\n{}", bound("tap1")) } else { everything(tc) };
     bare.daemon.configure(&more);
@@ -138,7 +143,8 @@ fn lives(label: &str, line: Vec<String>, why: &str, tc: &str) {
     if is_slow {
         hooks = host.hooks();
     }
-    assert_eq!((hooks.len() > 1, host.hooks()), (true, hooks.clone()));
+    assert!(hooks.len() > 1, "{hooks:?}");
+    assert_eq!(host.hooks(), hooks);
 
     // One that is killed leaves its filters.
     bare.daemon.kill();
