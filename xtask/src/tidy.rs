@@ -1,14 +1,15 @@
 //! `cargo xtask tidy`: house rules that neither rustc nor clippy checks.
 //!
 //! [`rules`] says what holds, as tables; [`source`] reads Rust well enough to ask them; [`text`] looks at lines of any
-//! file, [`faults`] at a page.
+//! file, [`links`] at what pages lead to, [`faults`] at one of them.
 
 mod faults;
+mod links;
 mod rules;
 mod source;
 mod text;
 
-use std::{fmt, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fmt, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -34,7 +35,7 @@ pub(crate) fn run() -> Result<()> {
     let files = files()?;
     let mut findings = Vec::new();
     let mut long = Vec::new();
-    let (mut page, mut tests) = (String::new(), String::new());
+    let (mut pages, mut tests) = (BTreeMap::new(), String::new());
     for file in &files {
         let path = workspace::root().join(file);
         // What is not text (a recorded capture, an image) has no lines to check.
@@ -50,12 +51,13 @@ pub(crate) fn run() -> Result<()> {
                 long.push(format!("{file}: {lines} lines: has it two jobs?"));
             }
         }
-        if file == faults::PAGE {
-            page = content;
+        if links::is_page(file) {
+            pages.insert(file.clone(), content);
         }
     }
     findings.extend(text::check_names(&files));
-    findings.extend(faults::check(&page, &tests));
+    findings.extend(links::check(&pages, &files));
+    findings.extend(faults::check(pages.get(faults::PAGE).map_or("", String::as_str), &tests));
     findings.sort();
     for note in &long {
         say(format_args!("note: {note}"));

@@ -8,7 +8,8 @@ fi
 if [ "$1" -eq 0 ]; then
     # The package owns files and no directories. What an administrator wrote stays, and so do the meters that were added at
     # run time.
-    rmdir /usr/share/doc/meter-agent/examples /usr/share/doc/meter-agent /usr/share/licenses/meter-agent \
+    rmdir /usr/share/doc/meter-agent/docs /usr/share/doc/meter-agent/examples /usr/share/doc/meter-agent \
+        /usr/share/licenses/meter-agent \
         /usr/share/meter-agent/prometheus /usr/share/meter-agent \
         /etc/meter-agent /var/lib/meter-agent 2>/dev/null || :
 fi

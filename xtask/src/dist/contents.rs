@@ -82,7 +82,7 @@ impl Manifest {
 }
 
 impl Asset {
-    /// Returns the files that come of it, as `mode path`. A `*` stands for what the stage has.
+    /// Returns the files that come of it, as `mode path`. A `*` stands for what its directory has.
     fn files(&self) -> Result<Vec<String>> {
         let file = |name: &str| {
             let path = &self.destination;
@@ -193,6 +193,10 @@ mod tests {
         // The rest is made for the packages.
         let in_the_tree = |asset: &&Asset| !asset.source.starts_with("../target/dist/");
         for asset in manifest().deb.iter().filter(in_the_tree) {
+            if asset.source.contains('*') {
+                assert_ne!(asset.files().unwrap(), [""; 0], "{}", asset.source);
+                continue;
+            }
             let path = workspace::root().join("meter-agent").join(&asset.source);
             assert!(path.is_file(), "{}", path.display());
         }
