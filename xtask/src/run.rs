@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// Stop after this time, such as 20s or 1m30s
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
+    /// Build as a package has it, which takes minutes more, in place of as the tests have it
+    #[arg(long)]
+    pub(crate) release: bool,
     /// Flags of meter-agent
     #[arg(last = true)]
     pub(crate) flags: Vec<OsString>,
@@ -27,17 +30,18 @@ pub(crate) struct Options {
 /// Builds, then runs.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !workspace::is_root() {
-        let subcommand = if options.lab { "run --lab" } else { "run" };
+        let flags = [(options.lab, " --lab"), (options.release, " --release")];
+        let flags: String = flags.iter().filter_map(|&(is_given, flag)| is_given.then_some(flag)).collect();
         bail!(
             "loading eBPF programs needs root: {}\n\
              What needs no root (--version, --check-config) is target/release/meter-agent's after cargo xtask build",
-            workspace::as_root(subcommand)
+            workspace::as_root(&format!("run{flags}"))
         );
     }
     if options.lab {
         tools::install(tools::LAB)?;
     }
-    let binaries = binaries::build()?;
+    let binaries = if options.release { binaries::build() } else { binaries::build_unoptimized() }?;
     if options.lab {
         return lab::run(&LabOptions {
             agent: binaries.agent,
