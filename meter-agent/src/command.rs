@@ -21,8 +21,8 @@ Files:
 
 Signals: SIGHUP reads bindings, meters, ports, uplinks and which connections are counted again. SIGTERM and SIGINT end the agent; the hooks count on.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a kernel, a privilege or pins that do not do: starting again \
-does not help.";
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a kernel, a privilege, a memory limit or pins that do not do: \
+starting again does not help.";
 
 /// Exact traffic meters for virtual networks. Without a command it runs the daemon.
 #[derive(Debug, Parser)]

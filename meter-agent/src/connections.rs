@@ -67,6 +67,12 @@ impl Default for Selection {
 }
 
 impl Selection {
+    /// Returns whether connections are counted anywhere.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !(self.netdevs.is_empty() && self.ports.is_empty() && self.roles.is_empty())
+    }
+
     /// Returns whether the connections of a netdev are counted if it is metered so.
     #[must_use]
     pub fn has(&self, netdev: &Netdev, target: &Target) -> bool {

@@ -21,6 +21,7 @@ mod hook;
 mod hooks;
 pub mod kernel;
 mod ledger;
+mod limit;
 mod links;
 mod mapped;
 mod maps;

@@ -4,14 +4,19 @@
 //! Asks by the checks of the datapath and the survey of the agent. Attaches and changes nothing, with or without an
 //! agent that runs; without root it says what it could not see.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
 use crate::{
     columns::printable,
     control::{self, AgentStatus, AskError},
     datapath::{
         Options,
-        examine::{self, Finding, Verdict},
+        examine::{self, Finding, More, Verdict},
     },
     ls,
     netdev::{
@@ -34,7 +39,7 @@ pub struct Report {
     foreign: Vec<(String, String)>,
 }
 
-/// Looks at everything.
+/// Looks at everything; `meters` says whether there are to be user-defined ones.
 ///
 /// # Errors
 ///
@@ -44,8 +49,10 @@ pub async fn report(
     options: &Options,
     policy: &Policy,
     selection: &Selection,
+    meters: bool,
 ) -> Result<Report, MonitorError> {
-    let (mut findings, has_tcx) = examine::host(options);
+    let more = More { meters, connections: policy.connections.is_on() };
+    let (mut findings, has_tcx) = examine::host(options, more);
     findings.extend(lockdown(&fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default()));
     findings.push(namespace());
     let status = control::agent(socket).await.ok();
@@ -61,21 +68,28 @@ pub async fn report(
         let says = format!("{notice}; once it can be written to, restart the agent");
         findings.push(Finding::new(Verdict::Bad, "pins", says));
     }
-    let (agent, netdevs) = match control::netdevs(socket).await {
+    let ours = examine::ours(&options.pin_path);
+    let answer = control::netdevs(socket).await;
+    let runs = answer.is_ok();
+    let (agent, netdevs) = match answer {
         Ok(netdevs) => {
             (Finding::new(Verdict::Good, "agent", "runs, and is what the hooks below are from"), netdevs)
         }
         Err(error) => {
             let verdict = if matches!(error, AskError::NoAgent(_)) { Verdict::Note } else { Verdict::Unseen };
             let says = format!("{error}; the hooks below are those that one would make");
-            (Finding::new(verdict, "agent", says), foreseen(options, policy, selection, has_tcx)?)
+            (Finding::new(verdict, "agent", says), foreseen(options, policy, selection, has_tcx, &ours)?)
         }
     };
     findings.push(agent);
+    // Of no netdev is it foreseen where it is not known how; nor of those in namespaces.
+    let is_known = |netdev: &&NetdevStatus| runs || (has_tcx.is_some() && netdev.netns.is_empty());
+    findings.extend(not_metered(netdevs.iter().filter(is_known)));
     // What is asked of a netdev is asked of this namespace.
     let here = |netdev: &&NetdevStatus| netdev.role != "-" && netdev.netns.is_empty();
     let foreign = netdevs.iter().filter(here).flat_map(|netdev| {
-        let found = examine::foreign(netdev.ifindex, &netdev.netdev, netdev.ingress.as_deref());
+        let ingress = netdev.ingress.as_deref().filter(|_| runs);
+        let found = examine::foreign(netdev.ifindex, &netdev.netdev, ingress, &ours);
         found.into_iter().map(|what| (netdev.netdev.clone(), what))
     });
     let foreign = foreign.collect();
@@ -88,6 +102,7 @@ fn foreseen(
     policy: &Policy,
     selection: &Selection,
     has_tcx: Option<bool>,
+    ours: &BTreeSet<u32>,
 ) -> Result<Vec<NetdevStatus>, MonitorError> {
     let netdevs = ls::all_netdevs(selection)?;
     let survey = Survey::new(&netdevs, policy);
@@ -96,13 +111,23 @@ fn foreseen(
     // What is asked of a netdev is asked of this namespace.
     let here = survey.desired.iter().filter(|(id, _)| id.namespace == NamespaceId::HOST);
     for (&id, target) in here {
-        match has_tcx.map(|has_tcx| examine::foresee(target, options.tc, has_tcx)) {
+        match has_tcx.map(|has_tcx| examine::foresee(target, options.tc, has_tcx, ours)) {
             Some(Ok(attachment)) => drop(attached.insert(id, attachment)),
             Some(Err(error)) => drop(failed.insert(id, error.to_string())),
             None => {}
         }
     }
     Ok(survey.statuses(&netdevs, &attached, |id| failed.get(&id).cloned()))
+}
+
+/// Says which netdevs have no hooks that should have them.
+fn not_metered<'a>(netdevs: impl Iterator<Item = &'a NetdevStatus>) -> Option<Finding> {
+    let without: Vec<&NetdevStatus> =
+        netdevs.filter(|netdev| netdev.role != "-" && netdev.ingress.is_none()).collect();
+    let NetdevStatus { netdev, reason, .. } = without.first()?;
+    let says =
+        format!("not metered: {}, such as {}: {}", without.len(), printable(netdev), printable(reason));
+    Some(Finding::new(Verdict::Bad, "netdevs", says))
 }
 
 /// Returns what to know of the kernel's lockdown, given what it says: `none [integrity] confidentiality`.
@@ -147,15 +172,9 @@ fn uplinks(host: &NetdevTable, rules: &Rules) -> Option<Finding> {
 /// Says whether the agent that runs follows the namespaces that are meant, of which the configuration here means so many now; its
 /// rights may be others than those here.
 fn followed(status: &AgentStatus, meant: Option<usize>) -> Finding {
-    let (verdict, says) = match (status.namespaces, status.namespaces_failed.first_key_value()) {
+    let (verdict, says) = match (status.namespaces, ls::not_followed(status)) {
         (None, _) => (Verdict::Bad, "the agent that runs follows none; restart it".to_owned()),
-        (Some(_), Some((name, why))) if name == namespaces::DIRECTORY => {
-            (Verdict::Bad, format!("{name} can't be looked at: {why}"))
-        }
-        (Some(_), Some((name, why))) => {
-            let failed = status.namespaces_failed.len();
-            (Verdict::Bad, format!("the agent can't follow {failed}, such as {name}: {why}"))
-        }
+        (Some(_), Some(says)) => (Verdict::Bad, says),
         (Some(followed), None) if meant.is_some_and(|meant| meant as u64 != followed) => {
             let meant = meant.unwrap_or_default();
             let says = format!(
@@ -213,8 +232,12 @@ impl Report {
         text.push('\n');
         text += &ls::table(&self.netdevs);
         text.push('\n');
+        let elsewhere = |netdev: &NetdevStatus| netdev.role != "-" && !netdev.netns.is_empty();
+        let others =
+            if self.netdevs.iter().any(elsewhere) { " here; in namespaces nobody looked" } else { "" };
         if self.foreign.is_empty() {
-            text += "Nobody else has attached anything to what is metered.\n";
+            writeln!(text, "Nobody else has attached anything to what is metered{others}.")
+                .unwrap_or_default();
         }
         for (netdev, what) in &self.foreign {
             writeln!(text, "{}  {what}", printable(netdev)).unwrap_or_default();
@@ -247,9 +270,10 @@ mod tests {
         let failed = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), "why".to_owned())).collect();
         let other =
             "the agent follows 3, and the configuration means 4 now: restart the agent if that stays so";
+        let cannot = "namespaces that the agent can't follow: 2, such as a: why";
         for (namespaces, names, meant, expected) in [
             (None, &[][..], Some(0), (Verdict::Bad, "the agent that runs follows none; restart it")),
-            (Some(1), &["a", "b"], Some(3), (Verdict::Bad, "the agent can't follow 2, such as a: why")),
+            (Some(1), &["a", "b"], Some(3), (Verdict::Bad, cannot)),
             (Some(0), &[], Some(0), (Verdict::Note, "namespaces.include matches no name in /run/netns now")),
             (Some(3), &[], Some(3), (Verdict::Good, "the agent follows 3")),
             (Some(3), &[], None, (Verdict::Good, "the agent follows 3")),

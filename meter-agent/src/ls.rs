@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     columns::{self, printable},
-    control::{self, AskError},
+    control::{self, AgentStatus, AskError},
     netdev::{
         Netdevs,
         monitor::{self, MonitorError},
@@ -56,9 +56,24 @@ pub async fn netdevs(
 }
 
 /// Returns what the agent behind the socket says of itself that whoever lists netdevs ought to know.
-pub async fn notice(socket: &Path) -> Option<String> {
+pub async fn notices(socket: &Path) -> Vec<String> {
     // An agent of an earlier version has nothing to say.
-    control::agent(socket).await.ok()?.notice()
+    let Ok(status) = control::agent(socket).await else { return Vec::new() };
+    status.notice().into_iter().chain(not_followed(&status)).collect()
+}
+
+/// Says which network namespaces an agent does not follow that it should, and why.
+pub(crate) fn not_followed(status: &AgentStatus) -> Option<String> {
+    let failed = &status.namespaces_failed;
+    let (name, why) = failed.first_key_value()?;
+    if name == namespaces::DIRECTORY {
+        return Some(format!("{name} can't be looked at: {why}"));
+    }
+    Some(format!(
+        "namespaces that the agent can't follow: {}, such as {}: {why}",
+        failed.len(),
+        printable(name)
+    ))
 }
 
 /// Asks the kernel for the netdevs of this namespace and of those that would be followed, as far as they can be entered.

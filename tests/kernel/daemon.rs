@@ -16,7 +16,10 @@ mod servers;
 mod service;
 mod unpinned;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
 
 use lab::{
     guest::{Guest, GuestCounts, GuestOptions, NETDEV, VethGuest},
@@ -32,6 +35,7 @@ use crate::support::{
     Host, STILL, WITHIN,
     daemon::{Daemon, HTTP, JOLOKIA, output},
     ready,
+    seccomp::forbid_bpf,
 };
 
 /// The port of the guest behind the tap.
@@ -235,17 +239,27 @@ fn kernel_half_that_cannot_be_had_is_one_clear_line() {
     let running = Daemon::started(&host, "");
     let mut second = Daemon::new(&host, "[http]\nlisten = []\n[jolokia]\nlisten = []\n");
     // 1 where another start may do better, 3 where it can't: the unit does not try again then.
-    let fails = |daemon: &Daemon<'_>, line: &[&str], code: i32, expected: &str| {
-        let output = output(&mut daemon.command(line, &[]));
+    let ends = |mut command: Command, code: i32, expected: &str| {
+        let output = output(&mut command);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{line:?}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
         let last = said.lines().last().unwrap_or_default();
-        assert!(last.starts_with("meter-agent: ") && last.contains(expected), "{line:?}: {said}");
+        assert!(last.starts_with("meter-agent: ") && last.contains(expected), "{command:?}: {said}");
         assert!(!said.contains("panicked"), "{said}");
+    };
+    let fails = |daemon: &Daemon<'_>, line: &[&str], code: i32, expected: &str| {
+        ends(daemon.command(line, &[]), code, expected);
     };
     fails(&second, &[], 1, "another agent uses");
     drop(running);
-    let util_linux = std::process::Command::new("setpriv").arg("--version").output().is_ok();
+    // With pins, which it may not open, and without any, where it may make no map: neither counts on without pins.
+    let fresh = Host::new("forbidden");
+    for daemon in [&second, &Daemon::new(&fresh, "")] {
+        let mut command = daemon.command(&[], &[]);
+        forbid_bpf(&mut command);
+        ends(command, 3, "look for a security module");
+    }
+    let util_linux = Command::new("setpriv").arg("--version").output().is_ok();
     if require::met("setpriv", util_linux, "setpriv, setarch and unshare (util-linux)") {
         fails(
             &second,

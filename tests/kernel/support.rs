@@ -4,8 +4,10 @@ pub(crate) mod capabilities;
 pub(crate) mod daemon;
 pub(crate) mod foreign;
 pub(crate) mod frames;
+pub(crate) mod hooks;
 pub(crate) mod programs;
 pub(crate) mod raw;
+pub(crate) mod seccomp;
 pub(crate) mod table;
 
 use std::{
@@ -130,13 +132,15 @@ impl Host {
 
     /// Returns every hook of every netdev here, whoever's it is: `eth0 tcx ingress meter_in` and the like.
     pub(crate) fn hooks(&self) -> Vec<String> {
+        let netdevs = self.netns.netdevs().unwrap();
+        let look = hooks::Look::at(&self.netns).unwrap();
         let hooks = |netdev: &String| {
-            let hooks = hooks_in(&self.netns, netdev);
+            let hooks = look.hooks(netdev);
             // A netdev whose other end went with a guest goes while it is looked at.
             let is_gone = || !self.netns.netdevs().unwrap().contains(netdev);
             hooks.or_else(|error| if is_gone() { Ok(Vec::new()) } else { Err(error) }).unwrap()
         };
-        self.netns.netdevs().unwrap().iter().flat_map(hooks).collect()
+        netdevs.iter().flat_map(hooks).collect()
     }
 
     /// Removes what filters left that nobody can tell for ours any more, since what said so is gone: their qdiscs, with them.
@@ -180,39 +184,6 @@ impl Drop for Host {
         assert!(!self.pins.exists(), "{} is left", self.pins.display());
         assert_eq!(self.hooks(), [""; 0], "hooks are left");
     }
-}
-
-/// Returns every hook of a netdev of a namespace, whoever's it is.
-pub(crate) fn hooks_in(netns: &Netns, netdev: &str) -> lab::Result<Vec<String>> {
-    let mut hooks = Vec::new();
-    for (direction, attach_type) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
-        // Before Linux 6.6 there is nothing to ask for.
-        if let Ok((_, programs)) = netns.run_in(|| SchedClassifier::query_tcx(netdev, attach_type)).unwrap() {
-            hooks.extend(
-                programs.iter().map(|program| {
-                    format!("{netdev} tcx {direction} {}", program.name_as_str().unwrap_or("?"))
-                }),
-            );
-        }
-        let filters = netns.run("tc", &["filter", "show", "dev", netdev, direction])?;
-        hooks.extend(filters.lines().filter(|line| line.contains("handle")).map(|line| {
-            // `filter protocol all pref 2 bpf chain 0 handle 0x1 meter_in direct-action …`
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let after = |word| {
-                let at = words.iter().position(|&other| other == word);
-                at.and_then(|at| words.get(at + 1)).copied().unwrap_or("?")
-            };
-            format!("{netdev} clsact {direction} {}", after("pref"))
-        }));
-    }
-    let qdiscs = netns.run("tc", &["qdisc", "show", "dev", netdev])?;
-    if qdiscs.contains("clsact") {
-        hooks.push(format!("{netdev} qdisc clsact"));
-    }
-    if netns.run("ip", &["link", "show", "dev", netdev])?.contains("prog/xdp") {
-        hooks.push(format!("{netdev} xdp"));
-    }
-    Ok(hooks)
 }
 
 /// Returns the TC hook that [`TcMode::Auto`] takes in this kernel.

@@ -56,6 +56,13 @@ pub(crate) fn run(packages: &Path) {
     assert_kernel_is_clean();
     assert_eq!(left_since(&before), KEPT);
 
+    step("installation again, on what the removal left");
+    output("dpkg", &["--install", &package("own.deb")]);
+    runs_installed_program(ready_after(0));
+    output("dpkg", &["--remove", "meter-agent"]);
+    assert_kernel_is_clean();
+    assert_eq!(left_since(&before), KEPT);
+
     step("purge");
     output("dpkg", &["--purge", "meter-agent"]);
     assert_eq!(left_since(&before), [""; 0]);

@@ -1,11 +1,13 @@
 //! From the installation of a package through an upgrade, a crash and a wrong configuration.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, process::Stdio, sync::Arc};
+
+use lab::netns::Netns;
 
 use super::{
     machine::{
-        SERVICE, assert_kernel_is_clean, eventually, figure, files, output, programs, properties, property,
-        ready_after, runs_installed_program, step,
+        DropIn, SERVICE, assert_kernel_is_clean, eventually, figure, files, is_refused, output, programs,
+        properties, property, ready_after, runs_installed_program, step,
     },
     meters::{
         assert_all, assert_no_resets, check_metrics, nothing_is_lost, start_prometheus, wait_until_metered,
@@ -24,12 +26,12 @@ pub(crate) fn run(packages: &Path) {
     assert_kernel_is_clean();
     fs::write(BEFORE, files().into_iter().collect::<Vec<_>>().join("\n")).unwrap();
     output("dpkg", &["--install", &package("earlier.deb")]);
-    let pid = ready_after(0);
-    runs_installed_program(pid);
+    runs_installed_program(ready_after(0));
     assert_eq!(output("systemctl", &["is-enabled", SERVICE]).trim(), "enabled");
     let user = properties(&["User", "AmbientCapabilities"]);
     assert_eq!(user["User"], "meter-agent");
     exposure();
+    let pid = does_not_start_beyond_its_memory();
 
     step("configuration");
     let site = Arc::new(Site::new());
@@ -75,17 +77,83 @@ pub(crate) fn run(packages: &Path) {
     nothing_is_lost(&site, "wrong configuration", || {
         let text = fs::read_to_string(CONFIGURATION).unwrap();
         fs::write(CONFIGURATION, format!("{text}\nno_such_key = 1\n")).unwrap();
-        let refused = std::process::Command::new("systemctl").args(["restart", SERVICE]).status().unwrap();
-        assert!(!refused.success());
-        // No start again that would end in the same.
-        let state = properties(&["ActiveState", "ExecMainStatus", "NRestarts"]);
-        assert_eq!((&*state["ActiveState"], &*state["ExecMainStatus"]), ("failed", "2"), "{state:?}");
+        is_refused("2");
         fs::write(CONFIGURATION, text).unwrap();
-        output("systemctl", &["reset-failed", SERVICE]);
         output("systemctl", &["start", SERVICE]);
         ready_after(0);
     });
+
+    nothing_is_lost(&site, "namespaces, by the drop-in", || follows_namespaces(&site));
+
+    nothing_is_lost(&site, "restart while the kernel is locked down, until the next boot", || {
+        let pid = ready_after(0);
+        fs::write("/sys/kernel/security/lockdown", "confidentiality").unwrap();
+        output("systemctl", &["restart", SERVICE]);
+        ready_after(pid);
+    });
     assert_no_resets(&site);
+}
+
+/// Has maps made under a limit that they don't fit into; returns the service's process once the limit is gone.
+fn does_not_start_beyond_its_memory() -> u32 {
+    step("a memory limit that the maps don't fit into");
+    output("systemctl", &["stop", SERVICE]);
+    output("meter-agent", &["detach"]);
+    let limit = DropIn::new("limit.conf", "[Service]\nMemoryMax=64M\n");
+    is_refused("3");
+    let expected = "the 64 MiB that /sys/fs/cgroup/system.slice/meter-agent.service allow";
+    eventually("the journal says why", || {
+        let said = output("journalctl", &["--unit", SERVICE, "--no-pager"]);
+        if said.contains(expected) { Ok(()) } else { Err(said) }
+    });
+    limit.remove();
+    output("systemctl", &["start", SERVICE]);
+    ready_after(0)
+}
+
+/// Follows a namespace as the service may with the drop-in, and finds it again by its process once it has lost its name.
+fn follows_namespaces(site: &Site) {
+    let drop_in = fs::read_to_string("/usr/share/doc/meter-agent/examples/namespaces.conf").unwrap();
+    let drop_in = DropIn::new("namespaces.conf", &drop_in);
+    let red = Netns::new("red").unwrap();
+    site.host.ip(&format!("link add red0 type veth peer name eth0 netns {}", red.name())).unwrap();
+    let text = fs::read_to_string(CONFIGURATION).unwrap();
+    let include = text.replace("\n#include = []\n", &format!("\ninclude = [\"{}\"]\n", red.name()));
+    assert_ne!(include, text);
+    let restart = |configuration: &str| {
+        fs::write(CONFIGURATION, configuration).unwrap();
+        output("systemctl", &["restart", SERVICE]);
+        ready_after(0);
+    };
+    restart(&include);
+    let hooks = eventually("the netdev in the namespace is metered", || {
+        let list = output("meter-agent", &["ls"]);
+        let words = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut own = words.filter(|words| words.starts_with(&["eth0", red.name()]));
+        let hooks =
+            own.find_map(|words| words.get(5).filter(|&&hooks| hooks != "-").map(ToString::to_string));
+        hooks.ok_or(list)
+    });
+    let filters = || red.run("tc", &["filter", "show", "dev", "eth0", "ingress"]).unwrap();
+    assert_eq!(hooks == "clsact", !filters().is_empty(), "{hooks}");
+
+    let mut sleep = red.command("sleep").unwrap();
+    sleep.arg("600").stdin(Stdio::null());
+    let process = red.spawn(sleep).unwrap();
+    output("systemctl", &["stop", SERVICE]);
+    output("ip", &["netns", "del", red.name()]);
+    output("systemctl", &["start", SERVICE]);
+    ready_after(0);
+    eventually("its filters are gone", || Some(()).filter(|()| filters().is_empty()).ok_or(filters()));
+    site.host.ip("link del red0").unwrap();
+    drop(process);
+    // So that the lab finds what it is to remove.
+    output("ip", &["netns", "add", red.name()]);
+    drop(red);
+    restart(&text);
+    drop_in.remove();
+    output("systemctl", &["restart", SERVICE]);
+    ready_after(0);
 }
 
 /// Asks systemd what the service could do to the machine.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -87,6 +87,39 @@ pub(crate) fn ready_after(earlier: u32) -> u32 {
         assert_eq!(found["Type"], "notify");
         if is_ready && pid != earlier && pid != 0 { Ok(pid) } else { Err(format!("{found:?}")) }
     })
+}
+
+/// Starts the service, which it must refuse with this exit status, once and for all.
+pub(crate) fn is_refused(status: &str) {
+    let started = Command::new("systemctl").args(["restart", SERVICE]).status().unwrap();
+    assert!(!started.success());
+    // No start again that would end in the same.
+    let state = properties(&["ActiveState", "ExecMainStatus", "NRestarts"]);
+    assert_eq!((&*state["ActiveState"], &*state["ExecMainStatus"]), ("failed", status), "{state:?}");
+    output("systemctl", &["reset-failed", SERVICE]);
+}
+
+/// A drop-in of the service's unit, in force from its next start on.
+pub(crate) struct DropIn(PathBuf);
+
+impl DropIn {
+    /// Writes it.
+    pub(crate) fn new(name: &str, text: &str) -> Self {
+        let directory = Path::new("/etc/systemd/system/meter-agent.service.d");
+        fs::create_dir_all(directory).unwrap();
+        let path = directory.join(name);
+        fs::write(&path, text).unwrap();
+        output("systemctl", &["daemon-reload"]);
+        Self(path)
+    }
+
+    /// Takes it away.
+    pub(crate) fn remove(self) {
+        let Self(path) = self;
+        fs::remove_file(&path).unwrap();
+        fs::remove_dir(path.parent().unwrap()).unwrap();
+        output("systemctl", &["daemon-reload"]);
+    }
 }
 
 /// Waits until the service runs this program file, the one that is installed now.

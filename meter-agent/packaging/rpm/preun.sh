@@ -1,7 +1,8 @@
 # $1 is the number of versions that will be left. A removal leaves nothing in the kernel.
 if [ "$1" -eq 0 ]; then
+    systemctl disable meter-agent.socket meter-agent.service || :
     if [ -d /run/systemd/system ]; then
-        systemctl disable --now meter-agent.socket meter-agent.service || :
+        systemctl stop meter-agent.socket meter-agent.service || :
     fi
     # With a configuration that is wrong, what is at the usual place is removed.
     empty=$(mktemp)

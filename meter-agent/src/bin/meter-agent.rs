@@ -1,8 +1,8 @@
 //! `meter-agent`: the daemon, and the operator's own subcommands.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or
-//! configuration, 3 what starting again does not help: a kernel that is too old, a missing capability, pins of another version. The unit's
-//! `RestartPreventExitStatus=` knows 2 and 3.
+//! configuration, 3 what starting again does not help: a kernel that is too old, a missing capability, a security module, a
+//! memory limit, pins of another version. The unit's `RestartPreventExitStatus=` knows 2 and 3.
 
 use std::{
     io::{BufWriter, IsTerminal as _, Read as _, Write as _},
@@ -138,7 +138,7 @@ fn list(config: &Config, json: bool) -> Result<()> {
             config.control_socket.display()
         );
     }
-    if let Some(notice) = runtime.block_on(ls::notice(&config.control_socket)) {
+    for notice in runtime.block_on(ls::notices(&config.control_socket)) {
         eprintln!("{notice}");
     }
     let text = if json { serde_json::to_string_pretty(&netdevs)? + "\n" } else { ls::table(&netdevs) };
@@ -256,6 +256,7 @@ fn doctor(config: &Config) -> Result<bool> {
         &config.datapath,
         &policy,
         &config.namespaces,
+        config.meters.rules() > 0,
     ))?;
     print(&report.text())?;
     Ok(report.is_well())

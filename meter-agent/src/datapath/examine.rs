@@ -1,17 +1,22 @@
 //! What opening and attaching would find, by the same checks, without attaching or pinning anything.
 
-use std::path::Path;
+use std::{collections::BTreeSet, io, path::Path};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use meter_ebpf::abi::Direction;
 
 use super::{
-    AttachError, Attachment, HookKind, Options, Target, TcMode, clsact, hooks,
+    AttachError, Attachment, HookKind, Options, Retry, Target, TcMode, clsact,
+    directories::{Directories, versions},
+    failure::netdev_error,
+    hook::XDP_BUSY,
+    hooks,
     object::{
         CONNECTION_PROGRAMS, METER_PROGRAMS, OBJECT, Over, TC_PROGRAMS, has_tcx, load_object, load_programs,
         settings,
     },
     open::{OpenError, check_kernel, check_writable, has_bpffs, missing_capabilities},
+    pins::running_programs,
     softirq::Softirqs,
     specs,
 };
@@ -54,10 +59,19 @@ impl Finding {
     }
 }
 
-/// Looks at everything that opening the kernel half takes. Also returns whether the kernel has TCX, where that could be
-/// found out.
+/// What is counted beside what any host has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct More {
+    /// User-defined meters.
+    pub meters: bool,
+    /// Connections.
+    pub connections: bool,
+}
+
+/// Looks at everything that opening the kernel half takes, and more where more is counted. Also returns whether the kernel has
+/// TCX, where that could be found out.
 #[must_use]
-pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
+pub fn host(options: &Options, more: More) -> (Vec<Finding>, Option<bool>) {
     let kernel = check_kernel().map(|release| format!("Linux {release}"));
     let object = if OBJECT.is_empty() { Err(OpenError::NoObject) } else { Ok("is in this build".to_owned()) };
     let missing = missing_capabilities();
@@ -79,9 +93,11 @@ pub fn host(options: &Options) -> (Vec<Finding>, Option<bool>) {
         findings.push(Finding::new(Verdict::Unseen, "verifier", "not tried, for want of the above"));
         return (findings, None);
     }
-    let tried = try_object(options);
-    let tcx = tried.as_ref().ok().copied();
-    findings.push(Finding::of("verifier", tried.map(|_| "takes the programs".to_owned())));
+    let (tcx, taken) = match try_object(options, more) {
+        Ok((has_tcx, taken)) => (Some(has_tcx), taken),
+        Err(error) => (None, Err(error)),
+    };
+    findings.push(Finding::of("verifier", taken.map(|()| "takes the programs".to_owned())));
     findings.extend(tcx.map(tcx_finding));
     (findings, tcx)
 }
@@ -109,33 +125,58 @@ fn bpffs(pin_path: &Path) -> Finding {
     }
 }
 
-/// Loads the programs over small maps that nobody else sees; returns whether the kernel has TCX.
-fn try_object(options: &Options) -> Result<bool, OpenError> {
+/// Loads the programs over small maps that nobody else sees; returns whether the kernel has TCX, and takes those for more.
+fn try_object(options: &Options, more: More) -> Result<(bool, Result<(), OpenError>), OpenError> {
     let small =
         Options { max_ports: 1, max_netdevs: 1, max_tunnels: 1, max_connections: 1, ..options.clone() };
     let (mut ebpf, mut programs) = load_object(&specs::specs(&small), &settings(&small), Over::New)?;
     load_programs(&mut ebpf, TC_PROGRAMS.into_iter().flatten(), &mut programs)?;
-    Ok(has_tcx(&ebpf))
+    let meters = more.meters.then_some(METER_PROGRAMS);
+    let connections = more.connections.then_some(CONNECTION_PROGRAMS);
+    let further = meters.into_iter().chain(connections).flatten().flatten();
+    let taken = load_programs(&mut ebpf, further, &mut programs);
+    Ok((has_tcx(&ebpf), taken))
 }
 
-/// Returns how a netdev would be attached.
+/// Returns how a netdev would be attached; `ours` is what [`ours`] says.
 ///
 /// # Errors
 ///
 /// Why it would not. Whether a driver takes XDP is known only by attaching.
-pub fn foresee(target: &Target, mode: TcMode, has_tcx: bool) -> Result<Attachment, AttachError> {
+pub fn foresee(
+    target: &Target,
+    mode: TcMode,
+    has_tcx: bool,
+    ours: &BTreeSet<u32>,
+) -> Result<Attachment, AttachError> {
     let kinds = hooks::kinds(target, mode, has_tcx)?;
     hooks::check_name(target)?;
+    let is_busy = || foreign_xdp(target.id.ifindex, ours).is_ok_and(|id| id.is_some());
+    if kinds.contains(&HookKind::Xdp) && is_busy() {
+        return Err(netdev_error(target, XDP_BUSY, "xdp_busy", Retry::Later));
+    }
     if kinds.contains(&HookKind::Clsact) {
         hooks::has_clsact(target)?;
     }
     Ok(Attachment::new(target.clone(), kinds))
 }
 
-/// Returns what others have attached to a netdev, `hook: what` each; what can't be seen says so. `ours` is our hook of
-/// ingress, if the agent has one there.
+/// Returns the ids of the programs at the hooks of any agent with these pins, as far as they can be seen.
 #[must_use]
-pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
+pub fn ours(pin_path: &Path) -> BTreeSet<u32> {
+    let versions = versions(pin_path).unwrap_or_default().into_iter();
+    versions.flat_map(|version| running_programs(&Directories::new(pin_path, version).links)).collect()
+}
+
+/// Returns the XDP program of a netdev that is not ours.
+fn foreign_xdp(ifindex: u32, ours: &BTreeSet<u32>) -> io::Result<Option<u32>> {
+    Ok(clsact::xdp_program(ifindex)?.filter(|id| !ours.contains(id)))
+}
+
+/// Returns what others have attached to a netdev, `hook: what` each; what can't be seen says so. `ingress` is the hook that an
+/// agent which runs has there, and `ours` what [`ours`] says.
+#[must_use]
+pub fn foreign(ifindex: u32, netdev: &str, ingress: Option<&str>, ours: &BTreeSet<u32>) -> Vec<String> {
     let mut found = Vec::new();
     for (direction, name, attach_type) in [
         (Direction::Ingress, "ingress", TcAttachType::Ingress),
@@ -167,8 +208,8 @@ pub fn foreign(ifindex: u32, netdev: &str, ours: Option<&str>) -> Vec<String> {
             Err(error) => found.push(format!("clsact {name}: not seen: {error}")),
         }
     }
-    if ours != Some(HookKind::Xdp.name()) {
-        match clsact::xdp_program(ifindex) {
+    if ingress != Some(HookKind::Xdp.name()) {
+        match foreign_xdp(ifindex, ours) {
             Ok(program) => found.extend(program.map(|id| format!("XDP: program {id}"))),
             Err(error) => found.push(format!("XDP: not seen: {error}")),
         }

@@ -18,10 +18,16 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// `ENOTSUPP`, which the kernel has for itself: where the JIT is the only way to run a program, it says so for want of memory.
+const NOT_COMPILED: i32 = 524;
+
 /// Returns what the verifier did not like of a program; `None` where it has not refused it.
 pub(super) fn refusal(name: &str, error: &ProgramError) -> Option<String> {
-    // What the verifier had no memory or no time for it has not refused, whatever it said until then.
-    let is_over = !matches!(errno(error), Some(libc::ENOMEM | libc::EAGAIN));
+    // What there was no memory, no time or no descriptor for has not been refused, whatever the verifier said until then.
+    let is_over = !matches!(
+        errno(error),
+        Some(libc::ENOMEM | libc::EAGAIN | libc::EMFILE | libc::ENFILE | NOT_COMPILED)
+    );
     let ProgramError::LoadError { io_error, verifier_log } = error else { return None };
     let log = verifier_log.to_string();
     if !is_over || log.is_empty() {

@@ -35,6 +35,10 @@ const LINK_REST: Duration = Duration::from_millis(10);
 /// do not load it.
 const XDP_PROGRAMS: [(&str, bool); 2] = [("meter_up_xdpf", true), ("meter_up_xdp", false)];
 
+/// Why XDP is not attached beside another's.
+pub(super) const XDP_BUSY: &str =
+    "another XDP program is attached; left in place; set uplinks.ingress = \"tc\"";
+
 /// A hook and where its link is kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hook<'a> {
@@ -273,11 +277,7 @@ impl Hook<'_> {
 
     fn xdp_error(&self, error: &io::Error) -> AttachError {
         match error.raw_os_error() {
-            Some(libc::EBUSY | libc::EEXIST) => self.error(
-                "another XDP program is attached; left in place; set uplinks.ingress = \"tc\"",
-                "xdp_busy",
-                Retry::Later,
-            ),
+            Some(libc::EBUSY | libc::EEXIST) => self.error(XDP_BUSY, "xdp_busy", Retry::Later),
             Some(libc::EOPNOTSUPP) => self.error(
                 "its driver has no native XDP; set uplinks.ingress = \"tc\"",
                 "xdp_unsupported",

@@ -280,7 +280,7 @@ impl KernelDatapath {
 /// Returns the reason for which programs could not be loaded.
 const fn load_reason(error: &OpenError) -> &'static str {
     match error {
-        OpenError::Permission { .. } => "permission",
+        OpenError::Permission { .. } | OpenError::Forbidden(_) => "permission",
         OpenError::Path { .. } | OpenError::ForeignPin { .. } => "pin",
         OpenError::Object(_) | OpenError::NoObject => "object",
         OpenError::Write { .. } => "map_write",

@@ -108,7 +108,27 @@ pub enum OpenError {
     /// The object is not what this agent expects.
     #[error("eBPF object: {0}")]
     Object(String),
-    /// The kernel refused the object.
+    /// The maps don't fit into the memory that this process may take.
+    #[error(
+        "the maps may take {needed} MiB, which the {limit} MiB that {group} allows have no room for beside the agent: raise \
+         MemoryMax= of the service, or lower tunnels.max_tunnels, datapath.max_netdevs, datapath.max_ports or \
+         connections.max_entries"
+    )]
+    MemoryLimit {
+        /// What the maps take with all entries.
+        needed: u64,
+        /// What there may be.
+        limit: u64,
+        /// The control group whose limit that is.
+        group: PathBuf,
+    },
+    /// Something keeps this process from `bpf(2)`, though it has the capabilities.
+    #[error("load the eBPF object: {0}")]
+    Forbidden(String),
+    /// The verifier refuses the object.
+    #[error("load the eBPF object: {0}")]
+    Refused(String),
+    /// The kernel could not load the object now.
     #[error("load the eBPF object: {0}")]
     Load(String),
     /// A map could not be written.
@@ -138,7 +158,10 @@ impl OpenError {
             | Self::ForeignPin { .. }
             | Self::NewerPins { .. }
             | Self::UnfinishedPins { .. }
-            | Self::Object(_) => true,
+            | Self::Object(_)
+            | Self::MemoryLimit { .. }
+            | Self::Forbidden(_)
+            | Self::Refused(_) => true,
             Self::Path { .. } | Self::Locked { .. } | Self::Load(_) | Self::Write { .. } | Self::Read(_) => {
                 false
             }
@@ -180,7 +203,7 @@ pub(super) fn check_kernel() -> Result<String, OpenError> {
 /// Returns the first two numbers of a kernel's release.
 ///
 /// Not aya's `KernelVersion`, which on Debian is the package's version and, where it can't be parsed, none at all.
-fn major_minor(release: &str) -> Option<(u32, u32)> {
+pub(super) fn major_minor(release: &str) -> Option<(u32, u32)> {
     let (major, rest) = release.split_once('.')?;
     let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     Some((major.parse().ok()?, minor.parse().ok()?))
@@ -295,7 +318,7 @@ pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -
 
 /// Says why a pin can't be opened as a map: nothing of `bpf(2)` is permitted (Linux 5.10 without CAP_BPF), or it is none.
 pub(super) fn pin_error(map: &'static str, path: &Path, error: &MapError) -> OpenError {
-    if is_denied(error) {
+    if matches!(errno(error), Some(libc::EPERM | libc::EACCES)) {
         let action = format!("open the pinned map {}", path.display());
         return OpenError::Permission { action, missing: missing_capabilities() };
     }
@@ -308,30 +331,40 @@ impl From<OpenError> for MetersError {
     }
 }
 
-/// Tells a missing permission from everything else that can go wrong when the object is loaded.
+/// Tells a missing permission, and what will be refused again, from everything else that can go wrong when the object is
+/// loaded.
 ///
 /// The error alone does not say it: without CAP_BPF aya can't ask the kernel for its features, takes it for one that
 /// has none of them, and fails over something that follows from that.
 pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)) -> OpenError {
     let missing = missing_capabilities();
-    if !missing.is_empty() || is_denied(error) {
+    if !missing.is_empty() {
         return OpenError::Permission { action: action.to_owned(), missing };
     }
-    OpenError::Load(format!("{action}: {}", describe(error)))
+    let why = match errno(error) {
+        Some(libc::EPERM | libc::EACCES) => {
+            "not permitted, though no capability lacks: look for a security module, a seccomp filter or the kernel's \
+             lockdown that forbids it, and before Linux 5.11 for a limit of locked memory"
+        }
+        Some(libc::ENOSYS) => "this kernel has no bpf(2): it takes CONFIG_BPF_SYSCALL",
+        _ => return OpenError::Load(format!("{action}: {}", describe(error))),
+    };
+    OpenError::Forbidden(format!("{action}: {why} ({})", describe(error)))
 }
 
 /// The same of a program: in few words what the verifier did not like.
 pub(super) fn program_error(name: &str, error: &ProgramError) -> OpenError {
     match (load_error(&format!("load program {name}"), error), refusal(name, error)) {
-        (OpenError::Load(_), Some(why)) => OpenError::Load(why),
+        // The verifier says EACCES as well.
+        (OpenError::Load(_) | OpenError::Forbidden(_), Some(why)) => OpenError::Refused(why),
         (other, _) => other,
     }
 }
 
-fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Returns the number of the system error behind an error.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     std::iter::successors(Some(error), |error| error.source())
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.raw_os_error() == Some(libc::EPERM))
+        .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
 /// What the programs take, with what stands in for each (`linux/capability.h`).
@@ -358,7 +391,8 @@ fn lacking(effective: u64) -> Vec<&'static str> {
 
 fn remedy(missing: &[&str]) -> String {
     if missing.is_empty() {
-        return "; run as root, or as the user whose it is".to_owned();
+        return "; run as root, or as the user whose it is, or look for a security module that forbids it"
+            .to_owned();
     }
     let missing = missing.join(", ");
     format!(" without {missing}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")

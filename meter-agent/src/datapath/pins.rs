@@ -353,7 +353,7 @@ fn numbers_of_other_versions(pins: &Path) -> BTreeSet<u32> {
 }
 
 /// Returns the ids of the programs at our hooks, as far as they can be seen.
-fn running_programs(links: &Path) -> BTreeSet<u32> {
+pub(super) fn running_programs(links: &Path) -> BTreeSet<u32> {
     let pins = fs::read_dir(links).into_iter().flatten().flatten().map(|entry| entry.path());
     let linked = pins.filter_map(|pin| {
         let link = sys::open_pin(&pin).ok().filter(|link| sys::is_link(link.as_fd()))?;

@@ -13,6 +13,7 @@ use super::{
     home::Home,
     kernel::KernelDatapath,
     ledger::{Capacity, Ledger},
+    limit,
     maps::{Maps, take},
     meters::Meters,
     namespaces::{self, Namespaces},
@@ -60,7 +61,7 @@ impl KernelDatapath {
         if OBJECT.is_empty() {
             return Err(OpenError::NoObject);
         }
-        check_kernel()?;
+        let release = check_kernel()?;
         if let Some(warning) = Softirqs::of_kernel().warning() {
             tracing::error!(warning, "meters may miss frames");
         }
@@ -73,6 +74,8 @@ impl KernelDatapath {
         if let Some(earlier) = &earlier {
             repairs.add(earlier.repairs());
         }
+        let is_made = |spec: &&Spec| home.map_pins().is_none() || lost.contains(spec.name);
+        limit::check(&release, specs.iter().filter(is_made))?;
         let mut settings = settings(options);
         let tunnel_places = entries_of(&specs, map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);

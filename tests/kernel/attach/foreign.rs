@@ -1,9 +1,25 @@
 //! What others attached stays as it is, in its order, and sees its frames.
 
+use meter_agent::datapath::examine;
+
 use super::{
     super::support::{auto_kind, becomes, foreign::Foreign, tc_modes},
     Class, Direction, HookKind, IngressHook, Options, Pair, Retry, TcMode, hooks, moved, ready,
 };
+
+/// Returns how the doctor says that XDP would be attached.
+fn foreseen(pair: &Pair, tc: TcMode) -> Result<[HookKind; 2], &'static str> {
+    let ours = examine::ours(&pair.host.pins);
+    let target = pair.uplink(IngressHook::Xdp);
+    let looked = pair.host.netns.run_in(|| {
+        let foreign = examine::foreign(target.id.ifindex, "eth0", None, &ours);
+        let has_foreign = foreign.iter().any(|what| what.starts_with("XDP: program "));
+        (examine::foresee(&target, tc, auto_kind() == HookKind::Tcx, &ours), has_foreign)
+    });
+    let (foreseen, has_foreign) = looked.unwrap();
+    assert_eq!(foreseen.is_err(), has_foreign);
+    foreseen.map(|attachment| attachment.kinds()).map_err(|error| error.reason)
+}
 
 /// Sends both ways and asserts that the foreign programs saw it.
 fn foreign_sees(pair: &Pair, programs: &[&Foreign<'_>]) {
@@ -180,6 +196,7 @@ fn xdp_program_of_another_is_left_in_place() {
         };
         refused(&mut meter);
         assert_eq!(pair.host.hooks(), ["eth0 xdp"], "nothing of a failed attach remains");
+        assert_eq!(foreseen(&pair, tc), Err("xdp_busy"));
 
         // By TC it can be metered all the same; and a change to XDP that is refused costs no frame.
         meter.attach(&pair.uplink(IngressHook::Tc));
@@ -200,7 +217,11 @@ fn xdp_program_of_another_is_left_in_place() {
         becomes(|| foreign.seen(Direction::Ingress), seen + 3);
         meter.attach(&pair.uplink(IngressHook::Tc));
         pair.count(&mut meter, Class::Uplink, "beside XDP, again");
-        meter.detach(pair.host.ifindex("eth0"));
         drop(foreign);
+
+        // What is ours is in nobody's way.
+        meter.attach(&pair.uplink(IngressHook::Xdp));
+        assert_eq!(foreseen(&pair, tc), Ok([HookKind::Xdp, kind]));
+        meter.detach(pair.host.ifindex("eth0"));
     }
 }

@@ -9,10 +9,16 @@ use crate::support::{auto_kind, foreign::Foreign};
 struct Report(String);
 
 impl Report {
+    /// Where all is well.
     fn of(daemon: &Daemon<'_>, flags: &[&str]) -> Self {
+        Self::with(daemon, flags, 0)
+    }
+
+    /// With this exit code.
+    fn with(daemon: &Daemon<'_>, flags: &[&str], code: i32) -> Self {
         let output = daemon.run(&[&["doctor"], flags].concat());
         let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{text}{}", String::from_utf8_lossy(&output.stderr));
         Self(text)
     }
 
@@ -54,9 +60,10 @@ fn doctor_foretells_what_the_agent_does_and_finds_what_others_did() {
     foreign.clsact("tap1", Direction::Egress, 7);
     foreign.xdp("eth0");
     host.netns.run("tc", &["qdisc", "add", "dev", "veth2", "ingress"]).unwrap();
-    let clsact = Report::of(&daemon, &["--datapath-tc", "clsact"]);
+    let clsact = Report::with(&daemon, &["--datapath-tc", "clsact"], 1);
     assert_eq!(clsact.netdev("tap1")[4], "clsact", "{}", clsact.0);
     assert_eq!(clsact.netdev("veth2")[4], "-", "{}", clsact.0);
+    assert!(clsact.says("\nBAD     netdevs       not metered: 1, such as veth2: "), "{}", clsact.0);
     assert!(clsact.says("a qdisc of kind ingress is at clsact's place"), "{}", clsact.0);
     let found = |report: &Report| {
         report.says("tap1  clsact egress: a filter of kind bpf\n") && report.says("eth0  XDP: program ")

@@ -71,7 +71,7 @@ impl Router {
 
     /// Returns what hangs on a netdev: `tcx ingress meter_ns_in` and the like.
     fn hooks(&self, netdev: &str) -> Vec<String> {
-        crate::support::hooks_in(&self.netns, netdev).unwrap()
+        crate::support::hooks::hooks_in(&self.netns, netdev).unwrap()
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     service::{NEEDED, Place, can_give},
     sum,
 };
-use crate::support::{daemon::output, frames::between, hooks_in};
+use crate::support::{daemon::output, frames::between, hooks::hooks_in};
 
 /// No bpffs, and none can be mounted.
 const REFUSED: &str = "setpriv --bounding-set=-sys_admin";

@@ -18,7 +18,7 @@ use meter_agent::{
 use meter_ebpf::abi::map;
 
 use super::{
-    super::super::support::{Host, Meter, becomes, hooks_in, ready},
+    super::super::support::{Host, Meter, becomes, hooks::hooks_in, ready},
     Class, Options, Pair, Target, TcMode, later, meters,
 };
 
