@@ -2,7 +2,13 @@
 //!
 //! By iproute2 in batches, because that is what an operator would type. What is read comes from `/proc`.
 
-use std::{fmt::Write as _, io::Write as _, net::IpAddr, process::Stdio};
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    net::IpAddr,
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+};
 
 use crate::{
     error::{Doing as _, Error, Result},
@@ -101,13 +107,11 @@ impl Netns {
 
     fn batch(&self, program: &str, batch: &str) -> Result<()> {
         let line = || format!("{program} -batch in {} of {batch:?}", self.name());
+        let mut command = Command::new(program);
+        command.args(["-batch", "-"]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = self
-            .command(program)?
-            .args(["-batch", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
+            .run_in(|| command.spawn())?
             .doing(|| format!("start {program} (apt-get install iproute2)"))?;
         let written = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(batch.as_bytes()));
         let output = child.wait_with_output().doing(line)?;

@@ -12,7 +12,9 @@ use std::{
 };
 
 use nix::{
-    sched::{CloneFlags, setns},
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal, kill},
@@ -25,7 +27,23 @@ use crate::error::{Doing as _, Error, Result};
 const DIRECTORY: &str = "/run/netns";
 const PREFIX: &str = "meter-lab-";
 
-/// iproute2 sets up its directory at the first `ip netns add`, and two at once make two mounts.
+/// What keeps IPv6 from saying anything by itself.
+const SILENT: [(&str, &str); 10] = [
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/dad_transmits", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/autoconf", "0"),
+    ("net/ipv6/conf/default/router_solicitations", "0"),
+    // No link-local address, so nothing is sent from one; our own addresses are all there are.
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
+    // An address still joins its solicited-node group: once, at once, and not again a second later.
+    ("net/ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
+    ("net/ipv6/conf/default/mldv1_unsolicited_report_interval", "1"),
+    ("net/ipv6/conf/lo/disable_ipv6", "0"),
+];
+
+/// Two that make the directory at once make two mounts.
 static ADDING: Mutex<()> = Mutex::new(());
 
 /// A network namespace with a name in `/run/netns`, so that `nsenter --net=/run/netns/<name>` gets in.
@@ -46,7 +64,7 @@ impl Netns {
     ///
     /// Without root or without iproute2.
     pub fn new(label: &str) -> Result<Self> {
-        let netns = Self::named(label, &["netns", "add"], &[])?;
+        let netns = Self::named(label, || unshare(CloneFlags::CLONE_NEWNET))?;
         netns.make_silent()?;
         netns.ip("link set lo up")?;
         Ok(netns)
@@ -61,55 +79,51 @@ impl Netns {
     ///
     /// Without root or without iproute2.
     pub fn of_this_process(label: &str) -> Result<Self> {
-        let netns = Self::named(label, &["netns", "attach"], &[&std::process::id().to_string()])?;
+        let netns = Self::named(label, || Ok(()))?;
         netns.make_silent()?;
         Ok(netns)
     }
 
-    /// Runs `ip <words> <name> <more>` with a name that is free.
-    fn named(label: &str, words: &[&str], more: &[&str]) -> Result<Self> {
+    /// Gives a name that is free to the namespace that a thread is in after `enter`.
+    ///
+    /// As `ip netns add` does it, and without a process for each: tests make many.
+    fn named(label: &str, enter: impl FnOnce() -> nix::Result<()> + Send) -> Result<Self> {
         let base = format!("{PREFIX}{}-{label}", std::process::id());
-        let name = {
+        let (name, path) = {
             let _adding = ADDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let name = std::iter::once(base.clone())
-                .chain((2_u32..).map(|n| format!("{base}.{n}")))
-                .find(|name| !Path::new(DIRECTORY).join(name).exists())
-                .unwrap_or(base);
-            output(Command::new("ip").args(words).arg(&name).args(more))?;
-            name
+            provide_directory()?;
+            let names = std::iter::once(base.clone()).chain((2_u32..).map(|n| format!("{base}.{n}")));
+            let mut free = names.map(|name| (Path::new(DIRECTORY).join(&name), name));
+            let (path, name) = free
+                .find(|(path, _)| !path.exists())
+                .unwrap_or_else(|| (Path::new(DIRECTORY).join(&base), base.clone()));
+            File::create_new(&path).doing(|| format!("make {}", path.display()))?;
+            (name, path)
         };
-        let path = Path::new(DIRECTORY).join(&name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let bind = || {
+            enter()?;
+            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        };
+        let bound = thread::scope(|scope| scope.spawn(bind).join());
+        let bound = bound.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(io::Error::from);
+        match bound.and_then(|()| File::open(&path)) {
+            Ok(file) => Ok(Self { name, file }),
             Err(source) => {
                 remove(&name)?;
-                return Err(Error::Io { doing: format!("open {}", path.display()), source });
+                Err(Error::Io { doing: format!("name a namespace {}", path.display()), source })
             }
-        };
-        Ok(Self { name, file })
+        }
     }
 
     fn make_silent(&self) -> Result<()> {
-        if self.has_sysctl("net/ipv6/conf/default/disable_ipv6") {
-            for (key, value) in [
-                ("net/ipv6/conf/default/disable_ipv6", "1"),
-                ("net/ipv6/conf/default/accept_dad", "0"),
-                ("net/ipv6/conf/default/dad_transmits", "0"),
-                ("net/ipv6/conf/default/accept_ra", "0"),
-                ("net/ipv6/conf/default/autoconf", "0"),
-                ("net/ipv6/conf/default/router_solicitations", "0"),
-                // No link-local address, so nothing is sent from one; our own addresses are all there are.
-                ("net/ipv6/conf/default/addr_gen_mode", "1"),
-                // An address still joins its solicited-node group: once, at once, and not again a second later.
-                ("net/ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
-                ("net/ipv6/conf/default/mldv1_unsolicited_report_interval", "1"),
-                ("net/ipv6/conf/lo/disable_ipv6", "0"),
-            ] {
-                self.sysctl(key, value)?;
+        self.run_in(|| {
+            if sysctl_path("net/ipv6/conf/default/disable_ipv6").exists() {
+                SILENT.iter().try_for_each(|(key, value)| write_sysctl(key, value))?;
             }
-        }
-        // A tap drops what its reader does not fetch in time. A window of 1 MiB keeps a stream within its queue.
-        self.sysctl("net/ipv4/tcp_rmem", "4096 131072 1048576")
+            // A tap drops what its reader does not fetch in time. A window of 1 MiB keeps a stream within its queue.
+            write_sysctl("net/ipv4/tcp_rmem", "4096 131072 1048576")
+        })?
+        .doing(|| format!("set up {}", self.name))
     }
 
     /// The name in `/run/netns`.
@@ -174,8 +188,9 @@ impl Netns {
     /// # Errors
     ///
     /// When it can't be started or ends with another status than 0.
-    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, program: &str, args: &[S]) -> Result<String> {
-        output(self.command(program)?.args(args))
+    pub fn run<S: AsRef<std::ffi::OsStr> + Sync>(&self, program: &str, args: &[S]) -> Result<String> {
+        // Started by a thread that is there: where the new process has to enter it, this one's memory is copied first.
+        self.run_in(|| output(Command::new(program).args(args).process_group(0)))?
     }
 
     /// Starts a command in this namespace; it is killed when the result is dropped, or when the calling thread ends.
@@ -195,16 +210,13 @@ impl Netns {
     ///
     /// When there is no such key or the kernel refuses the value.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        let path = Path::new("/proc/sys").join(key);
-        self.run_in(|| std::fs::write(&path, value))?
-            .doing(|| format!("write {value:?} to {} in {}", path.display(), self.name))
+        self.run_in(|| write_sysctl(key, value))?.doing(|| format!("set up {}", self.name))
     }
 
     /// Returns whether this kernel has the key.
     #[must_use]
     pub fn has_sysctl(&self, key: &str) -> bool {
-        let path = Path::new("/proc/sys").join(key);
-        self.run_in(|| path.exists()).unwrap_or(false)
+        self.run_in(|| sysctl_path(key).exists()).unwrap_or(false)
     }
 }
 
@@ -242,8 +254,38 @@ fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
 }
 
+/// Makes the directory as iproute2 does: a mount whose names are seen in every mount namespace, and go from all of them.
+fn provide_directory() -> Result<()> {
+    let doing = || format!("make {DIRECTORY}");
+    std::fs::create_dir_all(DIRECTORY).doing(doing)?;
+    let no = None::<&str>;
+    let share = || mount(no, DIRECTORY, no, MsFlags::MS_SHARED | MsFlags::MS_REC, no);
+    let made = share().or_else(|errno| match errno {
+        // It is no mount yet.
+        Errno::EINVAL => mount(Some(DIRECTORY), DIRECTORY, no, MsFlags::MS_BIND | MsFlags::MS_REC, no)
+            .and_then(|()| share()),
+        errno => Err(errno),
+    });
+    made.doing(doing)
+}
+
 fn remove(name: &str) -> Result<()> {
-    output(Command::new("ip").args(["netns", "del", name])).map(drop)
+    let path = Path::new(DIRECTORY).join(name);
+    let unmounted = match umount2(&path, MntFlags::MNT_DETACH) {
+        // Nothing was named by it yet.
+        Err(Errno::EINVAL) => Ok(()),
+        unmounted => unmounted.map_err(io::Error::from),
+    };
+    unmounted.and_then(|()| std::fs::remove_file(&path)).doing(|| format!("remove {}", path.display()))
+}
+
+fn sysctl_path(key: &str) -> PathBuf {
+    Path::new("/proc/sys").join(key)
+}
+
+fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
+    std::fs::write(sysctl_path(key), value)
+        .map_err(|error| io::Error::new(error.kind(), format!("write {value:?} to {key}: {error}")))
 }
 
 /// A process in a namespace; dropping it kills it.
