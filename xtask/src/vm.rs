@@ -128,7 +128,8 @@ pub(crate) fn guest() -> Result<PathBuf> {
 /// Returns what the guests run.
 fn line(processor: Processor, arguments: &[OsString]) -> String {
     let arguments = arguments.iter().map(executable::quoted).collect::<Vec<_>>().join(" ");
-    format!("{SLOWER}={} {VARIABLE}={REQUIRED} kernel-tests {arguments}", processor.slower())
+    let first = processor.first();
+    format!("{first}{SLOWER}={} {VARIABLE}={REQUIRED} kernel-tests {arguments}", processor.slower())
 }
 
 /// Makes the guest that runs the kernel tests by this line.

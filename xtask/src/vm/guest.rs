@@ -98,6 +98,15 @@ impl Processor {
         }
     }
 
+    /// Returns what a guest does before its tests: by software it hides the kernel's types, tens of thousands, which aya
+    /// parses before each loading and no program asks for. A test looks at them all the same.
+    pub(super) fn first(self) -> &'static str {
+        match self {
+            Self::Kvm => "",
+            Self::Software => "test ! -e /sys/kernel/btf || mount -t tmpfs none /sys/kernel/btf\n",
+        }
+    }
+
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
