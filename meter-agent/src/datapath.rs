@@ -50,6 +50,7 @@ mod takeover;
 mod tunnels;
 mod unpinned;
 mod unrecorded;
+mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

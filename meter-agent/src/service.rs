@@ -115,6 +115,7 @@ pub fn run(
     let datapath = KernelDatapath::open_after(&config.datapath, before)?;
     drop(state);
     let counts_on = datapath.unpinned().is_none();
+    let work = datapath.work();
     if let Some(file) = state_file.as_ref().filter(|_| datapath.unrestored() > 0) {
         file.keep_unrestored();
     }
@@ -199,7 +200,7 @@ pub fn run(
         if let Some((file, every)) = state_file.clone().zip(config.state_interval) {
             tokio::spawn(totals::keep(file, every, events.clone()));
         }
-        let herald = Herald::start(reader.clone());
+        let herald = Herald::start(reader.clone(), work);
         let result = supervise(config, &events, reload, agent_ended, &herald).await;
         if counts_on {
             tracing::info!("ending; the hooks stay attached and count on");

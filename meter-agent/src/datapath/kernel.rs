@@ -36,6 +36,7 @@ pub use super::{
     remove::{Removed, remove_all},
     sys::keep_no_big_blocks,
     takeover::Before,
+    work::Work,
 };
 use crate::{
     meter::PortId,
@@ -72,6 +73,7 @@ pub struct KernelDatapath {
     pub(super) logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     pub(super) pin_path: PathBuf,
     pub(super) home: Home,
+    pub(super) work: Work,
 }
 
 impl std::fmt::Debug for KernelDatapath {
@@ -81,6 +83,12 @@ impl std::fmt::Debug for KernelDatapath {
 }
 
 impl KernelDatapath {
+    /// Returns what tells from another thread whether this goes on.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.work.clone()
+    }
+
     /// Returns how many totals from before there was no room for.
     #[must_use]
     pub const fn unrestored(&self) -> u64 {
@@ -168,6 +176,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn attach(&mut self, target: &Target) -> Result<(), AttachError> {
+        self.work.step();
         let gone = || netdev_error(target, "its namespace is gone", "gone", Retry::Gone);
         self.within(target, |_| hooks::check_name(target))?.ok_or_else(gone)??;
         let carries_port = |other: &&Attachment| other.target.port == target.port;

@@ -26,6 +26,7 @@ use super::{
     softirq::Softirqs,
     specs::{self, Spec},
     unrecorded,
+    work::Work,
 };
 use crate::{rules::MeterSet, totals::Totals};
 
@@ -162,6 +163,7 @@ impl KernelDatapath {
             links,
             pin_path: options.pin_path.clone(),
             home,
+            work: Work::default(),
             meters,
             connections,
             captures,

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    datapath::Class,
+    datapath::{Class, kernel::Work},
     publish::SnapshotReader,
     snapshot::{Health, Snapshot},
 };
@@ -29,10 +29,11 @@ pub(super) struct Herald {
 
 impl Herald {
     /// Begins to tell what snapshots say. To be called on the runtime.
-    pub(super) fn start(reader: SnapshotReader) -> Self {
+    pub(super) fn start(reader: SnapshotReader, work: Work) -> Self {
         let (reloads, reloaded) = mpsc::unbounded_channel();
         if std::env::var_os("NOTIFY_SOCKET").is_some() {
-            tokio::spawn(tell_all(reader, reloaded, sd_notify::watchdog_enabled(), |state| tell(&[state])));
+            let watchdog = sd_notify::watchdog_enabled();
+            tokio::spawn(tell_all(reader, reloaded, watchdog, move || work.steps(), |state| tell(&[state])));
         }
         Self { reloads }
     }
@@ -68,6 +69,7 @@ async fn tell_all(
     reader: SnapshotReader,
     mut reloaded: mpsc::UnboundedReceiver<()>,
     watchdog: Option<Duration>,
+    steps: impl Fn() -> u64,
     tell: impl Fn(NotifyState<'_>),
 ) {
     let mut teller = Teller::default();
@@ -81,8 +83,25 @@ async fn tell_all(
             () = sleep(pause) => {}
         }
         let is_hungry = watchdog.is_some_and(|limit| fed.elapsed() >= limit / 4);
-        // A reading that is asked for now, after what it is to show has been sent, takes a turn of the agent.
-        let snapshot = if is_hungry || teller.is_reloading { reader.fresh().await } else { reader.latest() };
+        let snapshot = if is_hungry || teller.is_reloading {
+            // A reading that is asked for now, after what it is to show has been sent, takes a turn of the agent. A turn may
+            // be long, but not without a step.
+            let mut fresh = std::pin::pin!(reader.fresh());
+            let mut seen = steps();
+            loop {
+                tokio::select! {
+                    snapshot = &mut fresh => break snapshot,
+                    () = sleep(pause), if watchdog.is_some() => {}
+                }
+                let steps = steps();
+                if steps != seen {
+                    (seen, fed) = (steps, Instant::now());
+                    tell(NotifyState::Watchdog);
+                }
+            }
+        } else {
+            reader.latest()
+        };
         let has_worked = snapshot.generation > teller.generation;
         for words in teller.look(&snapshot) {
             tell(words.state());
@@ -186,7 +205,7 @@ mod tests {
     use std::{
         sync::{
             Arc, Mutex,
-            atomic::{AtomicBool, Ordering},
+            atomic::{AtomicBool, AtomicU64, Ordering},
         },
         time::Duration,
     };
@@ -254,15 +273,33 @@ mod tests {
         let fed = Arc::new(Mutex::new(0_u32));
         let count = Arc::clone(&fed);
         let (_reloads, reloaded) = mpsc::unbounded_channel();
-        let task = tokio::spawn(tell_all(reader, reloaded, Some(Duration::from_secs(8)), move |state| {
-            *count.lock().unwrap() += u32::from(matches!(state, NotifyState::Watchdog));
-        }));
+        let steps = Arc::new(AtomicU64::new(0));
+        let works = Arc::clone(&steps);
+        let watchdog = Some(Duration::from_secs(8));
+        let task = tokio::spawn(tell_all(
+            reader,
+            reloaded,
+            watchdog,
+            move || works.load(Ordering::Relaxed),
+            move |state| {
+                *count.lock().unwrap() += u32::from(matches!(state, NotifyState::Watchdog));
+            },
+        ));
         sleep(Duration::from_secs(41)).await;
         let while_it_answers = *fed.lock().unwrap();
         assert!((13..=20).contains(&while_it_answers), "{while_it_answers} times in 41 s");
         answers.store(false, Ordering::Relaxed);
         sleep(Duration::from_secs(60)).await;
         assert_eq!(*fed.lock().unwrap(), while_it_answers);
+        // A turn that takes minutes and goes on, and one that stands still.
+        for _ in 0..120 {
+            steps.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let while_it_works = *fed.lock().unwrap() - while_it_answers;
+        assert!((30..=120).contains(&while_it_works), "{while_it_works} times in 120 s");
+        sleep(Duration::from_secs(60)).await;
+        assert!(*fed.lock().unwrap() - while_it_answers - while_it_works <= 1, "once, for the last step");
         task.abort();
     }
 

@@ -212,6 +212,7 @@ impl KernelDatapath {
 
     /// The same for one netdev. One whose programs can't be changed is taken for lost, and attached anew later.
     pub(in crate::datapath) fn swap_programs_of(&mut self, id: NetdevId) {
+        self.work.step();
         let Some(attachment) = self.attached.get(&id).filter(|attachment| !attachment.lost) else {
             return;
         };
