@@ -87,6 +87,9 @@ pub struct AgentStatus {
     /// Why it does not follow others that it should, by name.
     #[serde(default)]
     pub namespaces_failed: BTreeMap<String, String>,
+    /// How many of these and of netdevs are not metered, or not as they should be.
+    #[serde(default)]
+    pub attach_pending: u64,
 }
 
 impl AgentStatus {
@@ -95,6 +98,7 @@ impl AgentStatus {
             unpinned: health.unpinned.clone(),
             namespaces: health.namespaces,
             namespaces_failed: health.namespaces_failed.clone(),
+            attach_pending: health.attach_pending,
         }
     }
 
@@ -357,10 +361,10 @@ mod tests {
         let listener = bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let namespaces_failed = BTreeMap::from([("red".to_owned(), "not permitted".to_owned())]);
-        let of_agent =
-            AgentStatus { unpinned: Some("read-only".to_owned()), namespaces: Some(3), namespaces_failed };
-        let AgentStatus { unpinned, namespaces, namespaces_failed } = of_agent.clone();
-        let health = Health { unpinned, namespaces, namespaces_failed, ..Health::default() };
+        let unpinned = Some("read-only".to_owned());
+        let of_agent = AgentStatus { unpinned, namespaces: Some(3), namespaces_failed, attach_pending: 2 };
+        let AgentStatus { unpinned, namespaces, namespaces_failed, attach_pending } = of_agent.clone();
+        let health = Health { unpinned, namespaces, namespaces_failed, attach_pending, ..Health::default() };
         let reader =
             SnapshotReader::fixed(Snapshot { netdevs: vec![status()], health, ..Snapshot::default() });
         let (audits, mut asked) = mpsc::channel(1);

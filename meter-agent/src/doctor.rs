@@ -64,27 +64,31 @@ pub async fn report(
         );
     }
     findings.extend(monitor::dump().ok().and_then(|host| uplinks(&host, &policy.rules)));
-    if let Some(notice) = status.and_then(|status| status.notice()) {
+    if let Some(notice) = status.as_ref().and_then(AgentStatus::notice) {
         let says = format!("{notice}; once it can be written to, restart the agent");
         findings.push(Finding::new(Verdict::Bad, "pins", says));
     }
     let ours = examine::ours(&options.pin_path);
     let answer = control::netdevs(socket).await;
     let runs = answer.is_ok();
-    let (agent, netdevs) = match answer {
+    let (agent, netdevs, pending) = match answer {
         Ok(netdevs) => {
-            (Finding::new(Verdict::Good, "agent", "runs, and is what the hooks below are from"), netdevs)
+            let agent = Finding::new(Verdict::Good, "agent", "runs, and is what the hooks below are from");
+            // Namespaces have a finding of their own.
+            let pending = |status: AgentStatus| {
+                status.attach_pending.saturating_sub(status.namespaces_failed.len() as u64)
+            };
+            (agent, netdevs, status.map_or(0, pending))
         }
         Err(error) => {
             let verdict = if matches!(error, AskError::NoAgent(_)) { Verdict::Note } else { Verdict::Unseen };
             let says = format!("{error}; the hooks below are those that one would make");
-            (Finding::new(verdict, "agent", says), foreseen(options, policy, selection, has_tcx, &ours)?)
+            let (netdevs, pending) = foreseen(options, policy, selection, has_tcx, &ours)?;
+            (Finding::new(verdict, "agent", says), netdevs, pending)
         }
     };
     findings.push(agent);
-    // Of no netdev is it foreseen where it is not known how; nor of those in namespaces.
-    let is_known = |netdev: &&NetdevStatus| runs || (has_tcx.is_some() && netdev.netns.is_empty());
-    findings.extend(not_metered(netdevs.iter().filter(is_known)));
+    findings.extend(not_metered(pending));
     // What is asked of a netdev is asked of this namespace.
     let here = |netdev: &&NetdevStatus| netdev.role != "-" && netdev.netns.is_empty();
     let foreign = netdevs.iter().filter(here).flat_map(|netdev| {
@@ -96,14 +100,14 @@ pub async fn report(
     Ok(Report { findings, netdevs, foreign })
 }
 
-/// Returns what an agent would do with each netdev.
+/// Returns what an agent would do with each netdev, and how many it would not meter that it should.
 fn foreseen(
     options: &Options,
     policy: &Policy,
     selection: &Selection,
     has_tcx: Option<bool>,
     ours: &BTreeSet<u32>,
-) -> Result<Vec<NetdevStatus>, MonitorError> {
+) -> Result<(Vec<NetdevStatus>, u64), MonitorError> {
     let netdevs = ls::all_netdevs(selection)?;
     let survey = Survey::new(&netdevs, policy);
     let mut attached = BTreeMap::new();
@@ -117,17 +121,14 @@ fn foreseen(
             None => {}
         }
     }
-    Ok(survey.statuses(&netdevs, &attached, |id| failed.get(&id).cloned()))
+    let pending = failed.len() + survey.conflicts().count();
+    Ok((survey.statuses(&netdevs, &attached, |id| failed.get(&id).cloned()), pending as u64))
 }
 
-/// Says which netdevs have no hooks that should have them.
-fn not_metered<'a>(netdevs: impl Iterator<Item = &'a NetdevStatus>) -> Option<Finding> {
-    let without: Vec<&NetdevStatus> =
-        netdevs.filter(|netdev| netdev.role != "-" && netdev.ingress.is_none()).collect();
-    let NetdevStatus { netdev, reason, .. } = without.first()?;
-    let says =
-        format!("not metered: {}, such as {}: {}", without.len(), printable(netdev), printable(reason));
-    Some(Finding::new(Verdict::Bad, "netdevs", says))
+/// Says that so many netdevs are not metered that should be.
+fn not_metered(netdevs: u64) -> Option<Finding> {
+    let says = format!("not metered, or not as they should be: {netdevs}; WHY below says which, and why");
+    (netdevs > 0).then(|| Finding::new(Verdict::Bad, "netdevs", says))
 }
 
 /// Returns what to know of the kernel's lockdown, given what it says: `none [integrity] confidentiality`.

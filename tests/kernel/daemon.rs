@@ -272,6 +272,35 @@ fn kernel_half_that_cannot_be_had_is_one_clear_line() {
     }
 }
 
+#[test]
+fn maps_that_do_not_fit_into_the_memory_are_not_made() {
+    if !ready() || !require::kernel(5, 11, "maps in the memory of a control group") {
+        return;
+    }
+    let limited = "mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup && grep -qw memory cgroup.controllers && \
+                   echo +memory > cgroup.subtree_control && mkdir -p meter-test && cd meter-test && \
+                   echo 64M > memory.max && echo $$ > cgroup.procs";
+    let line = |then: &str| -> [String; 5] {
+        let script = format!("{limited} && {then}");
+        ["unshare", "--mount", "sh", "-c", &script].map(str::to_owned)
+    };
+    let [program, words @ ..] = line("true");
+    let can_limit = Command::new(program).args(words).output().is_ok_and(|output| output.status.success());
+    if !require::met("cgroup", can_limit, "a memory controller of control groups of version 2") {
+        return;
+    }
+    let host = Host::new("limit");
+    let daemon = Daemon::new(&host, "[tunnels]\nmax_tunnels = 1000000\n");
+    let line = line("exec \"$0\" \"$@\"");
+    let line: Vec<&str> = line.iter().map(String::as_str).collect();
+    let output = output(&mut daemon.command(&line, &[]));
+    let gone = "mount -t cgroup2 none /sys/fs/cgroup && rmdir /sys/fs/cgroup/meter-test";
+    assert!(Command::new("unshare").args(["--mount", "sh", "-c", gone]).status().unwrap().success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("which the 64 MiB that /sys/fs/cgroup/meter-test allows"), "{said}");
+}
+
 /// In emulated guests they are hidden from all other tests, which parse them each time.
 #[test]
 fn kernel_with_and_without_types_of_its_own_will_do() {

@@ -89,7 +89,7 @@ pub(crate) fn ready_after(earlier: u32) -> u32 {
     })
 }
 
-/// Starts the service, which it must refuse with this exit status, once and for all.
+/// Starts the service, which must end with this exit status and not be started again.
 pub(crate) fn is_refused(status: &str) {
     let started = Command::new("systemctl").args(["restart", SERVICE]).status().unwrap();
     assert!(!started.success());

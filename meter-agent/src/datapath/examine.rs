@@ -26,7 +26,7 @@ use super::{
 pub enum Verdict {
     /// It is as it has to be.
     Good,
-    /// It keeps the agent from counting, or what it counts from outliving it.
+    /// It keeps the agent from counting, or a netdev from being metered, or what it counts from outliving it.
     Bad,
     /// Good to know.
     Note,

@@ -18,20 +18,31 @@ use super::{
 const COUNTED_SINCE: (u32, u32) = (5, 11);
 /// What the process takes beside the maps, with a thousand ports.
 const PROCESS: u64 = 32 << 20;
+/// The tables of up to 1,024 rules, and the verdicts that each CPU remembers.
+const RULES: u64 = 3 << 20;
+const VERDICTS: u64 = 400 << 10;
 
-/// Checks that maps fit, which are to be made, on a kernel of this release.
+/// Checks that maps fit, which are to be made, on a kernel of this release; `rules` says whether those of user-defined meters
+/// come on top. (Of those of connections nobody knows yet.)
 ///
 /// # Errors
 ///
 /// They don't.
-pub(super) fn check<'a>(release: &str, specs: impl Iterator<Item = &'a Spec>) -> Result<(), OpenError> {
+pub(super) fn check<'a>(
+    release: &str,
+    specs: impl Iterator<Item = &'a Spec>,
+    rules: bool,
+) -> Result<(), OpenError> {
     if major_minor(release) < Some(COUNTED_SINCE) {
         return Ok(());
     }
     // Without control groups there is no limit.
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let found = lowest(&groups, Path::new("/sys/fs/cgroup"));
-    found.map_or(Ok(()), |(limit, group)| fit(specs.map(specs::memory).sum(), limit, group))
+    let Some((limit, group)) = found else { return Ok(()) };
+    let maps: u64 = specs.map(specs::memory).sum();
+    let of_rules = RULES + VERDICTS * specs::cpus();
+    fit(if rules && maps > 0 { maps + of_rules } else { maps }, limit, group)
 }
 
 fn fit(needed: u64, limit: u64, group: PathBuf) -> Result<(), OpenError> {

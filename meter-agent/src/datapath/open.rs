@@ -111,7 +111,7 @@ pub enum OpenError {
     /// The maps don't fit into the memory that this process may take.
     #[error(
         "the maps may take {needed} MiB, which the {limit} MiB that {group} allows have no room for beside the agent: raise \
-         MemoryMax= of the service, or lower tunnels.max_tunnels, datapath.max_netdevs, datapath.max_ports or \
+         its MemoryMax= (memory.max), or lower tunnels.max_tunnels, datapath.max_netdevs, datapath.max_ports or \
          connections.max_entries"
     )]
     MemoryLimit {
@@ -316,7 +316,8 @@ pub(super) fn path_error(action: &'static str, path: &Path, source: io::Error) -
     OpenError::Path { action, path: path.to_owned(), source }
 }
 
-/// Says why a pin can't be opened as a map: nothing of `bpf(2)` is permitted (Linux 5.10 without CAP_BPF), or it is none.
+/// Says why a pin can't be opened as a map: nothing of `bpf(2)` is permitted (Linux 5.10 without CAP_BPF), it is another
+/// user's, or it is none.
 pub(super) fn pin_error(map: &'static str, path: &Path, error: &MapError) -> OpenError {
     if matches!(errno(error), Some(libc::EPERM | libc::EACCES)) {
         let action = format!("open the pinned map {}", path.display());
@@ -343,7 +344,7 @@ pub(super) fn load_error(action: &str, error: &(dyn std::error::Error + 'static)
     }
     let why = match errno(error) {
         Some(libc::EPERM | libc::EACCES) => {
-            "not permitted, though no capability lacks: look for a security module, a seccomp filter or the kernel's \
+            "not permitted, though no capability is missing: look for a security module, a seccomp filter or the kernel's \
              lockdown that forbids it, and before Linux 5.11 for a limit of locked memory"
         }
         Some(libc::ENOSYS) => "this kernel has no bpf(2): it takes CONFIG_BPF_SYSCALL",

@@ -143,9 +143,14 @@ pub(super) fn capacity(spec: &Spec) -> u32 {
     if spec.name == map::SLOTS { SLOT_ENTRIES } else { spec.max_entries }
 }
 
+/// Returns how many CPUs the host could have: a per-CPU map has room for each.
+pub(super) fn cpus() -> u64 {
+    u64::try_from(aya::util::nr_cpus().unwrap_or(1)).unwrap_or(1)
+}
+
 /// Estimates the kernel memory of a map: its values, and for a hash its keys and links.
 pub(super) fn memory(spec: &Spec) -> u64 {
-    let cpus = u64::try_from(aya::util::nr_cpus().unwrap_or(1)).unwrap_or(1);
+    let cpus = cpus();
     let entries = u64::from(spec.max_entries);
     let value = u64::try_from(spec.value_size.next_multiple_of(8)).unwrap_or(u64::MAX);
     let key = u64::try_from(spec.key_size).unwrap_or(u64::MAX);

@@ -76,7 +76,8 @@ impl KernelDatapath {
             repairs.add(earlier.repairs());
         }
         let is_made = |spec: &&Spec| home.map_pins().is_none() || lost.contains(spec.name);
-        limit::check(&release, specs.iter().filter(is_made))?;
+        let has_rules = before.meters.is_some_and(|meters| meters.rules() > 0);
+        limit::check(&release, specs.iter().filter(is_made), has_rules)?;
         let mut settings = settings(options);
         let tunnel_places = entries_of(&specs, map::TUNNEL_TAKEN);
         settings.tunnel_mask = tunnel_places.saturating_sub(1);

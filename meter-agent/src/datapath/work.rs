@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// How many netdevs' hooks were changed so far. A change of all of them, with programs to load for each of hundreds of
+/// For how many netdevs a change of their hooks was begun so far. A change of all of them, with programs to load for each of hundreds of
 /// namespaces, takes longer than a watchdog waits.
 #[derive(Debug, Clone, Default)]
 pub struct Work(Arc<AtomicU64>);
