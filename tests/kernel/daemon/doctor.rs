@@ -75,8 +75,20 @@ fn doctor_foretells_what_the_agent_does_and_finds_what_others_did() {
     assert!(found(&clsact), "{}", clsact.0);
     host.netns.run("tc", &["qdisc", "del", "dev", "veth2", "ingress"]).unwrap();
 
+    // A netdev whose port another one carries, with and without an agent.
+    let is_one_short = |report: &Report| {
+        report.says("\nBAD     netdevs       not metered, or not as they should be: 1; ")
+            && report.netdev("veth2")[3] == "-"
+    };
+    host.netns.ip(&format!("link set veth2 alias {PORT}")).unwrap();
+    let beside = Report::with(&daemon, &[], 1);
+    assert!(is_one_short(&beside), "{}", beside.0);
     daemon.start();
     daemon.wait_until_ready();
+    let beside = Report::with(&daemon, &[], 1);
+    assert!(is_one_short(&beside), "{}", beside.0);
+    host.netns.ip("link set veth2 alias other").unwrap();
+    daemon.wait("all are metered", |daemon| daemon.sample("meter_agent_attach_pending") == Some(0));
     let running = Report::of(&daemon, &[]);
     assert!(running.says("\nok      agent         runs"), "{}", running.0);
     assert_eq!(running.netdev("tap1"), before.netdev("tap1"), "{}", running.0);
