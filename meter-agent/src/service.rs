@@ -196,7 +196,7 @@ pub fn run(
             let change = move |change, answer| drop(events.send(Event::Change(change, answer)));
             (listener, Desk::new(reader.clone(), audits, change))
         });
-        servers::start(config, web, inherited, socket, &reader);
+        servers::start(config, web, inherited, socket, &reader).await;
         if let Some((file, every)) = state_file.clone().zip(config.state_interval) {
             tokio::spawn(totals::keep(file, every, events.clone()));
         }

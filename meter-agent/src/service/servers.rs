@@ -1,6 +1,6 @@
 //! The listeners: which address serves what.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, UnixListener};
 
@@ -20,8 +20,14 @@ use crate::{
 /// How long an address that can't be listened on is left alone.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// A server at one of its addresses.
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Starts every server on the current runtime.
-pub(super) fn start(
+///
+/// The first says that the agent is ready, and who has read it may ask another at once: so nothing is served before all
+/// addresses that can be had are listened on, and connections to them wait their turn.
+pub(super) async fn start(
     config: &Config,
     web: Option<Web>,
     inherited: Inherited,
@@ -38,7 +44,7 @@ pub(super) fn start(
     };
     let web = web.map(Arc::new);
     let server = Server::new(Limits::default()).with_web(web.clone()).publish("metrics");
-    listeners("http", &server, inherited.metrics, &config.http_listen, &native);
+    let mut tasks = listeners("http", &server, inherited.metrics, &config.http_listen, &native).await;
 
     if !config.compat.skydive_listen.is_empty() {
         let pages = Arc::clone(&pages);
@@ -47,7 +53,8 @@ pub(super) fn start(
             async move { routes::skydive(&pages, request).await }
         };
         let server = Server::new(Limits::default()).with_web(web.clone()).publish("skydive");
-        listeners("skydive", &server, Vec::new(), &config.compat.skydive_listen, &skydive);
+        let more = listeners("skydive", &server, Vec::new(), &config.compat.skydive_listen, &skydive).await;
+        tasks.extend(more);
     }
 
     let scraper = move |request| {
@@ -57,7 +64,8 @@ pub(super) fn start(
     if !config.compat.scraper_listen.is_empty() {
         // The same numbers, so the same clients may read them.
         let server = Server::new(Limits::default()).with_web(web).publish("scraper");
-        listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
+        let more = listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper).await;
+        tasks.extend(more);
     }
 
     if !config.jolokia_listen.is_empty() || !inherited.jolokia.is_empty() {
@@ -74,18 +82,22 @@ pub(super) fn start(
         }
         // Its clients, mm-meter among them, speak plain HTTP and know no password; it is on the loopback for that.
         let server = Server::new(Limits::default()).publish("jolokia");
-        listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
+        let more = listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia).await;
+        tasks.extend(more);
     }
 
     if let Some((socket, desk)) = control {
         let server = Server::new(Limits::default()).publish("control");
-        tokio::spawn(async move {
+        tasks.push(Box::pin(async move {
             let answer = move |request| {
                 let desk = desk.clone();
                 async move { control::answer(&desk, request).await }
             };
             server.serve(socket, answer).await;
-        });
+        }));
+    }
+    for task in tasks {
+        tokio::spawn(task);
     }
 }
 
@@ -100,31 +112,35 @@ fn exposition(config: &Config) -> prometheus::Options {
     }
 }
 
-/// Serves on the sockets that were passed or, for want of any, on the configured addresses.
-fn listeners<A, F>(
+/// Listens on the sockets that were passed or, for want of any, on the configured addresses.
+async fn listeners<A, F>(
     what: &'static str,
     server: &Server,
     passed: Vec<std::net::TcpListener>,
     addresses: &[SocketAddr],
     answer: &A,
-) where
+) -> Vec<Task>
+where
     A: Fn(Request) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
+    let mut tasks: Vec<Task> = Vec::new();
     let is_passed = !passed.is_empty();
     for socket in passed {
         match adopt(socket) {
             Ok(listener) => {
                 tracing::info!(what, listen = ?listener.local_addr().ok(), "serving on a socket that was passed");
                 let (server, answer) = (server.clone(), answer.clone());
-                tokio::spawn(async move { server.serve(listener, answer).await });
+                tasks.push(Box::pin(async move { server.serve(listener, answer).await }));
             }
             Err(error) => tracing::error!(what, error = %error, "can't serve on a socket that was passed"),
         }
     }
     for &address in addresses.iter().filter(|_| !is_passed) {
-        tokio::spawn(listen(what, server.clone(), address, answer.clone()));
+        let first = bind(address).await;
+        tasks.push(Box::pin(listen(what, server.clone(), address, first, answer.clone())));
     }
+    tasks
 }
 
 fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
@@ -132,21 +148,22 @@ fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(socket)
 }
 
-/// Serves on an address. One that is in use is tried again: counting must not wait for it.
-async fn listen<A, F>(what: &'static str, server: Server, address: SocketAddr, answer: A)
-where
+/// Serves on an address. One that was in use at the first try is tried again: counting must not wait for it.
+async fn listen<A, F>(
+    what: &'static str,
+    server: Server,
+    address: SocketAddr,
+    first: io::Result<TcpListener>,
+    answer: A,
+) where
     A: Fn(Request) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
+    let mut bound = first;
     let mut last = String::new();
-    loop {
-        match bind(address).await {
-            Ok(listener) => {
-                let bound = listener.local_addr().unwrap_or(address);
-                tracing::info!(what, listen = %bound, "serving");
-                server.serve(listener, answer).await;
-                return;
-            }
+    let listener = loop {
+        match bound {
+            Ok(listener) => break listener,
             Err(error) => {
                 let error = error.to_string();
                 if error != last {
@@ -161,7 +178,10 @@ where
             }
         }
         tokio::time::sleep(RETRY).await;
-    }
+        bound = bind(address).await;
+    };
+    tracing::info!(what, listen = %listener.local_addr().unwrap_or(address), "serving");
+    server.serve(listener, answer).await;
 }
 
 async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -173,5 +193,42 @@ async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
             }
         }
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+    use crate::{
+        config::{Flags, HostFacts},
+        snapshot::Snapshot,
+    };
+
+    #[test]
+    fn addresses_take_connections_before_anything_is_served() {
+        // An address that nothing else uses, and ports of it that the kernel says are free.
+        let free = [(); 4]
+            .map(|()| std::net::TcpListener::bind("127.72.0.1:0").unwrap())
+            .map(|listener| listener.local_addr().unwrap());
+        let [http, jolokia, scraper, skydive] = free;
+        let text = format!(
+            "[http]\nlisten = [\"{http}\"]\n[jolokia]\nlisten = [\"{jolokia}\"]\n\
+             [compat]\nscraper_listen = [\"{scraper}\"]\nskydive_listen = [\"{skydive}\"]\n"
+        );
+        let host = HostFacts { machine_id: None, host_name: "compute1".to_owned() };
+        let config = Config::parse(text, "a.toml", &Flags::default(), &host).unwrap();
+        let reader = SnapshotReader::new(Arc::new(ArcSwap::from_pointee(Snapshot::default())), drop);
+
+        // Its tasks run while something is waited for, and nothing is after the start.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(start(&config, None, Inherited::default(), None, &reader));
+
+        for address in free {
+            assert!(TcpStream::connect(address).is_ok(), "{address}");
+        }
     }
 }
