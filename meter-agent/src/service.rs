@@ -132,6 +132,8 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(failed("start the runtime"))?;
+    // Before anything says that the agent is ready: who reads that may send one at once.
+    let signals = runtime.block_on(async { Signals::listen() })?;
     let control = runtime.block_on(async { control::bind(&config.control_socket) });
     if let Err(error) = &control {
         tracing::error!(error = %error, "no control socket: meter-agent ls can't ask this agent; it counts all the same");
@@ -201,7 +203,7 @@ pub fn run(
             tokio::spawn(totals::keep(file, every, events.clone()));
         }
         let herald = Herald::start(reader.clone(), work);
-        let result = supervise(config, &events, reload, agent_ended, &herald).await;
+        let result = supervise(config, &events, reload, agent_ended, signals, &herald).await;
         if counts_on {
             tracing::info!("ending; the hooks stay attached and count on");
         } else {
@@ -242,28 +244,45 @@ fn raise_descriptors() {
     }
 }
 
+/// The signals that mean something to the agent. One that comes before it is waited for is kept.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes them from now on, on the current runtime.
+    fn listen() -> Result<Self, ServiceError> {
+        let listen =
+            |kind| -> Result<Signal, ServiceError> { signal(kind).map_err(failed("handle signals")) };
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
 /// Handles signals and lets the seconds pass, until something says to end.
 async fn supervise(
     config: &Config,
     events: &mpsc::Sender<Event>,
     reload: impl Fn() -> Result<Config, ConfigError>,
     mut agent_ended: oneshot::Receiver<()>,
+    mut signals: Signals,
     herald: &Herald,
 ) -> Result<(), ServiceError> {
-    let listen = |kind| -> Result<Signal, ServiceError> { signal(kind).map_err(failed("handle signals")) };
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut current = config.clone();
     loop {
         let event = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
             _ = &mut agent_ended => return Err(ServiceError::AgentEnded),
             _ = tick.tick() => Event::Tick,
-            _ = hangup.recv() => {
+            _ = signals.hangup.recv() => {
                 herald.reloading();
                 reloaded(&mut current, &reload)
             }

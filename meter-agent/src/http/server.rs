@@ -140,7 +140,6 @@ impl Server {
         A: Fn(Request) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response> + Send,
     {
-        listener.bound();
         let mut last = String::new();
         loop {
             match listener.next().await {

@@ -25,8 +25,8 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Starts every server on the current runtime.
 ///
-/// The first says that the agent is ready, and who has read it may ask another at once: so nothing is served before all
-/// addresses that can be had are listened on, and connections to them wait their turn.
+/// The http server says that the agent is ready, and who has read so may connect to another server at once. So nothing is
+/// served before every address that can be had is listened on.
 pub(super) async fn start(
     config: &Config,
     web: Option<Web>,
@@ -34,6 +34,19 @@ pub(super) async fn start(
     control: Option<(UnixListener, Desk)>,
     reader: &SnapshotReader,
 ) {
+    for task in listening(config, web, inherited, control, reader).await {
+        tokio::spawn(task);
+    }
+}
+
+/// Makes every server, listens for it, and returns what is to run. Connections that come before wait in the kernel.
+async fn listening(
+    config: &Config,
+    web: Option<Web>,
+    inherited: Inherited,
+    control: Option<(UnixListener, Desk)>,
+    reader: &SnapshotReader,
+) -> Vec<Task> {
     let pages = Arc::new(routes::Pages::new(reader.clone(), exposition(config), config.compat.device_stats));
     let native = {
         let pages = Arc::clone(&pages);
@@ -96,9 +109,7 @@ pub(super) async fn start(
             server.serve(socket, answer).await;
         }));
     }
-    for task in tasks {
-        tokio::spawn(task);
-    }
+    tasks
 }
 
 fn exposition(config: &Config) -> prometheus::Options {
@@ -148,7 +159,8 @@ fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(socket)
 }
 
-/// Serves on an address. One that was in use at the first try is tried again: counting must not wait for it.
+/// Serves on an address. `first` is what came of the first try to listen there: one that is in use is tried again, as
+/// counting must not wait for it.
 async fn listen<A, F>(
     what: &'static str,
     server: Server,
@@ -200,8 +212,6 @@ async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use std::net::TcpStream;
 
-    use arc_swap::ArcSwap;
-
     use super::*;
     use crate::{
         config::{Flags, HostFacts},
@@ -221,12 +231,13 @@ mod tests {
         );
         let host = HostFacts { machine_id: None, host_name: "compute1".to_owned() };
         let config = Config::parse(text, "a.toml", &Flags::default(), &host).unwrap();
-        let reader = SnapshotReader::new(Arc::new(ArcSwap::from_pointee(Snapshot::default())), drop);
-
-        // Its tasks run while something is waited for, and nothing is after the start.
+        let reader = SnapshotReader::fixed(Snapshot::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(start(&config, None, Inherited::default(), None, &reader));
 
+        let tasks = runtime.block_on(listening(&config, None, Inherited::default(), None, &reader));
+
+        assert_eq!(tasks.len(), free.len());
+        assert_eq!(runtime.metrics().num_alive_tasks(), 1, "the beans' clock");
         for address in free {
             assert!(TcpStream::connect(address).is_ok(), "{address}");
         }

@@ -51,9 +51,6 @@ pub trait Listener: Send + 'static {
     /// What a connection is.
     type Stream: Stream;
 
-    /// Bounds what the kernel keeps for each connection.
-    fn bound(&self) {}
-
     /// Waits for the next connection.
     fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
@@ -80,19 +77,16 @@ impl Stream for tokio::io::DuplexStream {}
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    fn bound(&self) {
-        // Connections inherit it. Without, the kernel grows it to megabytes for whoever reads slowly.
-        if let Err(error) = setsockopt(self, SndBuf, &SEND_BUFFER) {
-            tracing::debug!(error = %error, "send buffer");
-        }
-    }
-
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, address) = self.accept().await?;
         // An answer is one write; waiting to fill a segment only delays it. A client that is gone already is found out
         // when it is read.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "no delay");
+        }
+        // Without, the kernel grows it to megabytes for whoever reads slowly.
+        if let Err(error) = setsockopt(&stream, SndBuf, &SEND_BUFFER) {
+            tracing::debug!(error = %error, "send buffer");
         }
         Ok((stream, address.ip().into()))
     }
