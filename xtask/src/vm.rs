@@ -41,7 +41,7 @@ const SERIES: [&str; 4] = ["7", "6.12", "6.1", "5.10"];
 const GUEST_SERIES: &str = "6.1";
 
 /// How long the kernel tests may say nothing in a guest: longer than the longest of them takes without hardware
-/// virtualization, on a machine that does other things as well. All of them take 26 to 42 minutes there, two guests on two
+/// virtualization, on a machine that does other things as well. All of them take 26 to 44 minutes there, two guests on two
 /// processors.
 const SILENCE: Duration = Duration::from_secs(30 * 60);
 
