@@ -60,10 +60,11 @@ pub(super) enum Over<'a> {
 /// Returns what loads the object.
 ///
 /// The object names no type of the kernel, so the kernel's BTF, which aya reads first and which takes tens of megabytes, goes
-/// before anything is loaded.
+/// before anything is loaded, and its memory back to the kernel.
 pub(super) fn loader<'a>() -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    sys::return_free_memory();
     loader
 }
 

@@ -27,6 +27,7 @@ pub(super) use self::{
         BPF_F_MMAPABLE, create_array, create_array_of_maps, create_map, create_mapped_array, delete_entry,
         inner_map, lookup_batch, map_id, open_map, set_inner_map, stand_for,
     },
+    memory::return_free_memory,
     program::load_xdp_pass,
 };
 
