@@ -27,7 +27,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::SigSet,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -94,8 +97,8 @@ impl ServiceError {
 ///
 /// # Errors
 ///
-/// What keeps it from counting. A port that is in use does not: it is tried again while the rest goes on. Nor does a
-/// control socket that can't be made.
+/// What keeps it from counting. An address that can't be listened on does not: it is tried again while the rest goes on. Nor
+/// does a control socket that can't be made.
 pub fn run(
     config: &Config,
     web: Option<Web>,
@@ -105,6 +108,16 @@ pub fn run(
     keep_no_big_blocks();
     let inherited = Inherited::take();
     raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed("start the runtime"))?;
+    // A reload that is asked for during the start comes after it. The other signals end the process meanwhile.
+    let hangup = runtime.block_on(async { handle(SignalKind::hangup()) })?;
+    // The runtime's threads take it: the verifier gives a program up where a signal waits for the thread that loads it.
+    let hangup_alone = SigSet::from(nix::sys::signal::Signal::SIGHUP);
+    hangup_alone.thread_block().map_err(|error| failed("block a signal")(error.into()))?;
     let (state_file, state) = config.state_file.as_deref().and_then(TotalsFile::open).unzip();
     let added = State::open(&config.state_directory);
     let wanted = Definitions::new(config.meters.clone(), added.meters.clone()).set().ok();
@@ -113,6 +126,7 @@ pub fn run(
         state_file.as_ref().zip(state.as_ref()).is_some_and(|(file, state)| file.is_older(state));
     let before = Before { totals: state.as_ref(), of_another_boot, meters: wanted.as_ref() };
     let datapath = KernelDatapath::open_after(&config.datapath, before)?;
+    hangup_alone.thread_unblock().map_err(|error| failed("unblock a signal")(error.into()))?;
     drop(state);
     let counts_on = datapath.unpinned().is_none();
     let work = datapath.work();
@@ -127,20 +141,6 @@ pub fn run(
             "no host_id and no /etc/machine-id: derived UUIDs come from the host's name; set host_id"
         );
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(failed("start the runtime"))?;
-    // Before anything says that the agent is ready: who reads that may send one at once.
-    let signals = runtime.block_on(async { Signals::listen() })?;
-    let control = runtime.block_on(async { control::bind(&config.control_socket) });
-    if let Err(error) = &control {
-        tracing::error!(error = %error, "no control socket: meter-agent ls can't ask this agent; it counts all the same");
-    }
-    let control = control.ok();
-    let has_control = control.is_some();
-
     let (events, channel) = mpsc::channel();
     let latest = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     if let Some(trouble) = &added.trouble {
@@ -162,6 +162,14 @@ pub fn run(
         config.namespaces.is_on(),
         Arc::clone(&latest),
     );
+    // Before the agent's thread runs, and so before anything says that it is ready: whoever reads that may end it at once.
+    let signals = runtime.block_on(async { Signals::with(hangup) })?;
+    let control = runtime.block_on(async { control::bind(&config.control_socket) });
+    if let Err(error) = &control {
+        tracing::error!(error = %error, "no control socket: meter-agent ls can't ask this agent; it counts all the same");
+    }
+    let control = control.ok();
+    let has_control = control.is_some();
     let (ended, agent_ended) = oneshot::channel::<()>();
     let agent = spawn("agent", move || {
         // Dropped when the thread ends, in whichever way.
@@ -198,7 +206,7 @@ pub fn run(
             let change = move |change, answer| drop(events.send(Event::Change(change, answer)));
             (listener, Desk::new(reader.clone(), audits, change))
         });
-        servers::start(config, web, inherited, socket, &reader).await;
+        servers::start(config, web, inherited, socket, &reader);
         if let Some((file, every)) = state_file.clone().zip(config.state_interval) {
             tokio::spawn(totals::keep(file, every, events.clone()));
         }
@@ -234,7 +242,7 @@ pub fn run(
 
 /// Lets the process have as many descriptors as it may give itself.
 ///
-/// It is mostly 1,024 otherwise, and there may be 512 connections to each of four servers: attaching takes descriptors
+/// It is mostly 1,024 otherwise, and there may be 512 connections to each of five servers: attaching takes descriptors
 /// too, and must not depend on who connects.
 fn raise_descriptors() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -252,16 +260,16 @@ struct Signals {
 }
 
 impl Signals {
-    /// Takes them from now on, on the current runtime.
-    fn listen() -> Result<Self, ServiceError> {
-        let listen =
-            |kind| -> Result<Signal, ServiceError> { signal(kind).map_err(failed("handle signals")) };
-        Ok(Self {
-            hangup: listen(SignalKind::hangup())?,
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
+    /// Adds those that end the agent, which are handled from now on, on the current runtime.
+    fn with(hangup: Signal) -> Result<Self, ServiceError> {
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(handle);
+        Ok(Self { hangup, terminate: terminate?, interrupt: interrupt? })
     }
+}
+
+/// Has a signal handled from now on, on the current runtime.
+fn handle(kind: SignalKind) -> Result<Signal, ServiceError> {
+    signal(kind).map_err(failed("handle signals"))
 }
 
 /// Handles signals and lets the seconds pass, until something says to end.

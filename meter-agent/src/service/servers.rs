@@ -2,7 +2,8 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::net::{TcpListener, UnixListener};
+use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::{activation::Inherited, beans};
 use crate::{
@@ -25,22 +26,23 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Starts every server on the current runtime.
 ///
-/// The http server says that the agent is ready, and who has read so may connect to another server at once. So nothing is
-/// served before every address that can be had is listened on.
-pub(super) async fn start(
+/// The http server says that the agent is ready, and whoever has read that may connect to another server at once. So nothing
+/// is served before every address that can be had is listened on.
+pub(super) fn start(
     config: &Config,
     web: Option<Web>,
     inherited: Inherited,
     control: Option<(UnixListener, Desk)>,
     reader: &SnapshotReader,
 ) {
-    for task in listening(config, web, inherited, control, reader).await {
+    for task in prepare(config, web, inherited, control, reader) {
         tokio::spawn(task);
     }
 }
 
-/// Makes every server, listens for it, and returns what is to run. Connections that come before wait in the kernel.
-async fn listening(
+/// Makes every server, listens for it on the current runtime, and returns what is to run. Connections that come before wait in
+/// the kernel.
+fn prepare(
     config: &Config,
     web: Option<Web>,
     inherited: Inherited,
@@ -57,7 +59,7 @@ async fn listening(
     };
     let web = web.map(Arc::new);
     let server = Server::new(Limits::default()).with_web(web.clone()).publish("metrics");
-    let mut tasks = listeners("http", &server, inherited.metrics, &config.http_listen, &native).await;
+    let mut tasks = tasks_of("http", &server, inherited.metrics, &config.http_listen, &native);
 
     if !config.compat.skydive_listen.is_empty() {
         let pages = Arc::clone(&pages);
@@ -66,7 +68,7 @@ async fn listening(
             async move { routes::skydive(&pages, request).await }
         };
         let server = Server::new(Limits::default()).with_web(web.clone()).publish("skydive");
-        let more = listeners("skydive", &server, Vec::new(), &config.compat.skydive_listen, &skydive).await;
+        let more = tasks_of("skydive", &server, Vec::new(), &config.compat.skydive_listen, &skydive);
         tasks.extend(more);
     }
 
@@ -77,7 +79,7 @@ async fn listening(
     if !config.compat.scraper_listen.is_empty() {
         // The same numbers, so the same clients may read them.
         let server = Server::new(Limits::default()).with_web(web).publish("scraper");
-        let more = listeners("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper).await;
+        let more = tasks_of("scraper", &server, Vec::new(), &config.compat.scraper_listen, &scraper);
         tasks.extend(more);
     }
 
@@ -87,15 +89,12 @@ async fn listening(
             let (reader, beans) = (reader.clone(), Arc::clone(&beans));
             async move { jolokia::answer(&beans, &reader, request).await }
         };
-        let is_open = config.jolokia_listen.iter().any(|address| !address.ip().is_loopback());
-        if is_open && config.web_config.is_some() {
-            tracing::warn!(
-                "jolokia.listen is open to other hosts, and http.config_file does not hold for it"
-            );
+        if config.web_config.is_some() && is_open(&inherited.jolokia, &config.jolokia_listen) {
+            tracing::warn!("Jolokia is open to other hosts, and http.config_file does not hold for it");
         }
         // Its clients, mm-meter among them, speak plain HTTP and know no password; it is on the loopback for that.
         let server = Server::new(Limits::default()).publish("jolokia");
-        let more = listeners("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia).await;
+        let more = tasks_of("jolokia", &server, inherited.jolokia, &config.jolokia_listen, &jolokia);
         tasks.extend(more);
     }
 
@@ -123,8 +122,15 @@ fn exposition(config: &Config) -> prometheus::Options {
     }
 }
 
-/// Listens on the sockets that were passed or, for want of any, on the configured addresses.
-async fn listeners<A, F>(
+/// Returns whether other hosts can connect to the sockets that were passed or, for want of any, to the configured addresses.
+fn is_open(passed: &[std::net::TcpListener], addresses: &[SocketAddr]) -> bool {
+    let passed_at: Vec<SocketAddr> = passed.iter().filter_map(|socket| socket.local_addr().ok()).collect();
+    let addresses = if passed.is_empty() { addresses } else { &passed_at };
+    addresses.iter().any(|address| !address.ip().to_canonical().is_loopback())
+}
+
+/// Makes what serves on the sockets that were passed or, for want of any, on the configured addresses.
+fn tasks_of<A, F>(
     what: &'static str,
     server: &Server,
     passed: Vec<std::net::TcpListener>,
@@ -148,8 +154,8 @@ where
         }
     }
     for &address in addresses.iter().filter(|_| !is_passed) {
-        let first = bind(address).await;
-        tasks.push(Box::pin(listen(what, server.clone(), address, first, answer.clone())));
+        let first = bind(address);
+        tasks.push(Box::pin(serve_at(what, server.clone(), address, first, answer.clone())));
     }
     tasks
 }
@@ -159,9 +165,9 @@ fn adopt(socket: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(socket)
 }
 
-/// Serves on an address. `first` is what came of the first try to listen there: one that is in use is tried again, as
+/// Serves on an address. `first` is what came of the first try to listen there: it is tried again until it can be done, as
 /// counting must not wait for it.
-async fn listen<A, F>(
+async fn serve_at<A, F>(
     what: &'static str,
     server: Server,
     address: SocketAddr,
@@ -177,35 +183,62 @@ async fn listen<A, F>(
         match bound {
             Ok(listener) => break listener,
             Err(error) => {
+                let hint = hint(&error, address);
                 let error = error.to_string();
                 if error != last {
                     tracing::error!(
                         what,
                         listen = %address,
                         error,
-                        "can't listen; will retry, and count meanwhile. Is another agent or exporter there?"
+                        hint,
+                        "can't listen; will retry, and count meanwhile"
                     );
                     last = error;
                 }
             }
         }
         tokio::time::sleep(RETRY).await;
-        bound = bind(address).await;
+        bound = bind(address);
     };
     tracing::info!(what, listen = %listener.local_addr().unwrap_or(address), "serving");
     server.serve(listener, answer).await;
 }
 
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+/// Returns what may be looked at where an address can't be listened on.
+fn hint(error: &io::Error, address: SocketAddr) -> Option<&'static str> {
+    /// Ports below this one are privileged, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
+    const UNPRIVILEGED: u16 = 1024;
+    match error.raw_os_error()? {
+        libc::EADDRINUSE => Some("another agent or exporter may be there"),
+        libc::EACCES if address.port() < UNPRIVILEGED => Some(
+            "a port below 1024 takes CAP_NET_BIND_SERVICE, which the drop-in low-ports.conf gives to the service",
+        ),
+        libc::EACCES => Some("a security module may forbid it"),
+        libc::EADDRNOTAVAIL => Some("no netdev of this host has the address yet"),
+        _ => None,
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_to(address) {
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            match config::without_ipv6(address) {
-                Some(address) => TcpListener::bind(address).await,
-                None => Err(error),
-            }
+            bind_to(config::without_ipv6(address).ok_or(error)?)
         }
         result => result,
     }
+}
+
+fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
+    /// Connections that may wait to be accepted; the kernel's own bound, `net.core.somaxconn`, stands where it is lower.
+    const WAITING: u32 = 1024;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        // `[::]` is IPv4's addresses too, whatever net.ipv6.bindv6only says, and `::ffff:…` is one of them.
+        setsockopt(&socket, Ipv6V6Only, &false)?;
+    }
+    socket.bind(address)?;
+    socket.listen(WAITING)
 }
 
 #[cfg(test)]
@@ -217,6 +250,18 @@ mod tests {
         config::{Flags, HostFacts},
         snapshot::Snapshot,
     };
+
+    #[test]
+    fn jolokia_is_open_where_a_socket_is_not_on_the_loopback() {
+        let on = |address: &str| std::net::TcpListener::bind(address).unwrap();
+        let configured = |address: &str| address.parse::<SocketAddr>().unwrap();
+        let [local, open] = ["127.0.0.1:7200", "0.0.0.0:7200"].map(configured);
+        assert!(!is_open(&[], &[]));
+        assert!(!is_open(&[], &[local, configured("[::1]:7200"), configured("[::ffff:127.0.0.1]:7200")]));
+        assert!(is_open(&[], &[local, open]));
+        assert!(!is_open(&[on("127.0.0.1:0")], &[open]));
+        assert!(is_open(&[on("127.0.0.1:0"), on("0.0.0.0:0")], &[local]));
+    }
 
     #[test]
     fn addresses_take_connections_before_anything_is_served() {
@@ -234,7 +279,7 @@ mod tests {
         let reader = SnapshotReader::fixed(Snapshot::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
 
-        let tasks = runtime.block_on(listening(&config, None, Inherited::default(), None, &reader));
+        let tasks = runtime.block_on(async { prepare(&config, None, Inherited::default(), None, &reader) });
 
         assert_eq!(tasks.len(), free.len());
         assert_eq!(runtime.metrics().num_alive_tasks(), 1, "the beans' clock");

@@ -40,6 +40,26 @@ fn port_in_use_costs_nothing_else() {
 }
 
 #[test]
+fn all_addresses_are_those_of_both_families() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("families");
+    let mut daemon = Daemon::new(&host, "[http]\nlisten = [\"[::]:7300\", \"[::ffff:127.0.0.2]:7301\"]");
+    // What a socket is by default that doesn't say whether it is IPv6's only.
+    for default in ["0", "1"] {
+        host.netns.sysctl("net/ipv6/bindv6only", default).unwrap();
+        daemon.start();
+        daemon.wait_until_ready();
+        for address in ["127.0.0.1:7300", "[::1]:7300", "127.0.0.2:7301"] {
+            let connected = host.netns.run_in(|| TcpStream::connect(address)).unwrap();
+            assert!(connected.is_ok(), "{address}, bindv6only {default}: {connected:?}");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
 fn what_is_no_request_costs_its_sender_only() {
     if !ready() {
         return;

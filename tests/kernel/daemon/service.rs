@@ -8,7 +8,7 @@ use std::{
     },
     path::PathBuf,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{netns::Netns, require};
@@ -168,6 +168,44 @@ impl Place {
             capabilities.iter().map(|capability| format!("+{capability}")).collect();
         command.env("PINS", &self.pins).env("PROGRAM", &self.program).env("CAPS", capabilities.join(","));
     }
+}
+
+/// Returns whether a process handles a signal.
+fn handles(process: u32, signal: Signal) -> bool {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal as u32 - 1) != 0
+}
+
+#[test]
+fn reload_that_comes_during_the_start_is_kept() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new("early");
+    let mut daemon = Daemon::new(&host, "");
+    // It takes the signals that end it when it is about to count. The time before is short: it may be missed.
+    let is_early = (0..10).any(|_| {
+        daemon.kill();
+        daemon.configure("");
+        daemon.start();
+        let id = daemon.id();
+        let deadline = Instant::now() + WITHIN;
+        while !handles(id, Signal::SIGHUP) {
+            assert!(Instant::now() < deadline, "{}", daemon.log());
+        }
+        // What it reads then is wrong.
+        daemon.configure("no_such_key = 1");
+        daemon.signal(Signal::SIGHUP);
+        !handles(id, Signal::SIGTERM)
+    });
+    assert!(is_early, "no signal came during a start");
+    daemon.wait("it serves", |daemon| daemon.try_get("/-/ready").is_ok());
+    assert!([Signal::SIGTERM, Signal::SIGINT].into_iter().all(|signal| handles(daemon.id(), signal)));
+    daemon.wait("it has read its configuration again", |daemon| {
+        daemon.sample("meter_agent_config_last_reload_successful") == Some(0)
+    });
+    daemon.stop();
 }
 
 /// An uplink beside the guests, so that every program is attached.

@@ -84,7 +84,7 @@ impl Listener for TcpListener {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(error = %error, "no delay");
         }
-        // Without, the kernel grows it to megabytes for whoever reads slowly.
+        // Without a bound the kernel lets it grow to megabytes for a client that reads slowly.
         if let Err(error) = setsockopt(&stream, SndBuf, &SEND_BUFFER) {
             tracing::debug!(error = %error, "send buffer");
         }
@@ -183,7 +183,10 @@ impl<S: Stream> AsyncWrite for Watched<S> {
 mod tests {
     use std::net::IpAddr;
 
-    use super::Peer;
+    use nix::sys::socket::{getsockopt, setsockopt, sockopt::SndBuf};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::{Listener as _, Peer, SEND_BUFFER};
 
     #[test]
     fn addresses_of_one_host_are_one_peer() {
@@ -193,5 +196,17 @@ mod tests {
         assert_eq!(peer("2001:db8::1"), peer("2001:db8::ffff:0:0:2"));
         assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
         assert_ne!(peer("10.1.2.3"), peer("10.1.2.4"));
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_keeps_of_an_answer_is_bounded() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.next().await.unwrap();
+        // The kernel takes what it is asked for up to its own limit, and doubles it. A size that was asked for stays.
+        let other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        setsockopt(&other, SndBuf, &SEND_BUFFER).unwrap();
+        assert_eq!(getsockopt(&stream, SndBuf).unwrap(), getsockopt(&other, SndBuf).unwrap());
+        assert!(getsockopt(&stream, SndBuf).unwrap() <= 2 * SEND_BUFFER);
     }
 }
