@@ -14,7 +14,7 @@ use lab::{
     mac::Mac,
     netdev::{Tunnel, TunnelKind, TunnelMode},
     netns::Netns,
-    require,
+    require, traffic,
     wire::{End, Wire, WireOptions},
 };
 use meter_agent::datapath::Class;
@@ -42,12 +42,17 @@ const FAR_MAC: Mac = Mac::local(9);
 const UNDERLAY: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2))];
 const FAR: [u8; 4] = [10, 7, 0, 2];
+/// Ports of the far end: of a stream from the guest and one to it, of datagrams from it, and of those that it asks for.
 const SINK: u16 = 5001;
 const SOURCE: u16 = 5002;
 const DATAGRAMS: u16 = 5003;
+const ANSWERS: u16 = 5004;
 /// Bytes of the stream from the guest, and of the one to it: no whole number of segments.
-const SENT: u64 = 64 * 64 * 1024;
+const SENT: usize = 64 * 64 * 1024;
 const RECEIVED: usize = 2_000_001;
+/// The datagrams that the guest asks for are sent by one system call: how many, and the payload of each.
+const ANSWER_COUNT: usize = 60;
+const ANSWER_BYTES: u16 = 1_000;
 
 /// Returns the directory of the guest, if there is one.
 fn guest() -> Option<PathBuf> {
@@ -64,12 +69,33 @@ fn join(netns: &Netns, [local, remote]: [IpAddr; 2], mac: Mac) {
     netns.tunnel(&Tunnel { name: "vxlan7", encap, mode, mtu: MTU }).unwrap();
 }
 
-/// The far end of the guest's streams: drains one, then sends another. Returns the bytes of the first.
-fn serve(sink: &TcpListener, source: &TcpListener) -> u64 {
-    let mut drained = Vec::new();
-    sink.accept().unwrap().0.read_to_end(&mut drained).unwrap();
-    source.accept().unwrap().0.write_all(&vec![7; RECEIVED]).unwrap();
-    drained.len().try_into().unwrap()
+/// The far end of what the guest asks for; where it fails, the guest's connections fail too.
+struct Server {
+    sink: TcpListener,
+    source: TcpListener,
+    answers: UdpSocket,
+}
+
+impl Server {
+    /// Drains a stream, sends another, and sends datagrams to whoever asks for them. Returns the bytes of the first.
+    fn serve(self) -> usize {
+        let mut drained = Vec::new();
+        self.sink.accept().unwrap().0.read_to_end(&mut drained).unwrap();
+        self.source.accept().unwrap().0.write_all(&vec![7; RECEIVED]).unwrap();
+        let (_, guest) = self.answers.recv_from(&mut [0; 8]).unwrap();
+        self.answers.connect(guest).unwrap();
+        let bytes = ANSWER_COUNT * usize::from(ANSWER_BYTES);
+        traffic::send_segmented(&self.answers, bytes, ANSWER_BYTES).unwrap();
+        drained.len()
+    }
+}
+
+/// Listens for the guest, in the current namespace: the server, and what takes its datagrams.
+fn listen() -> (Server, UdpSocket) {
+    let at = |port| SocketAddr::from((FAR, port));
+    let [sink, source] = [SINK, SOURCE].map(|port| TcpListener::bind(at(port)).unwrap());
+    let [datagrams, answers] = [DATAGRAMS, ANSWERS].map(|port| UdpSocket::bind(at(port)).unwrap());
+    (Server { sink, source, answers }, datagrams)
 }
 
 /// Boots the guest in a namespace and waits until it has ended; returns what it wrote to its console.
@@ -78,7 +104,8 @@ fn boot(host: &Host, guest: &Path) -> String {
     let peer = IpAddr::from(FAR);
     let environment = format!(
         "ADDRESS=10.7.0.1/24 MTU={MTU} PEER={peer} PEER_MAC={FAR_MAC} SINK={SINK} SOURCE={SOURCE} \
-         DATAGRAMS={DATAGRAMS}"
+         DATAGRAMS={DATAGRAMS} ANSWERS={ANSWERS} ANSWER_COUNT={ANSWER_COUNT} \
+         ANSWER_BYTES={ANSWER_BYTES}"
     );
     let mut qemu = host.netns.command("qemu-system-x86_64").unwrap();
     // By software: it is the same NIC, and there everywhere. QEMU 7.2 corrupts the flags after cmpxchg16b.
@@ -134,13 +161,8 @@ impl Site {
 
     /// Lets the guest do all that it does; what it says and what it sends is as it should be.
     fn talk(&self, guest: &Path) {
-        let at = |port| SocketAddr::from((FAR, port));
-        let listen = || {
-            let [sink, source] = [SINK, SOURCE].map(|port| TcpListener::bind(at(port)).unwrap());
-            (sink, source, UdpSocket::bind(at(DATAGRAMS)).unwrap())
-        };
-        let (sink, source, datagrams) = self.far.run_in(listen).unwrap();
-        let server = thread::spawn(move || serve(&sink, &source));
+        let (server, datagrams) = self.far.run_in(listen).unwrap();
+        let server = thread::spawn(move || server.serve());
         let console = boot(&self.host, guest);
         assert!(console.lines().any(|line| line.trim() == "guest ended with 0"), "{console}");
         assert_eq!(server.join().unwrap(), SENT);

@@ -102,7 +102,8 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
 }
 
 /// What a guest does for the kernel tests, with what they put on the kernel's command line in its environment: a stream
-/// to a port of its peer and one from another, and datagrams to a third.
+/// to a port of its peer and one from another, datagrams to a third and, once it has sent one to a fourth, datagrams from
+/// there.
 const TALK: &str = "/usr/sbin/modprobe -q -a virtio_pci virtio_net
 /usr/sbin/ip address add $ADDRESS dev eth0
 /usr/sbin/ip link set eth0 mtu $MTU up
@@ -111,6 +112,13 @@ bash -e -c '
 dd if=/dev/zero bs=64k count=64 status=none >/dev/tcp/$PEER/$SINK
 cat </dev/tcp/$PEER/$SOURCE >/dev/null
 dd if=/dev/zero bs=1000 count=100 status=none >/dev/udp/$PEER/$DATAGRAMS
+# What comes at once has to wait for dd.
+echo 4000000 >/proc/sys/net/core/rmem_default
+exec 3<>/dev/udp/$PEER/$ANSWERS
+echo >&3
+bytes=$(timeout 60 dd bs=$((2 * ANSWER_BYTES)) count=$ANSWER_COUNT status=none <&3 | wc -c)
+echo $bytes bytes of $ANSWER_COUNT datagrams arrived
+test $bytes = $((ANSWER_COUNT * ANSWER_BYTES))
 '";
 
 /// Makes the guest that the kernel tests boot on a tap of theirs; returns the directory of its `vmlinuz` and `initramfs`.

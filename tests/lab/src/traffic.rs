@@ -214,8 +214,13 @@ pub fn udp_gso(
     exchange(&sink, send, within)
 }
 
-/// Sends one super-packet from a connected socket.
-pub(crate) fn send_segmented(socket: &UdpSocket, payload: usize, segment: u16) -> Result<u64> {
+/// Sends `payload` bytes from a connected socket by one system call, which the kernel cuts into datagrams of `segment` bytes.
+/// Returns the bytes.
+///
+/// # Errors
+///
+/// The kernel refuses it (more than 64 segments, more than 65,507 bytes over IPv4, a segment beyond the MTU).
+pub fn send_segmented(socket: &UdpSocket, payload: usize, segment: u16) -> Result<u64> {
     let payload = vec![0x5a; payload];
     let message = [IoSlice::new(&payload)];
     let control = [ControlMessage::UdpGsoSegments(&segment)];
