@@ -9,6 +9,7 @@ mod archive;
 mod guest;
 mod kernel;
 mod programs;
+mod report;
 mod root;
 pub(crate) mod run;
 pub(crate) mod system;
@@ -30,6 +31,7 @@ use archive::Archive;
 use guest::{Guest, Processor};
 use kernel::Kernel;
 use lab::{amount::SLOWER, require::VARIABLE};
+use report::Wanted;
 
 use crate::{console::say, executable, tools, workspace};
 
@@ -74,7 +76,9 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
         Ok((kernel, guest))
     });
     let runs = runs.collect::<Result<Vec<_>>>()?;
-    let mut results = run_all(&runs, processor);
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    let wanted = Wanted::by(&words.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+    let mut results = run_all(&runs, &wanted, processor);
     results.sort_by_key(|(version, _)| runs.iter().position(|(kernel, _)| kernel.version == *version));
     let mut failed = Vec::new();
     let mut skipped: Option<BTreeSet<String>> = None;
@@ -83,7 +87,7 @@ pub(crate) fn test(series: &[String], arguments: &[OsString]) -> Result<()> {
             failed.push(version);
             continue;
         };
-        let names = skips.iter().filter_map(|skip| what_lacks(skip)).map(str::to_owned).collect();
+        let names = skips.iter().filter_map(|skip| report::what_lacks(skip)).map(str::to_owned).collect();
         skipped = Some(match skipped {
             Some(before) => &before & &names,
             None => names,
@@ -154,14 +158,20 @@ fn guest_of(kernel: &Kernel, binary: &Path, helpers: &[PathBuf], line: &str) -> 
 
 /// Runs the guests, as many at once as this machine has processors and memory for, and says how each of them ended;
 /// returns what was skipped by the kernel's version, `None` where it failed.
-fn run_all(runs: &[(Kernel, Guest)], processor: Processor) -> Vec<(&str, Option<BTreeSet<String>>)> {
+fn run_all<'a>(
+    runs: &'a [(Kernel, Guest)],
+    wanted: &Wanted,
+    processor: Processor,
+) -> Vec<(&'a str, Option<BTreeSet<String>>)> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get) / processor.takes();
     let at_once = processors.min(memory_for(processor));
     let next = AtomicUsize::new(0);
     let work = || -> Vec<_> {
         let runs = iter::from_fn(|| runs.get(next.fetch_add(1, Ordering::Relaxed)));
-        runs.map(|(kernel, guest)| (kernel.version.as_str(), run_one(&kernel.version, guest, processor)))
-            .collect()
+        runs.map(|(kernel, guest)| {
+            (kernel.version.as_str(), run_one(&kernel.version, guest, wanted, processor))
+        })
+        .collect()
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..at_once.clamp(1, runs.len())).map(|_| scope.spawn(work)).collect();
@@ -186,46 +196,35 @@ fn available(meminfo: &str) -> Option<usize> {
 }
 
 /// Runs a guest and says how it ended.
-fn run_one(version: &str, guest: &Guest, processor: Processor) -> Option<BTreeSet<String>> {
+fn run_one(version: &str, guest: &Guest, wanted: &Wanted, processor: Processor) -> Option<BTreeSet<String>> {
     let began = Instant::now();
-    let skips = skips_of(guest, processor);
+    let skips = skips_of(guest, wanted, processor);
     let seconds = began.elapsed().as_secs();
     match &skips {
         Ok(skips) => {
             let list: String = skips.iter().map(|skip| format!("\n{skip}")).collect();
             say(format_args!("Linux {version}: green in {seconds} s, {} checks skipped{list}", skips.len()));
         }
-        Err(error) => say(format_args!("Linux {version}: {error:#}, after {seconds} s")),
+        Err(error) => say(format_args!("Linux {version}: failed after {seconds} s: {error:#}")),
     }
     skips.ok()
 }
 
-/// Runs a guest's tests; returns the skips.
-fn skips_of(guest: &Guest, processor: Processor) -> Result<BTreeSet<String>> {
+/// Runs a guest's tests, these; returns the skips.
+fn skips_of(guest: &Guest, wanted: &Wanted, processor: Processor) -> Result<BTreeSet<String>> {
     let (code, console) = guest.watched(processor, SILENCE)?;
+    let text = String::from_utf8_lossy(&std::fs::read(&console)?).into_owned();
     if code != 0 {
-        bail!("the tests ended with {code}; the console's log is {}", console.display());
+        let end = report::end(&text);
+        bail!(
+            "the tests ended with {code}; the console's log is {}, which ends with\n{end}",
+            console.display()
+        );
     }
-    let text = std::fs::read_to_string(&console)?;
-    if ran_nothing(&text) {
-        bail!("no test ran: none has such a name; the console's log is {}", console.display());
+    if let Some(error) = report::not_run(&text, wanted) {
+        bail!("{error}; the console's log is {}", console.display());
     }
-    Ok(text
-        .lines()
-        .filter_map(|line| line.trim_end().split_once("skipped "))
-        .map(|(_, skip)| skip.to_owned())
-        .collect())
-}
-
-/// Returns whether libtest says that no test passed: it takes names that no test has for success.
-fn ran_nothing(console: &str) -> bool {
-    console.lines().any(|line| line.starts_with("test result: ok. 0 passed"))
-}
-
-/// Returns what of a skip is the same on every kernel: the test and what it wants, without what this kernel is. `None`
-/// for a skip that is not the kernel's: `cargo xtask test` sets up what it wants.
-fn what_lacks(skip: &str) -> Option<&str> {
-    skip.split(" (requires").next().filter(|lack| !lack.contains("(cargo xtask"))
+    Ok(report::skips(&text))
 }
 
 fn set_up() -> Result<()> {
@@ -239,28 +238,11 @@ fn directory() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{available, ran_nothing, what_lacks};
+    use super::available;
 
     #[test]
     fn what_is_available_is_read_in_mebibytes() {
         assert_eq!(available("MemTotal:  24 kB\nMemAvailable:   22968348 kB\n"), Some(22430));
         assert_eq!(available("MemTotal:  24 kB\n"), None);
-    }
-
-    #[test]
-    fn names_that_no_test_has_are_no_success() {
-        assert!(ran_nothing("running 0 tests\r\n\r\ntest result: ok. 0 passed; 0 failed; 0 ignored\r\n"));
-        assert!(!ran_nothing("test result: ok. 10 passed; 0 failed; 0 ignored\n"));
-    }
-
-    #[test]
-    fn the_same_skip_on_two_kernels_is_one() {
-        let on = |release: &str| format!("a::test: missing: TCX (requires Linux >= 6.6, this is {release})");
-        assert_eq!(what_lacks(&on("5.10.0")), what_lacks(&on("6.1.0")));
-        assert_eq!(
-            what_lacks("a::test: missing: a kernel with vlan"),
-            Some("a::test: missing: a kernel with vlan")
-        );
-        assert_eq!(what_lacks("a::test: missing: prometheus (cargo xtask setup)"), None);
     }
 }

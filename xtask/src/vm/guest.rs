@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{archive::Archive, directory, kernel::Kernel, programs};
+use super::{archive::Archive, directory, kernel::Kernel, programs, report};
 use crate::{
     console::say,
     tools::{self, QEMU},
@@ -222,8 +222,9 @@ impl Guest {
             }
         }
         bail!(
-            "no verdict: the guest hung, panicked or ended; the console's log is {}",
-            self.console.display()
+            "no verdict: the guest hung, panicked or ended; the console's log is {}, which ends with\n{}",
+            self.console.display(),
+            report::end(&self.text())
         )
     }
 

@@ -18,7 +18,9 @@ use super::{
     directory,
     guest::{ENDED, Guest, Processor},
     kernel::Kernel,
-    programs, root,
+    programs,
+    report::{self, Wanted},
+    root,
 };
 use crate::{binaries, console::say, dist, executable, tools, workspace};
 
@@ -123,8 +125,8 @@ pub(crate) fn test(series: &str) -> Result<()> {
                 None => bail!("{test}: no verdict on Linux {}:\n{console}", kernel.version),
             }
         };
-        if super::ran_nothing(&console) {
-            bail!("no test is named {test}");
+        if let Some(error) = report::not_run(&console, &Wanted::by(&[test])) {
+            bail!("{error}:\n{console}");
         }
         say(format_args!(
             "Linux {}, Debian with systemd: {test}: green in {} s",
