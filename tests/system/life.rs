@@ -5,6 +5,7 @@ use std::{fs, path::Path, process::Stdio, sync::Arc};
 use lab::netns::Netns;
 
 use super::{
+    listening,
     machine::{
         DropIn, SERVICE, assert_kernel_is_clean, eventually, figure, files, is_refused, output, programs,
         properties, property, ready_after, runs_installed_program, step,
@@ -18,12 +19,13 @@ use super::{
 /// Where the paths of before the installation are kept for the removal.
 pub(crate) const BEFORE: &str = "/var/tmp/files-before";
 
-const CONFIGURATION: &str = "/etc/meter-agent/meter-agent.toml";
+pub(crate) const CONFIGURATION: &str = "/etc/meter-agent/meter-agent.toml";
 
 pub(crate) fn run(packages: &Path) {
     let package = |name: &str| packages.join(name).to_str().unwrap().to_owned();
     step("installation");
     assert_kernel_is_clean();
+    Site::prepare();
     fs::write(BEFORE, files().into_iter().collect::<Vec<_>>().join("\n")).unwrap();
     output("dpkg", &["--install", &package("earlier.deb")]);
     runs_installed_program(ready_after(0));
@@ -31,7 +33,8 @@ pub(crate) fn run(packages: &Path) {
     let user = properties(&["User", "AmbientCapabilities"]);
     assert_eq!(user["User"], "meter-agent");
     exposure();
-    let pid = does_not_start_beyond_its_memory();
+    does_not_start_beyond_its_memory();
+    let pid = listening::run();
 
     step("configuration");
     let site = Arc::new(Site::new());
@@ -94,8 +97,8 @@ pub(crate) fn run(packages: &Path) {
     assert_no_resets(&site);
 }
 
-/// Has maps made under a limit that they don't fit into; returns the service's process once the limit is gone.
-fn does_not_start_beyond_its_memory() -> u32 {
+/// Has maps made under a limit that they don't fit into; the service runs again once the limit is gone.
+fn does_not_start_beyond_its_memory() {
     step("a memory limit that the maps don't fit into");
     output("systemctl", &["stop", SERVICE]);
     output("meter-agent", &["detach"]);
@@ -108,7 +111,7 @@ fn does_not_start_beyond_its_memory() -> u32 {
     });
     limit.remove();
     output("systemctl", &["start", SERVICE]);
-    ready_after(0)
+    ready_after(0);
 }
 
 /// Follows a namespace as the service may with the drop-in, and finds it again by its process once it has lost its name.

@@ -68,7 +68,12 @@ pub(crate) fn uptime() -> f64 {
 
 /// Returns what systemd knows of the service.
 pub(crate) fn properties(names: &[&str]) -> BTreeMap<String, String> {
-    let text = output("systemctl", &["show", "--property", &names.join(","), SERVICE]);
+    properties_of(SERVICE, names)
+}
+
+/// Returns what systemd knows of a unit.
+pub(crate) fn properties_of(unit: &str, names: &[&str]) -> BTreeMap<String, String> {
+    let text = output("systemctl", &["show", "--property", &names.join(","), unit]);
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

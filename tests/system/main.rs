@@ -7,6 +7,7 @@
 //! | [`site`] | guests, a tunnel, traffic, and what each meter must have counted by it |
 //! | [`meters`] | what the agent says to `mm-meter` and to Prometheus |
 //! | [`life`] | from the installation through an upgrade and a crash |
+//! | [`listening`] | a socket of systemd's, and a port below 1024 |
 //! | [`end`] | from a boot to the removal, of both kinds of package |
 //!
 //! The second test finds the machine as the first left it. So nothing here cleans up: the machine goes as a whole.
@@ -14,6 +15,7 @@
 
 mod end;
 mod life;
+mod listening;
 mod machine;
 mod meters;
 mod site;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use lab::{
     wire::{End, Wire, WireOptions},
 };
 
-use super::machine::eventually;
+use super::machine::{eventually, output};
 
 /// Totals by the names of `mm-meter`.
 pub(crate) type Totals = BTreeMap<String, Count>;
@@ -63,6 +64,16 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// Has udev leave hardware addresses alone. It replaces the random one that a tap is made with, but a while later, when the
+    /// tap may have been given its own.
+    pub(crate) fn prepare() {
+        let directory = Path::new("/etc/systemd/network");
+        fs::create_dir_all(directory).unwrap();
+        let text = "[Match]\nOriginalName=*\n\n[Link]\nMACAddressPolicy=none\n";
+        fs::write(directory.join("10-site.link"), text).unwrap();
+        output("udevadm", &["control", "--reload"]);
+    }
+
     /// Makes all of it. Every station is known before the first frame: nothing is said but what a test sends.
     pub(crate) fn new() -> Self {
         let (host, far) = (Netns::of_this_process("host").unwrap(), Netns::new("far").unwrap());
@@ -104,6 +115,10 @@ impl Site {
         }
         // Both ways to say which port it is: what a cloud's hook would do, and the configuration.
         host.ip(&format!("link set tap7 alias {TAP}")).unwrap();
+        // The one that a neighbour outside knows, and that no bridge stands before.
+        output("udevadm", &["settle"]);
+        let mac = fs::read_to_string("/sys/class/net/eth0/address").unwrap();
+        assert_eq!(mac.trim(), ENDS[0].to_string());
         Self { tap, veth, wire, far, host }
     }
 
