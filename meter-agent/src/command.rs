@@ -19,7 +19,7 @@ Files:
   /run/meter-agent/meter-agent.sock    what meter-agent ls asks
   /var/lib/meter-agent/meters.json     the meters that were added at run time
 
-Signals: SIGHUP reads bindings, meters, ports, uplinks and which connections are counted again. SIGTERM and SIGINT end the agent; the hooks count on.
+Signals: SIGHUP reads bindings, meters, ports, uplinks and which connections are counted again. SIGTERM and SIGINT end the agent; the hooks count on where they are pinned.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 a kernel, a privilege, a memory limit or pins that do not do: \
 starting again does not help.";
