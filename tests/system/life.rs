@@ -1,11 +1,9 @@
 //! From the installation of a package through an upgrade, a crash and a wrong configuration.
 
-use std::{fs, path::Path, process::Stdio, sync::Arc};
-
-use lab::netns::Netns;
+use std::{fs, path::Path, sync::Arc};
 
 use super::{
-    listening,
+    drop_ins, listening,
     machine::{
         DropIn, SERVICE, assert_kernel_is_clean, eventually, figure, files, is_refused, output, programs,
         properties, property, ready_after, runs_installed_program, step,
@@ -34,6 +32,7 @@ pub(crate) fn run(packages: &Path) {
     assert_eq!(user["User"], "meter-agent");
     exposure();
     does_not_start_beyond_its_memory();
+    drop_ins::pin_path();
     let pid = listening::run();
 
     step("configuration");
@@ -86,7 +85,8 @@ pub(crate) fn run(packages: &Path) {
         ready_after(0);
     });
 
-    nothing_is_lost(&site, "namespaces, by the drop-in", || follows_namespaces(&site));
+    nothing_is_lost(&site, "namespaces, by the drop-in", || drop_ins::namespaces(&site));
+    nothing_is_lost(&site, "reload that is waited for, by the drop-in", drop_ins::reload);
 
     nothing_is_lost(&site, "restart while the kernel is locked down, until the next boot", || {
         let pid = ready_after(0);
@@ -111,51 +111,6 @@ fn does_not_start_beyond_its_memory() {
     });
     limit.remove();
     output("systemctl", &["start", SERVICE]);
-    ready_after(0);
-}
-
-/// Follows a namespace as the service may with the drop-in, and finds it again by its process once it has lost its name.
-fn follows_namespaces(site: &Site) {
-    let drop_in = fs::read_to_string("/usr/share/doc/meter-agent/examples/namespaces.conf").unwrap();
-    let drop_in = DropIn::new("namespaces.conf", &drop_in);
-    let red = Netns::new("red").unwrap();
-    site.host.ip(&format!("link add red0 type veth peer name eth0 netns {}", red.name())).unwrap();
-    let text = fs::read_to_string(CONFIGURATION).unwrap();
-    let include = text.replace("\n#include = []\n", &format!("\ninclude = [\"{}\"]\n", red.name()));
-    assert_ne!(include, text);
-    let restart = |configuration: &str| {
-        fs::write(CONFIGURATION, configuration).unwrap();
-        output("systemctl", &["restart", SERVICE]);
-        ready_after(0);
-    };
-    restart(&include);
-    let hooks = eventually("the netdev in the namespace is metered", || {
-        let list = output("meter-agent", &["ls"]);
-        let words = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let mut own = words.filter(|words| words.starts_with(&["eth0", red.name()]));
-        let hooks =
-            own.find_map(|words| words.get(5).filter(|&&hooks| hooks != "-").map(ToString::to_string));
-        hooks.ok_or(list)
-    });
-    let filters = || red.run("tc", &["filter", "show", "dev", "eth0", "ingress"]).unwrap();
-    assert_eq!(hooks == "clsact", !filters().is_empty(), "{hooks}");
-
-    let mut sleep = red.command("sleep").unwrap();
-    sleep.arg("600").stdin(Stdio::null());
-    let process = red.spawn(sleep).unwrap();
-    output("systemctl", &["stop", SERVICE]);
-    output("ip", &["netns", "del", red.name()]);
-    output("systemctl", &["start", SERVICE]);
-    ready_after(0);
-    eventually("its filters are gone", || Some(()).filter(|()| filters().is_empty()).ok_or(filters()));
-    site.host.ip("link del red0").unwrap();
-    drop(process);
-    // So that the lab finds what it is to remove.
-    output("ip", &["netns", "add", red.name()]);
-    drop(red);
-    restart(&text);
-    drop_in.remove();
-    output("systemctl", &["restart", SERVICE]);
     ready_after(0);
 }
 

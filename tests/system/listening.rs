@@ -11,7 +11,9 @@ use std::{
 
 use super::{
     life::CONFIGURATION,
-    machine::{DropIn, SERVICE, WITHIN, eventually, output, properties_of, property, ready_after, step},
+    machine::{
+        DropIn, SERVICE, WITHIN, eventually, output, properties_of, property, ready_after, restart, step,
+    },
 };
 
 const SOCKET: &str = "meter-agent.socket";
@@ -47,8 +49,7 @@ pub(crate) fn run() -> u32 {
         let said = journal();
         if said.contains("Permission denied") && said.contains("low-ports.conf") { Ok(()) } else { Err(said) }
     });
-    let drop_in = fs::read_to_string("/usr/share/doc/meter-agent/examples/low-ports.conf").unwrap();
-    let drop_in = DropIn::new("low-ports.conf", &drop_in);
+    let drop_in = DropIn::of_package("low-ports.conf");
     restart();
     assert!(ask(80).unwrap().contains(" 200 "));
     drop_in.remove();
@@ -93,11 +94,6 @@ fn restart_refuses_nobody(pid: u32) {
             assert!(client.join().unwrap().contains(" 200 "));
         }
     });
-}
-
-fn restart() -> u32 {
-    output("systemctl", &["restart", SERVICE]);
-    ready_after(0)
 }
 
 /// Asks the agent at a port; returns its answer.

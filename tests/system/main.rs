@@ -7,12 +7,14 @@
 //! | [`site`] | guests, a tunnel, traffic, and what each meter must have counted by it |
 //! | [`meters`] | what the agent says to `mm-meter` and to Prometheus |
 //! | [`life`] | from the installation through an upgrade and a crash |
+//! | [`drop_ins`] | what else the package's drop-ins are for |
 //! | [`listening`] | a socket of systemd's, and a port below 1024 |
 //! | [`end`] | from a boot to the removal, of both kinds of package |
 //!
 //! The second test finds the machine as the first left it. So nothing here cleans up: the machine goes as a whole.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod drop_ins;
 mod end;
 mod life;
 mod listening;

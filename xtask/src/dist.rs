@@ -57,7 +57,7 @@ fn lint(deb: &Path) -> Result<()> {
         return Ok(());
     };
     let mut command = std::process::Command::new(lintian);
-    // It would rather not run as root, where the gate does.
+    // It would rather not run as root, as the system test does.
     command.args(["--allow-root", "--fail-on", "error,warning"]);
     // That is for Debian's own archive, where a first upload closes the request for the package.
     command.args(["--suppress-tags", "initial-upload-closes-no-bugs"]).arg(deb);

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use super::directory;
 use crate::{console::say, executable};
 
-/// The releases that have the kernels.
+/// The releases that have the kernels, from the oldest on.
 const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 
 /// What signs them, on every Debian.
@@ -62,6 +62,8 @@ const MODULES: [&str; 30] = [
 pub(super) struct Kernel {
     /// Such as `6.1.0-50-cloud-amd64`.
     pub(super) version: String,
+    /// The oldest release that has it, such as `bookworm`.
+    pub(super) release: &'static str,
     tree: PathBuf,
 }
 
@@ -82,7 +84,8 @@ impl Kernel {
                 );
             };
             let tree = directory().join("kernels").join(&version);
-            let kernel = Self { version, tree };
+            let release = lists.release(&version)?;
+            let kernel = Self { version, release, tree };
             if kernel.image().is_ok() {
                 return Ok(kernel);
             }
@@ -250,6 +253,13 @@ impl Lists {
         Ok(versions.collect())
     }
 
+    /// Returns the oldest release that has a kernel.
+    fn release(&self, version: &str) -> Result<&'static str> {
+        let package = format!("linux-image-{version}");
+        let table = executable::read(self.command("apt-cache").args(["madison", &package]))?;
+        oldest_release(&table).with_context(|| format!("no release has {package}: {table}"))
+    }
+
     /// Unpacks a kernel's packages into a directory.
     fn unpack(&self, version: &str, into: &Path) -> Result<()> {
         say(format_args!("fetching Linux {version}"));
@@ -284,6 +294,20 @@ impl Lists {
     }
 }
 
+/// Returns the oldest release of a table of `apt-cache madison`: package, version, and where it is from.
+fn oldest_release(table: &str) -> Option<&'static str> {
+    let has = |release: &str, line: &str| {
+        line.rsplit('|').next().is_some_and(|source| source.contains(&format!(" {release}/")))
+    };
+    RELEASES.into_iter().find(|release| table.lines().any(|line| has(release, line)))
+}
+
+/// Returns the newer of two releases.
+pub(super) fn newer<'r>(one: &'r str, other: &'r str) -> &'r str {
+    let age = |release: &str| RELEASES.iter().position(|known| *known == release);
+    if age(one) < age(other) { other } else { one }
+}
+
 /// Returns an option of apt.
 fn set(name: &str, value: &Path) -> String {
     format!("{name}={}", value.display())
@@ -310,7 +334,7 @@ pub(super) fn mirror() -> Result<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{closure, newest};
+    use super::{closure, newer, newest, oldest_release};
 
     #[test]
     fn newest_is_by_numbers() {
@@ -325,6 +349,23 @@ mod tests {
         {
             assert_eq!(newest(versions.into_iter(), series).as_deref(), expected, "{series}");
         }
+    }
+
+    #[test]
+    fn kernel_is_of_the_oldest_release_that_has_it() {
+        let line = |release: &str| {
+            format!("linux-image-a | 7.2-1 | http://a.org/debian {release}/main amd64 Packages\n")
+        };
+        assert_eq!(oldest_release(&(line("sid") + &line("trixie"))), Some("trixie"));
+        assert_eq!(oldest_release(&line("sid")), Some("sid"));
+        assert_eq!(oldest_release(""), None);
+    }
+
+    #[test]
+    fn later_release_is_the_newer() {
+        assert_eq!(newer("bullseye", "bookworm"), "bookworm");
+        assert_eq!(newer("trixie", "bookworm"), "trixie");
+        assert_eq!(newer("sid", "sid"), "sid");
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{directory, kernel};
+use super::{
+    directory,
+    kernel::{self, Kernel},
+};
 use crate::{console::say, executable, stamp};
 
 /// What is installed beside what every Debian has: what boots, what the tests run, and who reads the meters.
@@ -34,6 +37,13 @@ const EXCLUDED: [&str; 2] = ["/usr/share/javascript/*", "/usr/share/locale/*"];
 /// Room for what is installed and written later.
 const SIZE: &str = "1500M";
 
+/// An image that is there.
+pub(super) struct Root {
+    pub(super) image: PathBuf,
+    /// Debian's name of it.
+    pub(super) release: String,
+}
+
 /// What an image was made of.
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -43,15 +53,17 @@ struct Record {
     size: String,
 }
 
-/// Returns an image of this system's own release, made where it is not there yet.
+/// Returns an image of the release that a kernel is of, or of this system's own where that is newer: what is built here
+/// runs on no older one. It is made where it is not there yet.
 ///
 /// # Errors
 ///
 /// What a command said.
-pub(super) fn image() -> Result<PathBuf> {
-    let (mirror, release) = kernel::mirror()?;
-    let image = directory().join("root.ext4");
-    let record_path = directory().join("root.json");
+pub(super) fn image(kernel: &Kernel) -> Result<Root> {
+    let (mirror, own_release) = kernel::mirror()?;
+    let release = kernel::newer(kernel.release, &own_release).to_owned();
+    let image = directory().join(format!("root-{release}.ext4"));
+    let record_path = image.with_extension("json");
     let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     let record = Record {
         release: release.clone(),
@@ -60,7 +72,7 @@ pub(super) fn image() -> Result<PathBuf> {
         size: SIZE.to_owned(),
     };
     if image.exists() && stamp::recall::<Record>(&record_path).is_some_and(|made| made == record) {
-        return Ok(image);
+        return Ok(Root { image, release });
     }
     say(format_args!("making a root file system of Debian {release}, once (a minute)"));
     let tree = directory().join("root.tree");
@@ -76,7 +88,7 @@ pub(super) fn image() -> Result<PathBuf> {
     pack(&tree, &image, SIZE)?;
     remove(&tree)?;
     stamp::remember(&record_path, &record)?;
-    Ok(image)
+    Ok(Root { image, release })
 }
 
 /// Writes a directory into an image of a file system.

@@ -20,7 +20,7 @@ use super::{
     kernel::Kernel,
     programs,
     report::{self, Wanted},
-    root,
+    root::{self, Root},
 };
 use crate::{binaries, console::say, dist, executable, tools, workspace};
 
@@ -62,8 +62,8 @@ exec switch_root /disk /mnt/begin ";
 const BEGIN: &str = "#!/bin/sh
 [ -s /etc/hosts ] || echo '127.0.0.1 localhost' >/etc/hosts
 cat /mnt/system-tests.service >/etc/systemd/system/system-tests.service
+mkdir -p /usr/lib/systemd/system-shutdown /etc/systemd/system/multi-user.target.wants
 cp /mnt/verdict /usr/lib/systemd/system-shutdown/
-mkdir -p /etc/systemd/system/multi-user.target.wants
 ln -sf ../system-tests.service /etc/systemd/system/multi-user.target.wants/
 (cd /etc/systemd/system/multi-user.target.wants && rm -f prometheus.service e2scrub_reap.service)
 exec /sbin/init
@@ -103,7 +103,7 @@ pub(crate) fn test(series: &str) -> Result<()> {
     super::set_up()?;
     tools::install(tools::PACKAGES)?;
     let kernel = Kernel::fetch(series)?;
-    let root = root::image()?;
+    let Root { image: root, release } = root::image(&kernel)?;
     let payload = payload(&kernel)?;
     let processor = Processor::of_this_machine(&kernel)?;
     let disk = directory().join("disk.ext4");
@@ -129,10 +129,14 @@ pub(crate) fn test(series: &str) -> Result<()> {
             bail!("{error}:\n{console}");
         }
         say(format_args!(
-            "Linux {}, Debian with systemd: {test}: green in {} s",
+            "Linux {}, Debian {release} with systemd: {test}: green in {} s",
             kernel.version,
             began.elapsed().as_secs()
         ));
+        // systemd skips units too.
+        for skip in report::skips(&console).iter().filter(|skip| skip.starts_with(test)) {
+            say(format_args!("  skipped {skip}"));
+        }
         for figure in console.lines().filter_map(|line| line.trim_end().strip_prefix(FIGURE)) {
             say(format_args!("  {figure}"));
         }
