@@ -111,6 +111,46 @@ pub(super) fn versions(pin_path: &Path) -> io::Result<BTreeSet<u32>> {
     Ok(versions)
 }
 
+/// What an agent finds of other versions.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The one whose maps it takes over from.
+    pub(super) earlier: Option<u32>,
+    /// Later ones that an agent began to make, and did not come to count in.
+    pub(super) begun: Vec<u32>,
+}
+
+/// Looks for the pins of other versions than this one, and changes nothing.
+///
+/// # Errors
+///
+/// There are those of a later version, or of two earlier ones.
+pub(super) fn find(pin_path: &Path, version: u32) -> Result<Found, OpenError> {
+    let mut versions =
+        versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
+    let later = versions.split_off(&(version + 1));
+    let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
+    // The maps that an agent takes over from go last: once they have, its own hold all totals, whatever they look like.
+    let is_left = versions.iter().any(has_maps);
+    for &found in &later {
+        if !(is_left && Directories::new(pin_path, found).is_begun()?) {
+            return Err(newer(pin_path, found, version));
+        }
+    }
+    let mut earlier = versions.into_iter().filter(|found| *found < version && has_maps(found));
+    let first = earlier.next();
+    if let (Some(first), Some(second)) = (first, earlier.next()) {
+        // Only the agent in between knows what it has taken over.
+        return Err(OpenError::UnfinishedPins { path: pin_path.to_owned(), found: [first, second] });
+    }
+    Ok(Found { earlier: first, begun: later.into_iter().collect() })
+}
+
+/// Returns the error over maps that only a later agent knows.
+pub(super) fn newer(pin_path: &Path, found: u32, known: u32) -> OpenError {
+    OpenError::NewerPins { path: pin_path.to_owned(), found, known }
+}
+
 /// Returns whether maps are pinned here, of whichever version. What is there and may not be looked at is taken for them.
 pub(super) fn pins_anything(pin_path: &Path) -> bool {
     let has_entries = |version: u32| match fs::read_dir(Directories::new(pin_path, version).maps) {

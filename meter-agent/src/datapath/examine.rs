@@ -7,7 +7,7 @@ use meter_ebpf::abi::Direction;
 
 use super::{
     AttachError, Attachment, HookKind, Options, Retry, Target, TcMode, clsact,
-    directories::{Directories, versions},
+    directories::{self, Directories, versions},
     failure::netdev_error,
     hook::XDP_BUSY,
     hooks,
@@ -97,6 +97,7 @@ pub fn host(options: &Options, more: More) -> (Vec<Finding>, Option<bool>) {
         Ok((has_tcx, taken)) => (Some(has_tcx), taken),
         Err(error) => (None, Err(error)),
     };
+    findings.extend(pins(options));
     findings.push(Finding::of("verifier", taken.map(|()| "takes the programs".to_owned())));
     findings.extend(tcx.map(tcx_finding));
     (findings, tcx)
@@ -122,6 +123,18 @@ fn bpffs(pin_path: &Path) -> Finding {
             let says = format!("{error}; an agent counts all the same, but its counters end with it");
             Finding::new(Verdict::Bad, SUBJECT, says)
         }
+    }
+}
+
+/// Says what an agent would make of pins of another version.
+fn pins(options: &Options) -> Option<Finding> {
+    const SUBJECT: &str = "pins";
+    match directories::find(&options.pin_path, options.version) {
+        Ok(found) => found.earlier.map(|version| {
+            let says = format!("of version {version} of the maps: an agent takes their totals over");
+            Finding::new(Verdict::Note, SUBJECT, says)
+        }),
+        Err(error) => Some(Finding::new(Verdict::Bad, SUBJECT, error.to_string())),
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     Attachment, HookKind, Options, Repairs, Retry,
     bind::now_ns,
     carried::carry,
-    directories::{Directories, entries, versions},
+    directories::{self, Directories, Found, entries},
     failure::describe,
     hook::link_name,
     hooks,
@@ -66,29 +66,17 @@ impl Earlier {
     /// There are pins of a later version, or another agent uses those that are found.
     pub(super) fn find(options: &Options) -> Result<Option<Self>, OpenError> {
         let pin_path = &options.pin_path;
-        let mut versions =
-            versions(pin_path).map_err(|source| path_error("list the pins in", pin_path, source))?;
-        let later = versions.split_off(&(options.version + 1));
-        let has_maps = |version: &u32| Directories::new(pin_path, *version).maps.exists();
-        // The maps that an agent takes over from go last: once they have, its own hold all totals, whatever they look like.
-        let is_left = versions.iter().any(has_maps);
-        for found in later {
-            if !(is_left && Directories::new(pin_path, found).give_up()?) {
-                return Err(OpenError::NewerPins { path: pin_path.clone(), found, known: options.version });
+        let Found { earlier, begun } = directories::find(pin_path, options.version)?;
+        for found in begun {
+            if !Directories::new(pin_path, found).give_up()? {
+                return Err(directories::newer(pin_path, found, options.version));
             }
             tracing::warn!(
                 version = found,
                 "an agent of a later version did not get to count; its maps are removed"
             );
         }
-        let mut earlier =
-            versions.into_iter().filter(|version| *version < options.version && has_maps(version));
-        let Some(version) = earlier.next() else { return Ok(None) };
-        if let Some(unfinished) = earlier.next() {
-            // Only the agent in between knows what it has taken over.
-            let path = pin_path.clone();
-            return Err(OpenError::UnfinishedPins { path, found: [version, unfinished] });
-        }
+        let Some(version) = earlier else { return Ok(None) };
         let directories = Directories::new(pin_path, version);
         let lock = lock(&directories.maps)?;
         let mut specs = specs::specs(options);

@@ -1,5 +1,7 @@
 //! `meter-agent doctor` beside the agent that does what it foretells.
 
+use std::fs;
+
 use meter_ebpf::abi::Direction;
 
 use super::{Daemon, Guests, Host, PORT, bound, ready};
@@ -54,6 +56,17 @@ fn doctor_foretells_what_the_agent_does_and_finds_what_others_did() {
     assert_eq!(before.netdev("eth0")[2..5], ["veth", "uplink", kind], "{}", before.0);
     assert_eq!(host.hooks(), [""; 0], "looking attaches nothing");
     assert!(!host.pins.exists(), "and pins nothing");
+
+    // What only a later agent knows keeps this one from starting.
+    let later = host.pins.join("v4000").join("maps");
+    fs::create_dir_all(&later).unwrap();
+    let refused = Report::with(&daemon, &[], 1);
+    let expected =
+        format!("\nBAD     pins          {} has the pins of version 4000 of the maps, ", host.pins.display());
+    assert!(refused.says(&expected), "{}", refused.0);
+    for directory in later.ancestors().take(3) {
+        fs::remove_dir(directory).unwrap();
+    }
 
     let mut foreign = Foreign::load(&host.netns);
     host.netns.run("tc", &["qdisc", "add", "dev", "tap1", "clsact"]).unwrap();
