@@ -112,7 +112,8 @@ pub enum MeterCommand {
         #[arg(value_name = "RULE", required = true)]
         rules: Vec<String>,
     },
-    /// Let the agent forget a meter that was added at run time, and its totals
+    /// Let the agent count a meter no more that was added at run time; one of its name that is added later goes on from its
+    /// totals
     Remove {
         /// What it is called
         name: String,
