@@ -34,6 +34,10 @@ const PACKAGES: [&str; 12] = [
 /// What nothing here reads: half of the image.
 const EXCLUDED: [&str; 2] = ["/usr/share/javascript/*", "/usr/share/locale/*"];
 
+/// Options of apt that are this system's: how the mirror is reached, and which lists of it are taken.
+const INHERITED: [&str; 4] =
+    ["Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Date", "Acquire::Check-Valid-Until"];
+
 /// Room for what is installed and written later.
 const SIZE: &str = "1500M";
 
@@ -80,6 +84,9 @@ pub(super) fn image(kernel: &Kernel) -> Result<Root> {
     let mut make = Command::new("mmdebstrap");
     make.args(["--quiet", "--variant=minbase", "--include", &PACKAGES.join(",")]);
     make.args(["--aptopt", "APT::Install-Recommends \"false\"", "--aptopt", "Acquire::Languages \"none\""]);
+    for option in inherited(&executable::read(Command::new("apt-config").arg("dump"))?) {
+        make.args(["--aptopt", option]);
+    }
     for pattern in EXCLUDED {
         make.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
@@ -89,6 +96,12 @@ pub(super) fn image(kernel: &Kernel) -> Result<Root> {
     remove(&tree)?;
     stamp::remember(&record_path, &record)?;
     Ok(Root { image, release })
+}
+
+/// Returns those of [`INHERITED`] that are set, given what apt says of all its options.
+fn inherited(options: &str) -> impl Iterator<Item = &str> {
+    let lines = options.lines().filter_map(|line| line.strip_suffix(';'));
+    lines.filter(|line| line.split_once(' ').is_some_and(|(name, _)| INHERITED.contains(&name)))
 }
 
 /// Writes a directory into an image of a file system.
@@ -109,4 +122,17 @@ pub(super) fn remove(tree: &Path) -> Result<()> {
         fs::remove_dir_all(tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inherited;
+
+    #[test]
+    fn options_of_the_mirror_are_inherited() {
+        let options = "APT::Architecture \"amd64\";\nAcquire::http::Proxy \"http://a.org:3142\";\n\
+                       Acquire::http::Proxy::b.org \"DIRECT\";\nAcquire::Check-Date \"false\";\n";
+        let expected = ["Acquire::http::Proxy \"http://a.org:3142\"", "Acquire::Check-Date \"false\""];
+        assert_eq!(inherited(options).collect::<Vec<_>>(), expected);
+    }
 }
