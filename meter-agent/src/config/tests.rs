@@ -99,7 +99,7 @@ fn empty_file_and_packaged_file_are_the_defaults() {
 fn every_key_of_the_packaged_file_stands_at_its_default() {
     let example = Binding {
         netdev: Some("tap3f2a".parse().unwrap()),
-        mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+        mac: Some([0xfe, 0x54, 0, 0x12, 0x34, 0x56]),
         netns: Some(Glob::new("qdhcp-3f2a1b6c")),
         port: Some(PortId(Uuid::from_u128(0x3f2a1b6c_0d4e_4f5a_8b7c_9d0e1f2a3b4c))),
         device: Some(DeviceId(Uuid::from_u128(0x7c9e6679_7425_40de_944b_e07fc1f90ae7))),
