@@ -170,7 +170,8 @@ fn payload(kernel: &Kernel) -> Result<PathBuf> {
     place(dist::make(&binaries::build_unoptimized()?, EARLIER)?, &tree, "earlier")?;
     place(dist::run()?, &tree, "own")?;
     programs::strip(&programs::tests("system")?, &tree.join("system-tests"))?;
-    let verdict = format!("#!/bin/sh\necho \"{ENDED}$(cat /run/verdict)\" >/dev/ttyS0\n");
+    // On a line of its own: systemd may have left the last one open.
+    let verdict = format!("#!/bin/sh\nprintf '\\n%s\\n' \"{ENDED}$(cat /run/verdict)\" >/dev/ttyS0\n");
     for (name, text) in
         [("begin", BEGIN), ("run", RUN), ("system-tests.service", UNIT), ("verdict", &verdict)]
     {
