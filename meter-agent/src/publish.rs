@@ -43,12 +43,14 @@ impl SnapshotReader {
     /// The agent answers all wishes that wait with one reading. Where it can't in time, the last snapshot is
     /// returned; its generation tells.
     pub async fn fresh(&self) -> SharedSnapshot {
+        self.answer().await.unwrap_or_else(|| self.latest())
+    }
+
+    /// Returns a snapshot whose totals were read after this call; `None` where the agent can't in time.
+    pub async fn answer(&self) -> Option<SharedSnapshot> {
         let (answer, answered) = oneshot::channel();
         (self.ask)(answer);
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(Ok(snapshot)) => snapshot,
-            Ok(Err(_)) | Err(_) => self.latest(),
-        }
+        tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
     }
 
     /// Returns what was published last.

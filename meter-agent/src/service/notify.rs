@@ -85,9 +85,11 @@ async fn tell_all(
         }
         let is_hungry = watchdog.is_some_and(|limit| fed.elapsed() >= limit / 4);
         // A reading that is asked for now, after what it is to show has been sent, takes a turn of the agent.
-        let snapshot = if is_hungry || teller.is_reloading { reader.fresh().await } else { reader.latest() };
+        let answer = if is_hungry || teller.is_reloading { reader.answer().await } else { None };
+        let is_answer = answer.is_some();
+        let snapshot = answer.unwrap_or_else(|| reader.latest());
         let has_worked = snapshot.generation > teller.generation;
-        for words in teller.look(&snapshot) {
+        for words in teller.look(&snapshot, is_answer) {
             tell(words.state());
         }
         // A turn may be long, but not without a step.
@@ -133,15 +135,16 @@ impl Teller {
         self.is_reloading = true;
     }
 
-    /// Looks at a snapshot and returns what it makes to tell. While a reload waits only a newer one than before counts.
-    fn look(&mut self, snapshot: &Snapshot) -> Vec<Words> {
+    /// Looks at a snapshot and returns what it makes to tell. A reload is over only by one that answers a question which was
+    /// asked after it: others are from before, whoever asked for them.
+    fn look(&mut self, snapshot: &Snapshot, is_answer: bool) -> Vec<Words> {
         let mut words = Vec::new();
         let is_new = snapshot.generation > self.generation;
         self.generation = snapshot.generation;
         if !self.is_ready && snapshot.health.ready {
             self.is_ready = true;
             words.push(Words::Ready);
-        } else if self.is_reloading && is_new && snapshot.health.settled {
+        } else if self.is_reloading && is_answer && snapshot.health.settled {
             self.is_reloading = false;
             words.push(Words::Ready);
         }
@@ -220,24 +223,58 @@ mod tests {
     fn ready_is_told_once_everything_was_reconciled_and_a_status_when_it_changes() {
         let mut teller = Teller::default();
         let starting = Words::Status(format!("starting; {NONE}"));
-        assert_eq!(teller.look(&snapshot(0, false, false)), []);
-        assert_eq!(teller.look(&snapshot(1, false, false)), [starting]);
+        assert_eq!(teller.look(&snapshot(0, false, false), false), []);
+        assert_eq!(teller.look(&snapshot(1, false, false), false), [starting]);
         assert!(teller.is_waiting());
-        assert_eq!(teller.look(&snapshot(2, true, true)), [Words::Ready, Words::Status(NONE.to_owned())]);
+        assert_eq!(
+            teller.look(&snapshot(2, true, true), false),
+            [Words::Ready, Words::Status(NONE.to_owned())]
+        );
         assert!(!teller.is_waiting());
-        assert_eq!(teller.look(&snapshot(3, true, true)), []);
+        assert_eq!(teller.look(&snapshot(3, true, true), false), []);
     }
 
     #[test]
     fn reload_is_over_when_a_later_reading_finds_nothing_left_to_do() {
         let mut teller = Teller::default();
-        teller.look(&snapshot(4, true, true));
+        teller.look(&snapshot(4, true, true), false);
         teller.reload();
-        // The agent did not answer: this one is from before.
-        assert_eq!(teller.look(&snapshot(4, true, true)), []);
-        assert_eq!(teller.look(&snapshot(5, true, false)), []);
-        assert_eq!(teller.look(&snapshot(6, true, true)), [Words::Ready]);
-        assert_eq!(teller.look(&snapshot(7, true, true)), []);
+        // The agent did not answer: these are from before.
+        assert_eq!(teller.look(&snapshot(4, true, true), false), []);
+        assert_eq!(teller.look(&snapshot(5, true, true), false), []);
+        assert_eq!(teller.look(&snapshot(6, true, false), true), []);
+        assert_eq!(teller.look(&snapshot(7, true, true), true), [Words::Ready]);
+        assert_eq!(teller.look(&snapshot(8, true, true), true), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reload_is_not_over_by_what_others_asked_for_before_it() {
+        let latest = Arc::new(ArcSwap::from_pointee(snapshot(1, true, true)));
+        let wishes = Arc::new(Mutex::new(Vec::new()));
+        let reader = SnapshotReader::new(Arc::clone(&latest), {
+            let wishes = Arc::clone(&wishes);
+            move |wish| wishes.lock().unwrap().push(wish)
+        });
+        let told = Arc::new(Mutex::new(0_u32));
+        let count = Arc::clone(&told);
+        let (reloads, reloaded) = mpsc::unbounded_channel();
+        let tell = move |state: NotifyState<'_>| {
+            *count.lock().unwrap() += u32::from(matches!(state, NotifyState::Ready));
+        };
+        let task = tokio::spawn(tell_all(reader, reloaded, None, || 0, tell));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(*told.lock().unwrap(), 1, "the start");
+        reloads.send(()).unwrap();
+        // The agent is busy with the reload for a minute, and had published before.
+        latest.store(Arc::new(snapshot(2, true, true)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(*told.lock().unwrap(), 1);
+        for wish in wishes.lock().unwrap().drain(..) {
+            drop(wish.send(Arc::new(snapshot(3, true, true))));
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(*told.lock().unwrap(), 2);
+        task.abort();
     }
 
     #[tokio::test(start_paused = true)]
