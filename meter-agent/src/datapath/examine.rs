@@ -88,6 +88,7 @@ pub fn host(options: &Options, more: More) -> (Vec<Finding>, Option<bool>) {
         Finding::of("capabilities", may),
         bpffs(&options.pin_path),
     ];
+    findings.extend(pins(options));
     findings.extend(softirqs.map(|says| Finding::new(Verdict::Note, "softirqs", says)));
     if !can_try {
         findings.push(Finding::new(Verdict::Unseen, "verifier", "not tried, for want of the above"));
@@ -97,7 +98,6 @@ pub fn host(options: &Options, more: More) -> (Vec<Finding>, Option<bool>) {
         Ok((has_tcx, taken)) => (Some(has_tcx), taken),
         Err(error) => (None, Err(error)),
     };
-    findings.extend(pins(options));
     findings.push(Finding::of("verifier", taken.map(|()| "takes the programs".to_owned())));
     findings.extend(tcx.map(tcx_finding));
     (findings, tcx)
@@ -134,7 +134,11 @@ fn pins(options: &Options) -> Option<Finding> {
             let says = format!("of version {version} of the maps: an agent takes their totals over");
             Finding::new(Verdict::Note, SUBJECT, says)
         }),
-        Err(error) => Some(Finding::new(Verdict::Bad, SUBJECT, error.to_string())),
+        Err(error) => {
+            let is_hidden = matches!(error, OpenError::Permission { .. });
+            let verdict = if is_hidden { Verdict::Unseen } else { Verdict::Bad };
+            Some(Finding::new(verdict, SUBJECT, error.to_string()))
+        }
     }
 }
 
