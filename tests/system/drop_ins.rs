@@ -1,12 +1,18 @@
 //! What the service does with the drop-ins of the package; the one for ports below 1024 is with what it listens on.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use lab::{netns::Netns, require};
 
 use super::{
-    life::CONFIGURATION,
-    machine::{DropIn, SERVICE, eventually, output, property, ready_after, restart, step},
+    machine::{
+        CONFIGURATION, DropIn, SERVICE, eventually, output, property, ready_after, reconfigure, restart, step,
+    },
     site::Site,
 };
 
@@ -20,16 +26,13 @@ const NOTIFIES_OF_RELOADS: u32 = 253;
 /// Has the counters pinned at another path, and then again where they were.
 pub(crate) fn pin_path() {
     step("another path of pins, by the drop-in");
-    let text = fs::read_to_string(CONFIGURATION).unwrap();
-    let elsewhere =
-        text.replace(&format!("\n#pin_path = \"{PINS}\"\n"), &format!("\npin_path = \"{ELSEWHERE}\"\n"));
-    assert_ne!(elsewhere, text);
     let lines = fs::read_to_string("/usr/lib/tmpfiles.d/meter-agent.conf").unwrap();
     let own_lines = "/etc/tmpfiles.d/meter-agent.conf";
 
     output("systemctl", &["stop", SERVICE]);
     output("meter-agent", &["detach"]);
-    fs::write(CONFIGURATION, elsewhere).unwrap();
+    let [from, to] = [format!("#pin_path = \"{PINS}\""), format!("pin_path = \"{ELSEWHERE}\"")];
+    let text = reconfigure(&from, &to);
     fs::write(own_lines, lines.replace(PINS, ELSEWHERE)).unwrap();
     let drop_in = DropIn::of_package("pin-path.conf");
     restart();
@@ -59,10 +62,12 @@ fn maps_at(pins: &str) -> BTreeMap<String, u64> {
     text.lines().map(|path| (path.to_owned(), id(path))).collect()
 }
 
-/// Reloads as systemd does it where it waits: what the new configuration says holds once the command is done.
+/// Reloads as systemd does it where it waits: the command is not done before the agent is, and then the new configuration
+/// holds.
 pub(crate) fn reload() {
     let version = output("systemctl", &["--version"]);
-    let found: u32 = version.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap();
+    let digits = version.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
+    let found: u32 = digits.unwrap().parse().unwrap();
     let missing = format!("Type=notify-reload (requires systemd >= {NOTIFIES_OF_RELOADS}, this is {found})");
     if !require::met("notify-reload", found >= NOTIFIES_OF_RELOADS, &missing) {
         return;
@@ -78,7 +83,15 @@ pub(crate) fn reload() {
     let more = "\n[[meter]]\nname = \"reloaded\"\nrules = [{vni = 4242}]\n";
     for (configuration, is_there) in [(text.clone() + more, true), (text, false)] {
         fs::write(CONFIGURATION, configuration).unwrap();
-        output("systemctl", &["reload", SERVICE]);
+        output("systemctl", &["kill", "--signal", "STOP", SERVICE]);
+        let mut reload = Command::new("systemctl").args(["reload", SERVICE]).spawn().unwrap();
+        eventually("systemd waits", || match property("ActiveState") {
+            state if state == "reloading" => Ok(()),
+            state => Err(state),
+        });
+        assert_eq!(reload.try_wait().unwrap(), None);
+        output("systemctl", &["kill", "--signal", "CONT", SERVICE]);
+        assert!(reload.wait().unwrap().success());
         assert_eq!(has_meter(), is_there);
         assert_eq!(ready_after(0), pid, "no restart");
     }
@@ -91,10 +104,7 @@ pub(crate) fn namespaces(site: &Site) {
     let drop_in = DropIn::of_package("namespaces.conf");
     let red = Netns::new("red").unwrap();
     site.host.ip(&format!("link add red0 type veth peer name eth0 netns {}", red.name())).unwrap();
-    let text = fs::read_to_string(CONFIGURATION).unwrap();
-    let include = text.replace("\n#include = []\n", &format!("\ninclude = [\"{}\"]\n", red.name()));
-    assert_ne!(include, text);
-    fs::write(CONFIGURATION, include).unwrap();
+    let text = reconfigure("\n#include = []\n", &format!("\ninclude = [\"{}\"]\n", red.name()));
     restart();
     let hooks = eventually("the netdev in the namespace is metered", || {
         let list = output("meter-agent", &["ls"]);

@@ -5,8 +5,8 @@ use std::{fs, path::Path, sync::Arc};
 use super::{
     drop_ins, listening,
     machine::{
-        DropIn, SERVICE, assert_kernel_is_clean, eventually, figure, files, is_refused, output, programs,
-        properties, property, ready_after, runs_installed_program, step,
+        CONFIGURATION, DropIn, SERVICE, assert_kernel_is_clean, eventually, figure, files, is_refused,
+        output, programs, properties, property, ready_after, runs_installed_program, step,
     },
     meters::{
         assert_all, assert_no_resets, check_metrics, nothing_is_lost, start_prometheus, wait_until_metered,
@@ -16,8 +16,6 @@ use super::{
 
 /// Where the paths of before the installation are kept for the removal.
 pub(crate) const BEFORE: &str = "/var/tmp/files-before";
-
-pub(crate) const CONFIGURATION: &str = "/etc/meter-agent/meter-agent.toml";
 
 pub(crate) fn run(packages: &Path) {
     let package = |name: &str| packages.join(name).to_str().unwrap().to_owned();

@@ -9,11 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    life::CONFIGURATION,
-    machine::{
-        DropIn, SERVICE, WITHIN, eventually, output, properties_of, property, ready_after, restart, step,
-    },
+use super::machine::{
+    CONFIGURATION, DropIn, SERVICE, WITHIN, eventually, output, properties_of, property, ready_after,
+    reconfigure, restart, step,
 };
 
 const SOCKET: &str = "meter-agent.socket";
@@ -41,9 +39,7 @@ pub(crate) fn run() -> u32 {
     output("systemctl", &["disable", "--now", SOCKET]);
 
     step("a port below 1024");
-    let low = text.replace("\n#listen = [\"[::]:7300\"]\n", "\nlisten = [\"[::]:80\"]\n");
-    assert_ne!(low, text);
-    fs::write(CONFIGURATION, low).unwrap();
+    reconfigure("\n#listen = [\"[::]:7300\"]\n", "\nlisten = [\"[::]:80\"]\n");
     restart();
     eventually("the journal says what it takes", || {
         let said = journal();

@@ -12,6 +12,9 @@ use std::{
 /// The service under test.
 pub(crate) const SERVICE: &str = "meter-agent.service";
 
+/// Its configuration.
+pub(crate) const CONFIGURATION: &str = "/etc/meter-agent/meter-agent.toml";
+
 /// How long anything may take that is not measured: all of it is computed by software.
 pub(crate) const WITHIN: Duration = Duration::from_secs(300);
 
@@ -98,6 +101,14 @@ pub(crate) fn ready_after(earlier: u32) -> u32 {
 pub(crate) fn restart() -> u32 {
     output("systemctl", &["restart", SERVICE]);
     ready_after(0)
+}
+
+/// Replaces a part of the configuration; returns what it was as a whole.
+pub(crate) fn reconfigure(from: &str, to: &str) -> String {
+    let text = fs::read_to_string(CONFIGURATION).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{from}");
+    fs::write(CONFIGURATION, text.replace(from, to)).unwrap();
+    text
 }
 
 /// Starts the service, which must end with this exit status and not be started again.

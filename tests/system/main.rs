@@ -7,7 +7,7 @@
 //! | [`site`] | guests, a tunnel, traffic, and what each meter must have counted by it |
 //! | [`meters`] | what the agent says to `mm-meter` and to Prometheus |
 //! | [`life`] | from the installation through an upgrade and a crash |
-//! | [`drop_ins`] | what else the package's drop-ins are for |
+//! | [`drop_ins`] | the drop-ins for pins, reloads and namespaces |
 //! | [`listening`] | a socket of systemd's, and a port below 1024 |
 //! | [`end`] | from a boot to the removal, of both kinds of package |
 //!

@@ -18,7 +18,7 @@ use lab::{
     wire::{End, Wire, WireOptions},
 };
 
-use super::machine::{eventually, output};
+use super::machine::{CONFIGURATION, eventually, output};
 
 /// Totals by the names of `mm-meter`.
 pub(crate) type Totals = BTreeMap<String, Count>;
@@ -135,13 +135,12 @@ impl Site {
 
     /// Adds to the agent's configuration what binds the ports.
     pub(crate) fn configure() {
-        let path = "/etc/meter-agent/meter-agent.toml";
-        let text = fs::read_to_string(path).unwrap();
+        let text = fs::read_to_string(CONFIGURATION).unwrap();
         let bindings = format!(
             "\n[[binding]]\nnetdev = \"tap7\"\ndevice = \"{DEVICE}\"\n\n\
              [[binding]]\nnetdev = \"veth7\"\nport = \"{VETH}\"\ndevice = \"{DEVICE}\"\n"
         );
-        fs::write(path, text + &bindings).unwrap();
+        fs::write(CONFIGURATION, text + &bindings).unwrap();
     }
 
     /// Starts a stream and datagrams, cut into frames by the kernel, between all three.

@@ -55,7 +55,8 @@ enum Command {
         #[arg(long, value_name = "SERIES", num_args = 0.., value_delimiter = ',', require_equals = true)]
         vm: Option<Vec<String>>,
         /// Build the packages and test those, on a Debian with systemd in a virtual machine with Debian's kernel 6.1, or of
-        /// another series and its release, such as --system=6.12 for Debian 13 (needs root)
+        /// another series and its release where that is no older than this system's, such as --system=6.12 for Debian 13
+        /// (needs root)
         #[arg(
             long,
             value_name = "SERIES",

@@ -52,6 +52,8 @@ pub(super) struct Root {
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     release: String,
+    /// The kernel that it was made for, where the release goes on changing.
+    kernel: Option<String>,
     packages: Vec<String>,
     excluded: Vec<String>,
     size: String,
@@ -70,6 +72,7 @@ pub(super) fn image(kernel: &Kernel) -> Result<Root> {
     let record_path = image.with_extension("json");
     let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     let record = Record {
+        kernel: (release == "sid").then(|| kernel.version.clone()),
         release: release.clone(),
         packages: own(&PACKAGES),
         excluded: own(&EXCLUDED),

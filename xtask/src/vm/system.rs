@@ -65,7 +65,8 @@ cat /mnt/system-tests.service >/etc/systemd/system/system-tests.service
 mkdir -p /usr/lib/systemd/system-shutdown /etc/systemd/system/multi-user.target.wants
 cp /mnt/verdict /usr/lib/systemd/system-shutdown/
 ln -sf ../system-tests.service /etc/systemd/system/multi-user.target.wants/
-(cd /etc/systemd/system/multi-user.target.wants && rm -f prometheus.service e2scrub_reap.service)
+(cd /etc/systemd/system && rm -f multi-user.target.wants/prometheus.service multi-user.target.wants/e2scrub_reap.service)
+rm -f /etc/systemd/system/timers.target.wants/*
 exec /sbin/init
 ";
 
